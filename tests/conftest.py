@@ -1,0 +1,76 @@
+"""Fixtures that many tests share: the small Minitron on its way through the stages, each stage made once a session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL_MODEL = ROOT / "models" / "small-minitron"
+DATA = Path(__file__).parent / "data"
+
+
+def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
+        capture_output=True, text=True, timeout=timeout, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)},
+    )  # fmt: skip
+    if check and done.returncode:
+        raise AssertionError(f"minitron {' '.join(map(str, words))} exited with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+ROOMS = ("core", "build", "model_repo", "clients")
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Path:
+    """The small Minitron's Hugging Face folder."""
+    return SMALL_MODEL
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``small_checkpoint(precision)``: its checkpoint, converted once per precision."""
+    return _once_per_precision(tmp_path_factory, "checkpoint", lambda precision, out: minitron(
+        "convert", SMALL_MODEL, "--output", out, "--precision", precision))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_engine(
+    tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """``small_engine(precision)``: its CPU engine in exact mode."""
+    return _once_per_precision(tmp_path_factory, "engine", lambda precision, out: minitron(
+        "build", small_checkpoint(precision), "--target", "cpu", "--output", out))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_repository(
+    tmp_path_factory: pytest.TempPathFactory, small_engine: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """``small_repository(precision)``: its rendered model repository."""
+    return _once_per_precision(tmp_path_factory, "repository", lambda precision, out: minitron(
+        "repo", "render", small_engine(precision), "--output", out))  # fmt: skip
+
+
+def _once_per_precision(
+    folders: pytest.TempPathFactory, stage: str, make: Callable[[str, Path], object]
+) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(precision: str) -> Path:
+        if precision not in made:
+            out = folders.mktemp(stage) / f"small-{precision}"
+            make(precision, out)
+            made[precision] = out
+        return made[precision]
+
+    return get

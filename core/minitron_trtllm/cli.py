@@ -83,6 +83,15 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def parser_of(words: list[str]) -> argparse.ArgumentParser:
+    """The parser of one (sub)command, for the documentation: ``parser_of(["repo", "render"])``."""
+    parser = _parser(words)
+    for word in words:
+        nested = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = nested.choices[word]
+    return parser
+
+
 def _explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code for any exception."""
     if isinstance(error, errors.MinitronError):

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from minitron_trtllm.errors import NoSpace, OutputError, OutputExists
 
-_LOCK = ".lock"
 _CHUNK_BYTES = 4 << 20
 
 
@@ -40,7 +39,6 @@ def new_folder(path: Path, *, force: bool = False, needed_bytes: int = 0) -> Ite
     try:
         _check_space(partial, needed_bytes)
         yield partial
-        (partial / _LOCK).unlink()
         sync_tree(partial)
         _put_in_place(partial, path, force)
     except OSError as error:
@@ -57,10 +55,12 @@ def _make_partial(path: Path) -> tuple[Path, int]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_dead_partials(path)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-        partial.chmod(0o777 & ~_umask())
-        lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        # Locked first and named after: whoever sees the name ".partial-" sees the lock too.
+        unlocked = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+        unlocked.chmod(0o777 & ~_umask())
+        lock = os.open(unlocked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        partial = unlocked.rename(path.parent / f".{path.name}.partial-{unlocked.name[-8:]}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -69,12 +69,10 @@ def _make_partial(path: Path) -> tuple[Path, int]:
 
 
 def _remove_dead_partials(path: Path) -> None:
+    """Remove what killed runs of the same output left: folders that nobody has locked any more."""
     for old in path.parent.glob(f".{path.name}.partial-*"):
         try:
-            lock = os.open(old / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            shutil.rmtree(old, ignore_errors=True)
-            continue
+            lock = os.open(old, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             continue
         try:

@@ -88,7 +88,7 @@ def write(
     """
     assert stage in STAGES
     known = known_sha256 or {}
-    names = [name for name in files.tree_files(folder) if name not in (NAME, ".lock")]
+    names = [name for name in files.tree_files(folder) if name != NAME]
     records = {name: FileRecord.of(folder / name, known.get(name)) for name in names}
     manifest = Manifest(
         stage, made_from, arguments, details, records, digest_of(records),

@@ -1,4 +1,4 @@
-"""Reading config.json. Expected values: the published description of the model, in transformers 4's and 5's spelling."""
+"""Reading config.json. Expected values: the model's published description, in transformers 4's and 5's spelling."""
 
 from __future__ import annotations
 

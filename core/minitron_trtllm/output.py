@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -61,6 +62,7 @@ class Progress:
         self._total, self._what, self._done, self._items = total_bytes, what, 0, 0
         self._started = self._last_line = time.monotonic()
         self._bar: Any = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -71,14 +73,15 @@ class Progress:
 
     def advance(self, count: int, item: str = "") -> None:
         """Count ``count`` more bytes done, the last of them belonging to ``item``."""
-        self._done += count
-        self._items += 1
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._items} {item}"[:40], refresh=False)
-            self._bar.update(count)
-        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            log.info("%s", self._line(item))
+        with self._lock:
+            self._done += count
+            self._items += 1
+            if self._bar is not None:
+                self._bar.set_postfix_str(f"{self._items} {item}"[:40], refresh=False)
+                self._bar.update(count)
+            elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+                self._last_line = time.monotonic()
+                log.info("%s", self._line(item))
 
     def _line(self, item: str) -> str:
         rate = self._done / max(time.monotonic() - self._started, 1e-9)

@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable
 
 import pytest
+
 from conftest import minitron
 from minitron_trtllm import cli, errors
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 from minitron_trtllm import files
 from minitron_trtllm.errors import NoSpace, OutputError, OutputExists

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from minitron_trtllm import manifest
 from minitron_trtllm.errors import InputError
 

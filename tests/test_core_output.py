@@ -9,8 +9,8 @@ import sys
 import threading
 
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from minitron_trtllm import output
 
 
@@ -32,7 +32,12 @@ def test_bytes_for_people(count: float, text: str) -> None:
 
 def test_progress_counts_from_several_threads() -> None:
     with output.Progress(8000, "work") as progress:
-        threads = [threading.Thread(target=lambda: [progress.advance(1) for _ in range(1000)]) for _ in range(8)]
+
+        def count() -> None:
+            for _ in range(1000):
+                progress.advance(1)
+
+        threads = [threading.Thread(target=count) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -63,14 +68,15 @@ def test_elsewhere_than_on_a_terminal_progress_is_plain_lines() -> None:
 
 def test_on_a_terminal_progress_is_a_bar() -> None:
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", SCRIPT], stderr=theirs, env=environment(), check=True)
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=theirs, env=environment())
     os.close(theirs)
     seen = b""
     try:
         while piece := os.read(ours, 4096):
             seen += piece
     except OSError:
-        pass  # Linux says EIO where the other side is closed
+        pass  # Linux says EIO when the child has closed its side
     os.close(ours)
+    assert child.wait() == 0
     assert b"work:" in seen
     assert b"\r" in seen

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from minitron_trtllm import shape
 from minitron_trtllm.errors import ModelError
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, SMALL_MODEL
 
 HEAVY = ("nvidia-pytriton", "openvino", "openvino-genai", "torch", "transformers", "tensorrt-llm")

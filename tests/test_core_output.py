@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 import threading
 
 import pytest
@@ -68,6 +71,7 @@ def test_elsewhere_than_on_a_terminal_progress_is_plain_lines() -> None:
 
 def test_on_a_terminal_progress_is_a_bar() -> None:
     ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a bar needs a width
     child = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=theirs, env=environment())
     os.close(theirs)
     seen = b""

@@ -23,9 +23,13 @@ from minitron_trtllm import errors
 from minitron_trtllm.version import VERSION
 
 COMMANDS: dict[str, str] = {
+    "doctor": "check what this machine can do for a recipe",
+    "recipe": "show the values of a recipe and where each came from",
+    "plan": "compute memory, limits and the roofline before anything is built",
     "convert": "turn a model into a TensorRT-LLM checkpoint",
     "inspect": "list the tensors of a checkpoint",
     "build": "build an engine from a checkpoint",
+    "verify": "hash a checkpoint, engine or repository again, and what it was made from",
     "repo": "render a Triton model repository from an engine",
     "serve": "run Triton on a model repository, until told to stop",
     "generate": "send a prompt and print the text as it streams",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Manifest:
     """The record that a stage leaves in the folder it made.
 
     ``arguments``: what the user asked for. ``details``: what the stage found out and the next one needs (JSON values).
-    ``files``: every file of the folder but this one. ``digest``: of those files' names and hashes.
+    ``files``: every file of the folder but this one. ``digest``: of those files' names and hashes. ``seal``: SHA-256 of
+    this manifest's own text with an empty seal, so that a change to it is found as well.
     """
 
     stage: str
@@ -65,6 +66,15 @@ class Manifest:
     created: str
     toolkit: str = VERSION
     schema: int = SCHEMA
+    seal: str = ""
+
+    def text(self) -> str:
+        """The content of the file; reading and writing it again gives the same bytes."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def sealed(self) -> Manifest:
+        """The same manifest with the seal that belongs to it."""
+        return replace(self, seal=hashlib.sha256(replace(self, seal="").text().encode()).hexdigest())
 
 
 def digest_of(records: dict[str, FileRecord]) -> str:
@@ -93,8 +103,8 @@ def write(
     manifest = Manifest(
         stage, made_from, arguments, details, records, digest_of(records),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )  # fmt: skip
-    files.write_text(folder / NAME, json.dumps(asdict(manifest), indent=1, sort_keys=False) + "\n")
+    ).sealed()  # fmt: skip
+    files.write_text(folder / NAME, manifest.text())
     return manifest
 
 

@@ -1,0 +1,101 @@
+"""What every engine folder has, whatever runs it: limits, a TensorRT-LLM style config.json, the tokenizer, a manifest.
+
+``config.json`` has the three keys of a TensorRT-LLM engine (``version``, ``pretrained_config``, ``build_config``;
+TensorRT-LLM 1.2 ``builder.py``), so that whoever reads an engine's limits reads them in one way.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import files, manifest
+from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_trtllm.errors import CheckpointError, UsageError
+
+TOKENIZER = "tokenizer"
+TOKENS_PER_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine accepts at most; all lengths in tokens.
+
+    ``max_batch_size``: sequences that generate at the same time. ``max_input_len``: of a prompt. ``max_seq_len``: of
+    prompt and output together. ``max_num_tokens``: taken in one step, over all sequences.
+    """
+
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+
+    def check(self, max_positions: int) -> Limits:
+        """Return the limits; raises UsageError where they cannot be together, or in a model of so many positions."""
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UsageError(f"{name} {value} makes no sense: it must be 1 or more")
+        if self.max_seq_len > max_positions:
+            raise UsageError(f"max_seq_len {self.max_seq_len} is more than the {max_positions} positions of the model")
+        if self.max_input_len > self.max_seq_len:
+            raise UsageError(f"max_input_len {self.max_input_len} is more than max_seq_len {self.max_seq_len}")
+        if self.max_num_tokens < self.max_batch_size:
+            raise UsageError(
+                f"max_num_tokens {self.max_num_tokens} is less than max_batch_size {self.max_batch_size}: "
+                "each sequence takes a token in every step"
+            )
+        return self
+
+
+def checkpoint_input(folder: Path) -> manifest.Input:
+    """What the engine's manifest says about its checkpoint.
+
+    Raises CheckpointError where a file is not what the checkpoint's manifest records. Files that still have the
+    recorded size and time are not read again. A checkpoint without a manifest (the official converter writes none) is
+    hashed.
+    """
+    if not (folder / manifest.NAME).is_file():
+        names = [name for name in files.tree_files(folder) if Path(name).suffix in (".json", ".safetensors")]
+        records = {name: manifest.FileRecord.of(folder / name) for name in names}
+        return manifest.Input("checkpoint", str(folder), manifest.digest_of(records))
+    made_from, record = manifest.input_of(folder, "checkpoint")
+    if not manifest.unchanged(record.files, folder):
+        for name, expected in record.files.items():
+            if not (folder / name).is_file() or files.sha256_file(folder / name) != expected.sha256:
+                raise CheckpointError(f"{folder / name} is not what {manifest.NAME} records; convert the model again")
+    return made_from
+
+
+def write_config(folder: Path, version: str, checkpoint: Checkpoint, limits: Limits, **more: Any) -> None:
+    """Write ``config.json``; ``more`` are keys of one target."""
+    build_config = asdict(limits) | {
+        "max_beam_width": 1,
+        "kv_cache_type": "PAGED",
+        "gather_context_logits": False,
+        "gather_generation_logits": False,
+        "plugin_config": {"tokens_per_block": TOKENS_PER_BLOCK},
+    }
+    config = {"version": version, "pretrained_config": checkpoint.config, "build_config": build_config} | more
+    files.write_text(folder / "config.json", json.dumps(config, indent=4) + "\n")
+
+
+def copy_tokenizer(checkpoint: Path, engine: Path) -> bool:
+    """Take the tokenizer's files along; False where the model came without."""
+    if not (checkpoint / TOKENIZER).is_dir():
+        return False
+    shutil.copytree(checkpoint / TOKENIZER, engine / TOKENIZER)
+    return True
+
+
+def details(target: str, checkpoint: Checkpoint, limits: Limits, **more: Any) -> dict[str, Any]:
+    """What the manifest of an engine tells the stages after it."""
+    return {
+        "target": target,
+        "precision": checkpoint.precision.value,
+        "dtype": checkpoint.dtype,
+        "limits": asdict(limits),
+        "vocab_size": checkpoint.shape.vocab_size,
+    } | more

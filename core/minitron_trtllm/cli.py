@@ -32,6 +32,8 @@ COMMANDS: dict[str, str] = {
     "verify": "hash a checkpoint, engine or repository again, and what it was made from",
     "repo": "render a Triton model repository from an engine",
     "serve": "run Triton on a model repository, until told to stop",
+    "status": "list the servers that 'serve' started",
+    "stop": "end a server and whatever a killed one left",
     "generate": "send a prompt and print the text as it streams",
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",

@@ -1,0 +1,117 @@
+"""``minitron serve DIR``: Triton on a model repository, supervised to the end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from minitron_trtllm import output
+from minitron_trtllm.server import bundled, detach, launch, state
+from minitron_trtllm.server.launch import Launch, Options, Ports, Served
+from minitron_trtllm.server.leftovers import Process
+from minitron_trtllm.server.ports import Reservation
+from minitron_trtllm.server.state import State
+from minitron_trtllm.server.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron repo render'")
+    add("--grpc-port", type=int, default=Ports.grpc, metavar="PORT", help="default %(default)s; 0 takes a free one")
+    add("--http-port", type=int, default=Ports.http, metavar="PORT", help="default %(default)s; 0 takes a free one")
+    add("--metrics-port", type=int, default=Ports.metrics, metavar="PORT", help="default %(default)s; 0: a free one")
+    add("--host", default=Options.host, metavar="ADDRESS", help="address to listen on (default %(default)s)")
+    add("--tls-cert", type=Path, metavar="PEM", help="server certificate: gRPC speaks TLS, HTTP answers health only")
+    add("--tls-key", type=Path, metavar="PEM", help="the certificate's private key")
+    add("--tls-ca", type=Path, metavar="PEM", help="demand client certificates signed by this one (mutual TLS)")
+    add("--api-key-file", type=Path, metavar="FILE", help="demand the key in this file with every request but health")
+    add("--exit-timeout", type=int, default=Options.exit_timeout_s, metavar="SECONDS",
+        help="how long streams in flight may go on after SIGTERM (default %(default)s)")  # fmt: skip
+    add("--ready-timeout", type=int, default=Options.ready_timeout_s, metavar="SECONDS",
+        help="how long loading may take (default %(default)s)")  # fmt: skip
+    add("--detach", action="store_true", help="return when the server is ready; 'minitron stop' ends it")
+    add("--dry-run", action="store_true", help="print the command line and start nothing")
+    add("--state", type=Path, metavar="FOLDER", help="where to keep what 'minitron status' and 'stop' read")
+    add("--verbose", action="store_true", help="let Triton log every request")
+    add("--json", action="store_true", help="when ready, print the server's state as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; returns the server's exit code."""
+    served = Served.read(args.repository)
+    options = _options(args)
+    bundled.check_machine(served)
+    parent = args.state or state.home()
+    mark = launch.new_mark()
+    with Reservation(options, Ports(args.grpc_port, args.http_port, args.metrics_port)) as reserved:
+        folder = parent / mark
+        launched = bundled.launch(served, options, reserved.ports, folder, mark)
+        if args.dry_run:
+            print(shlex.join(launched.shown()))
+            return 0
+        for dead in (old for old in state.servers(parent, served.folder) if not old.alive):
+            dead.clear()
+        state.new_folder(parent, mark)
+        bundled.prepare(folder)
+        let_go = detach.fork() if args.detach else None
+        starting = _state(folder, served, options, reserved.ports, launched)
+
+        def on_ready(ready: State) -> None:
+            reserved.release()
+            _announce(ready, as_json=args.json)
+            if let_go:
+                let_go(ready.log)
+
+        return Supervisor(launched, served, options, starting).run(on_ready)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    return Options(
+        host=launch.check_host(args.host),
+        tls=launch.read_tls(args.tls_cert, args.tls_key, args.tls_ca),
+        api_key=launch.read_api_key(args.api_key_file),
+        exit_timeout_s=args.exit_timeout,
+        ready_timeout_s=args.ready_timeout,
+        verbose=args.verbose,
+    )
+
+
+def _state(folder: Path, served: Served, options: Options, ports: Ports, launched: Launch) -> State:
+    urls = {
+        "grpc": f"{options.host}:{ports.grpc}",
+        "http": f"{options.http_host}:{ports.http}",
+        "metrics": f"{options.http_host}:{ports.metrics}",
+    }
+    me = Process.of(os.getpid())
+    assert me is not None
+    starting = State(
+        folder,
+        launched.mark,
+        served.folder,
+        served.front,
+        me,
+        "starting",
+        urls,
+        options.exit_timeout_s,
+        launched.container,
+    )
+    starting.write()
+    return starting
+
+
+def _announce(ready: State, *, as_json: bool) -> None:
+    urls = ready.urls
+    log.info(
+        "ready: %s answers on gRPC %s and HTTP %s, metrics on http://%s/metrics; 'minitron stop' or Ctrl-C ends it",
+        ready.front, urls["grpc"], urls["http"], urls["metrics"],
+    )  # fmt: skip
+    if as_json:
+        output.emit_json(ready.document())
+        sys.stdout.flush()

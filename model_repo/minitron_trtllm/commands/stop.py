@@ -1,0 +1,38 @@
+"""``minitron stop [DIR]``: end the servers of a repository, and whatever a killed one left."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from minitron_trtllm import output
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.server import state, stopping
+
+log = logging.getLogger(__name__)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("repository", type=Path, nargs="?", metavar="DIR", help="of this model repository (default: the only one)")
+    add("--all", action="store_true", help="of every repository")
+    add("--state", type=Path, metavar="FOLDER", help="the --state given to 'minitron serve'")
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stop them; raises UsageError where it is not clear which, ServerError for one that had to be killed."""
+    servers = state.servers(args.state or state.home(), args.repository)
+    if len(servers) > 1 and not args.all and args.repository is None:
+        raise UsageError(f"{len(servers)} servers run; name a repository ('minitron status' lists them) or give --all")
+    stopped = [(server, stopping.stop(server)) for server in servers]
+    if args.json:
+        output.emit_json([{"repository": str(server.repository), "how": how} for server, how in stopped])
+    else:
+        for server, how in stopped:
+            print(f"{server.repository}: {how}")
+        if not stopped:
+            print("nothing to stop")
+    return 0

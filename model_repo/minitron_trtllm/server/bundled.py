@@ -1,0 +1,147 @@
+"""The ``tritonserver`` (2.51.0, Python backend, no GPU) inside the PyPI wheel nvidia-pytriton.
+
+The wheel keeps the stub processes of the Python backend, one per Python version, apart from the backend; the server
+wants them together. So a private copy of the backend is made for each server. What the server needs besides was found
+by trying, see docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
+from minitron_trtllm.server.flags import flags
+from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served
+
+_GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
+_SHM = Path("/dev/shm")
+_SHM_NEEDED_BYTES = 32 << 20
+_INSTALL = "pip install 'minitron-trtllm[cpu]'"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Where the parts of nvidia-pytriton and the shared libpython lie."""
+
+    server: Path
+    libraries: Path
+    backends: Path
+    stub: Path
+    libpython: Path
+
+
+def find() -> Wheel:
+    """Find the server in this Python's packages, without importing them; raises MachineError, MissingDependency."""
+    _check_platform()
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependency(f"the package nvidia-pytriton, which carries Triton, is not installed: {_INSTALL}")
+    package = Path(next(iter(spec.submodule_search_locations)))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    wheel = Wheel(
+        server=package / "tritonserver" / "bin" / "tritonserver",
+        libraries=package.parent / "nvidia_pytriton.libs",
+        backends=package / "tritonserver" / "backends",
+        stub=package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub",
+        libpython=_find_libpython(version),
+    )
+    for part in (wheel.server, wheel.libraries, wheel.backends, wheel.stub):
+        if not part.exists():
+            raise MissingDependency(
+                f"{part} is missing, so the package nvidia-pytriton is another or damaged: {_INSTALL}"
+            )
+    return wheel
+
+
+def _check_platform() -> None:
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) != ("Linux", "x86_64"):
+        raise MachineError(f"the bundled Triton runs on Linux x86_64, and this is {system} {machine}")
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC_NEEDED:
+        raise MachineError(
+            f"the bundled Triton needs glibc 2.35 or newer and this is {name or 'another C library'} {version}; "
+            "use Debian 12, Ubuntu 22.04 or newer, or a container of one of them"
+        )
+
+
+def _find_libpython(version: str) -> Path:
+    """The shared libpython that the stub process loads."""
+    name = f"libpython{version}.so.1.0"
+    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
+    for folder in folders:
+        if folder and (path := Path(folder, name)).is_file():
+            return path
+    raise MissingDependency(
+        f"{name} is not there (this Python has no shared library), and Triton's Python backend needs it: "
+        f"'apt-get install libpython{version}' for Debian's or Ubuntu's Python, 'uv python install {version}', or "
+        "pyenv with PYTHON_CONFIGURE_OPTS=--enable-shared"
+    )
+
+
+def check_machine(served: Served) -> None:
+    """Refuse before anything is started what cannot work here; raises MachineError, RepositoryError."""
+    if served.world_size != 1:
+        raise RepositoryError(f"{served.folder} is for {served.world_size} ranks; the bundled server runs one")
+    if served.root.resolve() != served.folder.resolve():
+        raise RepositoryError(
+            f"{served.folder} was rendered to lie at {served.root}; render it again for where it is (or move it back)"
+        )
+    free = shutil.disk_usage(_SHM).free if _SHM.is_dir() else 0
+    if free < _SHM_NEEDED_BYTES:
+        raise MachineError(
+            f"{_SHM} has {free >> 20} MiB free and Triton needs {_SHM_NEEDED_BYTES >> 20}; free some, or give the "
+            "container more (docker run --shm-size=1g)"
+        )
+
+
+def prepare(runtime: Path) -> None:
+    """Put the backend, its stub and libpython together in ``runtime``."""
+    wheel = find()
+    backends = runtime / "backends"
+    shutil.copytree(wheel.backends, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    stub = backends / "python" / wheel.stub.name
+    shutil.copyfile(wheel.stub, stub)
+    stub.chmod(0o755)
+    # A folder of its own: LIBDIR may hold a libstdc++ (conda) that the server must not meet.
+    (runtime / "lib").mkdir()
+    (runtime / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+
+
+def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: str) -> Launch:
+    """The server as a child process of this machine; ``runtime`` is what ``prepare`` makes."""
+    wheel = find()
+    argv = [
+        str(wheel.server),
+        *flags(
+            served, options, repository=str(served.folder), ports=ports, bind=options.host, bind_http=options.http_host,
+            mark=mark,
+        ),
+        f"--backend-directory={runtime / 'backends'}",
+        "--pinned-memory-pool-byte-size=0",
+        "--allow-gpu-metrics=false",
+    ]  # fmt: skip
+    secrets = tuple(filter(None, (options.api_key, options.server_key)))
+    return Launch(mark, tuple(argv), _environment(wheel, runtime, mark), None, secrets)
+
+
+def _environment(wheel: Wheel, runtime: Path, mark: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    return inherited | {
+        # The stub finds its packages through the first python3 on PATH.
+        "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),
+        "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(wheel.libraries), inherited.get("LD_LIBRARY_PATH")),
+        "HF_HUB_OFFLINE": "1",
+        MARK_VARIABLE: mark,
+    }
+
+
+def _join(*paths: str | None) -> str:
+    return os.pathsep.join(filter(None, paths))

@@ -1,0 +1,56 @@
+"""What tritonserver and the models wrote, read while it grows, and what it says about a failure.
+
+Wordings are those of tritonserver 2.51.0.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from minitron_trtllm.errors import MinitronError, PortBusy, ServerError
+
+# "2026-01-31T12:00:00Z 4711 E1131 …": with --log-format=ISO8601 the level follows time and process.
+_ERROR = re.compile(r"^\S+Z \d+ E\S* \S+\] \"?(?P<text>.*?)\"?$")
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+_NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
+_PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
+_HARMLESS = ("CudaDriverHelper has not been initialized",)  # printed on every machine without a GPU
+_TAIL_LINES = 200
+
+
+class ServerLog:
+    """A log file that another process appends to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tail: list[str] = []
+        self.loaded: set[str] = set()
+        self._offset = 0
+
+    def new_errors(self) -> list[str]:
+        """Read on, and return what the server reported as errors since the last call."""
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            piece = file.read()
+        whole = piece[: piece.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        lines = whole.decode("utf-8", "replace").splitlines()
+        self.tail = (self.tail + lines)[-_TAIL_LINES:]
+        self.loaded.update(match[1] for line in lines if (match := _LOADED.search(line)))
+        return [text for line in lines if (text := _error_text(line))]
+
+    def explain(self, code: int) -> MinitronError:
+        """Why the server ended with ``code`` before it was ready, as far as the log tells."""
+        for line in self.tail:
+            if match := _PORT_IN_USE.search(line):
+                return PortBusy(f"{match['address']} is taken; stop what listens there, or choose another port")
+        reasons = [f"model {m['model']}: {m['reason']}" for line in self.tail if (m := _NOT_LOADED.search(line))]
+        reasons = reasons or [text for line in self.tail if (text := _error_text(line))]
+        said = "; ".join(dict.fromkeys(reasons))[:600] or "it gave no reason"
+        return ServerError(f"tritonserver ended with {code} before it was ready: {said} (log: {self.path})")
+
+
+def _error_text(line: str) -> str | None:
+    match = _ERROR.match(line)
+    return None if match is None or any(text in line for text in _HARMLESS) else match["text"]

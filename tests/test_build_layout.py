@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,6 @@ def test_sizes_that_are_not_multiples_of_64_are_refused(shape: tuple[int, int]) 
         layout.pack(np.zeros(shape, np.int8), 8)
 
 
-def _array(folder: Path, name: str, dtype: type = np.float32) -> np.ndarray:
+def _array(folder: Path, name: str, dtype: Any = np.float32) -> npt.NDArray[Any]:
     with Checkpoint.open(folder) as checkpoint:
         return checkpoint.array(name).astype(dtype)

@@ -71,11 +71,11 @@ class Progress:
             self._bar = tqdm(total=self._total, desc=self._what, unit="B", unit_scale=True, leave=False)
         return self
 
-    def advance(self, count: int, item: str = "") -> None:
-        """Count ``count`` more bytes done, the last of them belonging to ``item``."""
+    def advance(self, count: int, item: str = "", items: int = 1) -> None:
+        """Count ``count`` more bytes done, the last of them belonging to ``item``, and ``items`` items complete."""
         with self._lock:
             self._done += count
-            self._items += 1
+            self._items += items
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{self._items} {item}"[:40], refresh=False)
                 self._bar.update(count)

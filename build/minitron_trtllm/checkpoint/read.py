@@ -69,7 +69,7 @@ class Checkpoint:
             raise CheckpointError(f"{self._ranks[rank].path} has no tensor {name}; convert the model again") from None
 
     def array(self, name: str, rank: int = 0) -> npt.NDArray[Any]:
-        """A tensor as stored (bfloat16 as ml_dtypes.bfloat16; codes still in the layout that ``layout.unpack`` undoes)."""
+        """A tensor as stored: bfloat16 as ml_dtypes.bfloat16, codes in the layout that ``layout.unpack`` undoes."""
         self.entry(name, rank)
         return self._ranks[rank].rows(name)
 

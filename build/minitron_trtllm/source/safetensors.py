@@ -87,7 +87,7 @@ class SafetensorsFile:
         stop = entry.shape[0] if stop is None else stop
         row_bytes = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
         array = np.empty((stop - start, *entry.shape[1:]), DTYPES[entry.dtype])
-        self._read_into(memoryview(array.reshape(-1).view(np.uint8)), entry.begin + start * row_bytes)
+        self._read_into(array.reshape(-1).view(np.uint8).data, entry.begin + start * row_bytes)
         return array
 
     def _read_into(self, buffer: memoryview, offset: int) -> None:

@@ -1,0 +1,167 @@
+"""``minitron convert`` as a function: a model in, a checkpoint folder out, complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import files, manifest
+from minitron_trtllm.checkpoint.plan import PlannedTensor, plan_rank
+from minitron_trtllm.checkpoint.spec import Spec
+from minitron_trtllm.checkpoint.values import Calculator
+from minitron_trtllm.checkpoint.write import header, threads, write_rank
+from minitron_trtllm.errors import ModelError, UsageError
+from minitron_trtllm.manifest import FileRecord, Input, Manifest
+from minitron_trtllm.output import Progress
+from minitron_trtllm.precision import DTYPES, Precision
+from minitron_trtllm.shape import ModelShape
+from minitron_trtllm.source.huggingface import TOKENIZER_CORE
+from minitron_trtllm.source.model import Source
+from minitron_trtllm.source.opening import open_model
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+_SMALL_FILES_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done: the checkpoint's folder and manifest, how many tensors, bytes before and after, how long."""
+
+    folder: Path
+    manifest: Manifest
+    tensors: int
+    source_bytes: int
+    checkpoint_bytes: int
+    seconds: float
+
+
+def convert(
+    model: str | Path,
+    output: str | Path,
+    *,
+    revision: str | None = None,
+    precision: str = AUTO,
+    dtype: str = AUTO,
+    tp: int = 1,
+    pp: int = 1,
+    use_parallel_embedding: bool = False,
+    embedding_sharding_dim: int = 0,
+    quantize_at_build: bool = False,
+    force: bool = False,
+) -> Conversion:
+    """Turn ``model`` (a folder, or a Hugging Face id) into a TensorRT-LLM checkpoint in the folder ``output``.
+
+    ``precision``: "auto" or a value of ``Precision``; ``dtype``: "auto", "float16" or "bfloat16", for the weight-only
+    precisions. "auto" is what the model's config.json says, float16 for float32 or silence, as the official converter
+    has it. Raises UsageError, ModelError, OutputError and, when the disk cannot hold the result, NoSpace.
+    """
+    started = time.monotonic()
+    output = Path(output)
+    _refuse_to_replace_the_model(Path(model), output)
+    arguments = {
+        "model": str(model), "revision": revision, "precision": precision, "dtype": dtype, "tp": tp, "pp": pp,
+        "use_parallel_embedding": use_parallel_embedding, "embedding_sharding_dim": embedding_sharding_dim,
+        "quantize_at_build": quantize_at_build,
+    }  # fmt: skip
+    source = open_model(str(model), revision)
+    try:
+        spec = Spec(source.shape(), *resolve(source.shape(), precision, dtype), tp, pp,
+                    use_parallel_embedding, embedding_sharding_dim, quantize_at_build)  # fmt: skip
+        record, tensors = _convert(source, spec, output, arguments, force)
+        before = sum(file.size for file in record.input.files.values())
+    finally:
+        source.close()
+    after = sum(file.size for file in record.files.values())
+    return Conversion(output, record, tensors, before, after, time.monotonic() - started)
+
+
+def resolve(shape: ModelShape, precision: str, dtype: str) -> tuple[Precision, str]:
+    """What "auto" means for a model of ``shape``; raises UsageError for names that are not known."""
+    own = "bfloat16" if shape.dtype == "bfloat16" else "float16"
+    try:
+        chosen = Precision(own if precision == AUTO else precision)
+    except ValueError:
+        known = ", ".join(kind.value for kind in Precision)
+        raise UsageError(f"precision {precision!r} is not known; take {AUTO}, {known}") from None
+    if dtype not in (AUTO, *DTYPES):
+        raise UsageError(f"dtype {dtype!r} is not known; take {AUTO}, {', '.join(DTYPES)}")
+    if dtype == AUTO:
+        dtype = own if chosen.is_weight_only else chosen.value
+    return chosen, dtype
+
+
+def _refuse_to_replace_the_model(model: Path, output: Path) -> None:
+    output, model = output.resolve(), model.resolve()
+    if output in (model, *model.parents, Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"--output {output} holds the model or the working directory; choose another folder")
+
+
+def _convert(source: Source, spec: Spec, output: Path, arguments: dict[str, Any], force: bool) -> tuple[Manifest, int]:
+    calculator = Calculator(spec, source.tensors())
+    plans = [plan_rank(spec, rank) for rank in range(spec.world_size)]
+    tokenizer = source.tokenizer_files()
+    weight_bytes = sum(planned.nbytes for plan in plans for planned in plan)
+    needed = weight_bytes + sum(len(header(plan)) for plan in plans) + sum(map(len, tokenizer.values()))
+    with files.new_folder(output, force=force, needed_bytes=needed + _SMALL_FILES_BYTES) as folder:
+        (folder / "config.json").write_text(json.dumps(spec.config(), indent=4) + "\n", encoding="utf-8")
+        (folder / "tokenizer").mkdir()
+        for name, content in tokenizer.items():
+            (folder / "tokenizer" / name).write_bytes(content)
+        inputs, outputs = _write_ranks(source, plans, calculator, folder, weight_bytes)
+        record = manifest.write(
+            folder, "checkpoint",
+            Input(source.kind, source.path, manifest.digest_of(inputs), source.revision, inputs),
+            arguments=arguments, details=_details(spec, tokenizer, weight_bytes), known_sha256=outputs,
+        )  # fmt: skip
+    return record, sum(map(len, plans))
+
+
+def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict[str, Any]:
+    return {
+        "precision": spec.precision.value,
+        "dtype": spec.dtype,
+        "tp": spec.tp,
+        "pp": spec.pp,
+        "quantize_at_build": spec.quantize_at_build,
+        "vocab_size": spec.shape.vocab_size,
+        "has_tokenizer": any(name in tokenizer for name in TOKENIZER_CORE),
+        "weight_bytes": weight_bytes,
+        "shape": asdict(spec.shape),
+    }
+
+
+def _write_ranks(
+    source: Source, plans: list[list[PlannedTensor]], calculator: Calculator, folder: Path, weight_bytes: int
+) -> tuple[dict[str, FileRecord], dict[str, str]]:
+    """Write all ranks' files while the source's are hashed; records of the inputs, hashes of the outputs."""
+    pool = ThreadPoolExecutor(threads(), "values")
+    hasher = ThreadPoolExecutor(1, "hash")
+    try:
+        hashing = [(name, path, hasher.submit(_record, path)) for name, path in source.files().items()]
+        outputs = {}
+        with Progress(weight_bytes, "convert") as progress:
+            for rank, plan in enumerate(plans):
+                name = f"rank{rank}.safetensors"
+                outputs[name] = write_rank(folder / name, plan, calculator, pool, progress.advance)
+        return {name: _unchanged(path, record) for name, path, record in hashing}, outputs
+    finally:
+        pool.shutdown(cancel_futures=True)
+        hasher.shutdown(cancel_futures=True)
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord.of(path)
+
+
+def _unchanged(path: Path, record: Future[FileRecord]) -> FileRecord:
+    """The record, if the file is still the one that was hashed and converted."""
+    if manifest.unchanged({path.name: record.result()}, path.parent):
+        return record.result()
+    raise ModelError(f"{path} was changed while it was converted; convert again")

@@ -1,0 +1,111 @@
+"""The seam between a model and whoever converts it: a shape, the tokenizer's files, and named tensors.
+
+A source speaks of tensors by their Hugging Face names (transformers' NemotronForCausalLM), whatever its own files call
+them. Converting never learns which kind of file it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minitron_trtllm.errors import ModelError
+from minitron_trtllm.shape import ModelShape
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+_NAMED_AT_ONCE = 3
+"""How many missing or extra names an error message lists."""
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor that is still on the disk: ``read(start, stop)`` gives those rows (first axis) as stored.
+
+    ``dtype`` is float32, float16 or ml_dtypes.bfloat16. ``read`` may be called from several threads.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    read: Callable[[int, int], npt.NDArray[Any]]
+
+
+class Source(Protocol):
+    """A model to convert. ``kind``, ``path`` and ``revision`` say in the manifest where it came from."""
+
+    kind: str
+    path: str
+    revision: str | None
+
+    def shape(self) -> ModelShape:
+        """Sizes and constants; raises ModelError."""
+        ...
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Content of the tokenizer's files by name, none if there is no tokenizer; always generation_config.json."""
+        ...
+
+    def tensors(self) -> dict[str, SourceTensor]:
+        """All tensors of the model, checked against its shape, in a fixed order; raises ModelError."""
+        ...
+
+    def files(self) -> dict[str, Path]:
+        """The files that are read, by the name that the manifest gives them."""
+        ...
+
+    def close(self) -> None:
+        """Close the files."""
+        ...
+
+
+def expected(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a NemotronForCausalLM: linear weights (out, in), norms with a bias."""
+    hidden, kv = shape.hidden_size, shape.num_kv_heads * shape.head_size
+    yield EMBEDDING, (shape.vocab_size, hidden)
+    for index in range(shape.num_layers):
+        layer = f"model.layers.{index}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{layer}.{norm}.weight", (hidden,)
+            yield f"{layer}.{norm}.bias", (hidden,)
+        yield f"{layer}.self_attn.q_proj.weight", (hidden, hidden)
+        yield f"{layer}.self_attn.k_proj.weight", (kv, hidden)
+        yield f"{layer}.self_attn.v_proj.weight", (kv, hidden)
+        yield f"{layer}.self_attn.o_proj.weight", (hidden, hidden)
+        yield f"{layer}.mlp.up_proj.weight", (shape.intermediate_size, hidden)
+        yield f"{layer}.mlp.down_proj.weight", (hidden, shape.intermediate_size)
+    yield "model.norm.weight", (hidden,)
+    yield "model.norm.bias", (hidden,)
+    yield HEAD, (shape.vocab_size, hidden)
+
+
+def complete(found: Mapping[str, SourceTensor], shape: ModelShape, where: str) -> dict[str, SourceTensor]:
+    """The model's tensors in the order of ``expected``, a tied head being the embedding; raises ModelError.
+
+    Missing and extra tensors, other shapes, and other types than float32, float16 and bfloat16 are refused.
+    """
+    if shape.num_layers > len(found):  # also keeps an absurd number from being enumerated
+        raise ModelError(f"{where}: config.json says {shape.num_layers} layers, and there are {len(found)} tensors")
+    found = dict(found)
+    if shape.tied_embeddings and HEAD not in found and EMBEDDING in found:
+        found[HEAD] = found[EMBEDDING]
+    wanted = dict(expected(shape))
+    _refuse_names([name for name in wanted if name not in found], "lacks", "get the missing files", where)
+    _refuse_names([name for name in found if name not in wanted], "has, unknown to a Nemotron,",
+                  "is it another model, or one with adapters not merged?", where)  # fmt: skip
+    for name, sizes in wanted.items():
+        if found[name].shape != sizes:
+            raise ModelError(f"{where}: {name} has shape {list(found[name].shape)}, config.json asks for {list(sizes)}")
+    return {name: found[name] for name in wanted}
+
+
+def _refuse_names(names: list[str], verb: str, advice: str, where: str) -> None:
+    if names:
+        more = f" and {len(names) - _NAMED_AT_ONCE} more" if len(names) > _NAMED_AT_ONCE else ""
+        raise ModelError(f"{where} {verb} tensor {', '.join(names[:_NAMED_AT_ONCE])}{more}; {advice}")

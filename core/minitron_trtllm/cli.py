@@ -68,9 +68,17 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, as every other error does."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(errors.UsageError.exit_code, f"minitron: error: {line}; see '{self.prog} --help'\n")
+
+
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     """Declare all subcommands by name, and the arguments of the one that ``argv`` names."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="minitron",
         description="Deploy Minitron with TensorRT-LLM and Triton: convert, build, render, serve, measure.",
         epilog="'minitron COMMAND --help' explains a command.",

@@ -87,7 +87,7 @@ def pipeline_layers(layers: int, pp_rank: int, pp: int) -> range:
 
 
 def share(size: int, tp_rank: int, tp: int) -> tuple[int, int]:
-    """A rank's part of ``size`` rows or columns cut into ``tp``; where that leaves a remainder the last part is shorter."""
+    """A rank's part of ``size`` rows or columns cut into ``tp``; a remainder makes the last part shorter."""
     each = -(-size // tp)
     return min(tp_rank * each, size), min((tp_rank + 1) * each, size)
 

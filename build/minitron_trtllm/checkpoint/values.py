@@ -107,7 +107,7 @@ class Calculator:
 def magnitudes(values: Array) -> Array:
     """Bit patterns without the sign: whole numbers in the order of the magnitudes, infinity and NaN on top."""
     unsigned: Array = values.view(f"u{values.itemsize}")
-    return unsigned & unsigned.dtype.type(_MAGNITUDE_BITS[values.itemsize])
+    return np.bitwise_and(unsigned, unsigned.dtype.type(_MAGNITUDE_BITS[values.itemsize]))
 
 
 def _inverse_frequencies(spec: Spec, base: float) -> npt.NDArray[np.float32]:

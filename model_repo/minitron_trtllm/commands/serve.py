@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from minitron_trtllm import output
-from minitron_trtllm.server import bundled, detach, launch, state
+from minitron_trtllm.server import bundled, container, detach, launch, state
 from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
 from minitron_trtllm.server.ports import Reservation
@@ -39,6 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--detach", action="store_true", help="return when the server is ready; 'minitron stop' ends it")
     add("--dry-run", action="store_true", help="print the command line and start nothing")
     add("--state", type=Path, metavar="FOLDER", help="where to keep what 'minitron status' and 'stop' read")
+    add(
+        "--server",
+        choices=("bundled", "container"),
+        help="Triton of the nvidia-pytriton wheel, or NVIDIA's image under docker (default: what the engine needs)",
+    )
+    add("--gpus", default=Options.gpus, metavar="WHICH", help="what 'docker run --gpus' takes (default %(default)s)")
     add("--verbose", action="store_true", help="let Triton log every request")
     add("--json", action="store_true", help="when ready, print the server's state as JSON")
 
@@ -47,20 +53,27 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the server's exit code."""
     served = Served.read(args.repository)
     options = _options(args)
-    bundled.check_machine(served)
+    wanted = Ports(args.grpc_port, args.http_port, args.metrics_port)
+    contained = args.server == "container" or (args.server is None and served.backend != "python")
     parent = args.state or state.home()
     mark = launch.new_mark()
-    with Reservation(options, Ports(args.grpc_port, args.http_port, args.metrics_port)) as reserved:
-        folder = parent / mark
-        launched = bundled.launch(served, options, reserved.ports, folder, mark)
-        if args.dry_run:
-            print(shlex.join(launched.shown()))
-            return 0
-        for dead in (old for old in state.servers(parent, served.folder) if not old.alive):
-            dead.clear()
-        state.new_folder(parent, mark)
-        bundled.prepare(folder)
+    make = container.launch if contained else bundled.launch
+    if args.dry_run:
+        print(_shell_line(make(served, options, wanted, parent / mark, mark), options, args.api_key_file))
+        return 0
+    container.check_machine() if contained else bundled.check_machine(served)
+    if options.api_key:
+        log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
+    for dead in (old for old in state.servers(parent, served.folder) if not old.alive):
+        dead.clear()
+    with Reservation(options, wanted) as reserved:
+        folder = state.new_folder(parent, mark)
+        if contained:
+            reserved.release()  # Docker listens without SO_REUSEADDR
+        else:
+            bundled.prepare(folder)
         let_go = detach.fork() if args.detach else None
+        launched = make(served, options, reserved.ports, folder, mark)
         starting = _state(folder, served, options, reserved.ports, launched)
 
         def on_ready(ready: State) -> None:
@@ -72,6 +85,17 @@ def run(args: argparse.Namespace) -> int:
         return Supervisor(launched, served, options, starting).run(on_ready)
 
 
+def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> str:
+    """The command line for a shell; the API key stays in its file."""
+    words = []
+    for word in launched.argv:
+        if options.api_key and options.api_key in word:
+            words.append('"' + word.replace(options.api_key, f"$(cat {shlex.quote(str(key_file))})") + '"')
+        else:
+            words.append(shlex.quote(word))
+    return " ".join(words)
+
+
 def _options(args: argparse.Namespace) -> Options:
     return Options(
         host=launch.check_host(args.host),
@@ -79,6 +103,7 @@ def _options(args: argparse.Namespace) -> Options:
         api_key=launch.read_api_key(args.api_key_file),
         exit_timeout_s=args.exit_timeout,
         ready_timeout_s=args.ready_timeout,
+        gpus=args.gpus,
         verbose=args.verbose,
     )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
+from minitron_trtllm.server import memory
 from minitron_trtllm.server.flags import flags
 from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served
 
@@ -87,13 +88,15 @@ def _find_libpython(version: str) -> Path:
 
 
 def check_machine(served: Served) -> None:
-    """Refuse before anything is started what cannot work here; raises MachineError, RepositoryError."""
+    """Refuse what cannot work here; raises MachineError, MissingDependency, NotEnoughMemory, RepositoryError."""
     if served.world_size != 1:
         raise RepositoryError(f"{served.folder} is for {served.world_size} ranks; the bundled server runs one")
     if served.root.resolve() != served.folder.resolve():
         raise RepositoryError(
             f"{served.folder} was rendered to lie at {served.root}; render it again for where it is (or move it back)"
         )
+    if served.engine.is_dir():
+        memory.check(served.engine)
     free = shutil.disk_usage(_SHM).free if _SHM.is_dir() else 0
     if free < _SHM_NEEDED_BYTES:
         raise MachineError(
@@ -121,8 +124,7 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
     argv = [
         str(wheel.server),
         *flags(
-            served, options, repository=str(served.folder), ports=ports, bind=options.host, bind_http=options.http_host,
-            mark=mark,
+            served, options, repository=str(served.folder), ports=ports, mark=mark, bind_http=options.http_host
         ),
         f"--backend-directory={runtime / 'backends'}",
         "--pinned-memory-pool-byte-size=0",

@@ -18,20 +18,12 @@ _POOL_THREADS_AT_LEAST = 64
 
 
 def flags(
-    served: Served,
-    options: Options,
-    *,
-    repository: str,
-    ports: Ports,
-    bind: str,
-    bind_http: str,
-    mark: str,
-    rank: int = 0,
+    served: Served, options: Options, *, repository: str, ports: Ports, mark: str, bind_http: str, rank: int = 0
 ) -> list[str]:
     """Everything behind the word ``tritonserver``.
 
-    ``repository`` is the folder and ``bind`` the address as the server sees them. Ranks above 0 of a parallel engine
-    load only ``tensorrt_llm``; they get the same ports, and do not open them.
+    ``repository`` is the folder, ``options.host`` and ``bind_http`` the addresses, as the server sees them. Ranks above
+    0 of a parallel engine load only ``tensorrt_llm``; they get the same ports, and do not open them.
     """
     models = served.models if rank == 0 else ("tensorrt_llm",)
     words = [
@@ -42,7 +34,7 @@ def flags(
     if served.backend != "llmapi":  # there, model.py itself completes the config
         words.append("--disable-auto-complete-config")
     words += [
-        f"--grpc-address={bind}",
+        f"--grpc-address={options.host}",
         f"--grpc-port={ports.grpc}",
         f"--http-address={bind_http}",
         f"--http-port={ports.http}",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from minitron_trtllm.errors import InputError, RepositoryError, UsageError
 MARK_VARIABLE = "MINITRON_SERVER"
 #: Name of the header that carries the API key: this over HTTP, with ``triton-grpc-protocol-`` before it over gRPC.
 API_KEY_HEADER = "api-key"
+
+log = logging.getLogger(__name__)
+
 _LOOPBACK = "127.0.0.1"
 
 
@@ -26,7 +30,7 @@ class Served:
     """A rendered model repository as the server needs to know it (its manifest's details).
 
     ``root`` is where the rendered configs say that the repository lies; ``max_streams`` how many requests the BLS
-    front works on at once.
+    front works on at once, ``image`` the container image that the repository was rendered for.
     """
 
     folder: Path
@@ -36,6 +40,12 @@ class Served:
     root: Path
     world_size: int
     max_streams: int
+    image: str | None
+
+    @property
+    def engine(self) -> Path:
+        """The engine folder (there is none for llmapi)."""
+        return self.folder / "engine"
 
     @classmethod
     def read(cls, folder: Path) -> Served:
@@ -51,6 +61,7 @@ class Served:
             return cls(
                 folder, details["backend"], tuple(details["models"]), details["front"], Path(details["root"]),
                 int(details["world_size"]), int(details["bls_max_concurrency"]),
+                details.get("image"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RepositoryError(f"{folder / manifest.NAME} lacks {error}; render the repository again") from error
@@ -78,8 +89,8 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``api_key`` is kept out of every representation. ``server_key`` guards the interfaces that no client needs; it is
-    made anew for each server.
+    ``gpus`` is what ``docker run --gpus`` takes. ``server_key`` guards the interfaces that no client needs; it is made
+    anew for each server. Neither it nor ``api_key`` is in any representation.
     """
 
     host: str = _LOOPBACK
@@ -87,6 +98,7 @@ class Options:
     api_key: str | None = field(default=None, repr=False)
     exit_timeout_s: int = 30
     ready_timeout_s: int = 600
+    gpus: str = "all"
     verbose: bool = False
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
@@ -152,6 +164,8 @@ def read_api_key(path: Path | None) -> str | None:
     if path is None:
         return None
     key = path.read_text(encoding="utf-8", errors="replace").strip()
+    if path.stat().st_mode & 0o077:
+        log.warning("%s can be read by others; 'chmod 600' it", path)
     if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(f"{path} must hold one line of at least 16 printable ASCII characters without spaces")
     return key

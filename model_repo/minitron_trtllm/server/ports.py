@@ -10,7 +10,7 @@ import errno
 import socket
 from types import TracebackType
 
-from minitron_trtllm.errors import MachineError, PortBusy
+from minitron_trtllm.errors import MachineError, PortBusy, UsageError
 from minitron_trtllm.server.launch import Options, Ports
 
 
@@ -18,7 +18,12 @@ class Reservation:
     """The three ports of a server, held until ``release`` or the end of the block."""
 
     def __init__(self, options: Options, wanted: Ports) -> None:
-        """``wanted`` ports that are 0 become free ones; raises PortBusy, which names the port."""
+        """``wanted`` ports that are 0 become free ones; raises UsageError, PortBusy (naming the port)."""
+        chosen = [port for port in (wanted.grpc, wanted.http, wanted.metrics) if port]
+        if len(set(chosen)) < len(chosen) or not all(0 < port < 1 << 16 for port in chosen):
+            raise UsageError(
+                f"ports {chosen} for gRPC, HTTP and metrics: three different numbers below 65536 are needed"
+            )
         self._sockets: list[socket.socket] = []
         try:
             self.ports = Ports(

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from minitron_trtllm.errors import MinitronError, PortBusy, ServerError
 
-# "2026-01-31T12:00:00Z 4711 E1131 …": with --log-format=ISO8601 the level follows time and process.
-_ERROR = re.compile(r"^\S+Z \d+ E\S* \S+\] \"?(?P<text>.*?)\"?$")
+# With --log-format=ISO8601 a line is: time, level, process, file:line], "text" with its line ends written as \n.
+_ERROR = re.compile(r"^\S+Z E \d+ \S+\] \"?(?P<text>.*?)\"?$")
+_PROTOBUF = re.compile(r"^\[libprotobuf ERROR \S+\] (?P<text>.*)$")
+_TRACEBACK = r"\n\nAt:\n"  # how the Python backend begins the traceback in its message
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
 _PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
@@ -45,12 +47,15 @@ class ServerLog:
         for line in self.tail:
             if match := _PORT_IN_USE.search(line):
                 return PortBusy(f"{match['address']} is taken; stop what listens there, or choose another port")
-        reasons = [f"model {m['model']}: {m['reason']}" for line in self.tail if (m := _NOT_LOADED.search(line))]
-        reasons = reasons or [text for line in self.tail if (text := _error_text(line))]
-        said = "; ".join(dict.fromkeys(reasons))[:600] or "it gave no reason"
+        texts = [text for line in self.tail if (text := _error_text(line))]
+        reasons = [f"model {m['model']}: {m['reason']}" for text in texts if (m := _NOT_LOADED.search(text))] or texts
+        last_line = next((line for line in reversed(self.tail) if line.strip()), "it said nothing")
+        said = "; ".join(dict.fromkeys(reasons))[:600] or last_line
         return ServerError(f"tritonserver ended with {code} before it was ready: {said} (log: {self.path})")
 
 
 def _error_text(line: str) -> str | None:
-    match = _ERROR.match(line)
-    return None if match is None or any(text in line for text in _HARMLESS) else match["text"]
+    match = _ERROR.match(line) or _PROTOBUF.match(line)
+    if match is None or any(text in line for text in _HARMLESS):
+        return None
+    return match["text"].partition(_TRACEBACK)[0].replace(r"\n", " ")

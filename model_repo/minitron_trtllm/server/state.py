@@ -75,7 +75,7 @@ class State:
 
     def reap(self) -> int:
         """End what still runs of the server, remove its shared memory; returns the number of processes ended."""
-        if self.container:
+        if self.container and shutil.which("docker"):
             subprocess.run(["docker", "kill", self.container], capture_output=True, check=False)
         return leftovers.remove(self.mark)
 

@@ -105,7 +105,7 @@ class Supervisor:
         deadline = time.monotonic() + self._options.ready_timeout_s
         with _Waiting(len(self._served.models)) as waiting:
             while not readiness.is_ready(self._options.probe_host, port, self._served.models):
-                self._show_errors()
+                self._log.new_errors()  # the message of a failed start holds them
                 waiting.show(len(self._log.loaded))
                 if self._asked:
                     return False

@@ -1,0 +1,90 @@
+"""``minitron repo``: render a model repository from an engine, check a finished one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from pathlib import Path
+
+from minitron_trtllm import output, recipe
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.repository.options import FROM_RECIPE, RepositoryOptions, from_recipe
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare ``repo render`` and ``repo check``."""
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    render = commands.add_parser("render", help="write a model repository")
+    render.add_argument("engine", type=Path, metavar="ENGINE", help="folder that 'minitron build' made")
+    render.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    render.add_argument("--root", metavar="PATH", help="the folder as the server will see it "
+                        "(default: DIR for a CPU engine, /models for a GPU engine)")  # fmt: skip
+    render.add_argument("--force", action="store_true", help="replace DIR if it is there")
+    render.add_argument("--copy", action="store_true", help="copy the engine's files instead of hard-linking them")
+    render.add_argument("--json", action="store_true", help="print one JSON document")
+    recipe.add_flags(render, *FROM_RECIPE, "container.image_tag")
+    _add_options(render.add_argument_group("serving options that no recipe knows"))
+
+
+def _own_fields() -> list[dataclasses.Field[object]]:
+    """The options that no recipe knows."""
+    known = {*FROM_RECIPE.values(), "image", "parameters"}
+    return [field for field in dataclasses.fields(RepositoryOptions) if field.name not in known]
+
+
+def _add_options(group: argparse._ArgumentGroup) -> None:
+    """One flag for each of them; what is not given keeps the field's default."""
+    types = typing.get_type_hints(RepositoryOptions)
+    group.add_argument("--parameter", action="append", default=[], metavar="KEY=VALUE",
+                       help="further parameter of the TensorRT-LLM backend; may be given again")  # fmt: skip
+    for field in _own_fields():
+        kinds = [kind for kind in typing.get_args(types[field.name]) or (types[field.name],) if kind is not type(None)]
+        flag, about = "--" + field.name.replace("_", "-"), field.metadata["about"]
+        about += "" if field.default is None else f" (default: {field.default})"
+        if kinds[0] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            group.add_argument(flag, type=kinds[0], default=None, metavar="VALUE", help=about)
+
+
+def _options(args: argparse.Namespace) -> RepositoryOptions:
+    given = {field.name: getattr(args, field.name) for field in _own_fields()}
+    pairs = [pair.partition("=") for pair in args.parameter]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise UsageError(f"--parameter {wrong[0]} has no value; write KEY=VALUE")
+    return from_recipe(
+        recipe.from_args(args).recipe,
+        parameters={key: value for key, _, value in pairs},
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render or check."""
+    return _render(args)
+
+
+def _render(args: argparse.Namespace) -> int:
+    from minitron_trtllm.repository.render import render
+
+    repository = render(args.engine, args.output, _options(args), root=args.root, force=args.force, copy=args.copy)
+    folder = args.output.absolute()
+    if args.json:
+        output.emit_json(
+            {
+                "repository": str(folder),
+                "root": repository.root,
+                "backend": repository.backend,
+                "max_batch_size": repository.max_batch_size,
+                "models": [model.name for model in repository.models],
+            }
+        )
+    else:
+        rows = [
+            (model.name, model.backend or "ensemble", model.max_batch_size, model.instances, len(model.inputs))
+            for model in repository.models
+        ]
+        print(output.table(rows, ("model", "backend", "max_batch_size", "instances", "inputs")))
+        print(f"repository: {folder} (the server sees it as {repository.root})")
+    return 0

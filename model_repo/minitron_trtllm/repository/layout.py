@@ -1,0 +1,231 @@
+"""The typed model of a repository, and the plan that derives it from an engine. Nothing here touches the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.repository import parameters, tensors
+from minitron_trtllm.repository.engine_folder import EngineFacts
+from minitron_trtllm.repository.options import RepositoryOptions
+from minitron_trtllm.repository.tensors import Tensor
+
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+FRONT = "tensorrt_llm_bls"
+_BACKEND_KV_CACHE_FRACTION = 0.9  # the C++ backend's own default
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Triton's dynamic batcher in front of a model; ``max_size`` 0 = no limit."""
+
+    max_size: int = 0
+    max_delay_us: int = 0
+    preserve_ordering: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model inside an ensemble; the maps go from the model's tensor to the ensemble's."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What one config.pbtxt says; ``backend`` is empty for an ensemble."""
+
+    name: str
+    backend: str
+    max_batch_size: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    instances: int = 1
+    decoupled: bool = False
+    queue: Queue | None = None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The models, and what else the folder's manifest tells the server."""
+
+    models: tuple[ModelConfig, ...]
+    root: str
+    engine: EngineFacts
+    options: RepositoryOptions
+    max_batch_size: int
+
+    @property
+    def backend(self) -> str:
+        """The backend in the tensorrt_llm slot."""
+        return next(model.backend for model in self.models if model.name == "tensorrt_llm")
+
+
+def plan(engine: EngineFacts, options: RepositoryOptions, *, root: str, add_special_tokens: bool) -> Repository:
+    """Derive the five models; ``root`` is the folder of the repository as the server will see it.
+
+    Raises UsageError for choices that the engine cannot follow.
+    """
+    batch = options.max_batch_size or engine.max_batch_size
+    if batch > engine.max_batch_size:
+        raise UsageError(
+            f"max_batch_size {batch} is more than the engine's {engine.max_batch_size}; "
+            "choose a smaller one, or build the engine for more"
+        )
+    tokenizer = {"tokenizer_dir": f"{root}/tokenizer"}
+    prompt = {
+        "add_special_tokens": _bool(add_special_tokens),
+        "max_input_len": str(engine.max_input_len),
+        "max_seq_len": str(engine.max_seq_len),
+        "vocab_size": str(engine.vocab_size),
+    }
+    models = (
+        _preprocessing(batch, tokenizer | prompt, options),
+        _tensorrt_llm(batch, engine, options, root),
+        _postprocessing(batch, tokenizer, options),
+        _ensemble(batch, engine.logits_dtype),
+        _bls(batch, tokenizer | prompt, options, engine.logits_dtype),
+    )
+    return Repository(models, root, engine, options, batch)
+
+
+def _preprocessing(batch: int, prompt: dict[str, str], options: RepositoryOptions) -> ModelConfig:
+    return ModelConfig(
+        "preprocessing", "python", batch, tensors.PREPROCESSING_INPUTS, tensors.PREPROCESSING_OUTPUTS,
+        {**prompt, "multimodal_model_path": ""}, instances=options.preprocessing_instances, queue=Queue(),
+    )  # fmt: skip
+
+
+def _postprocessing(batch: int, tokenizer: dict[str, str], options: RepositoryOptions) -> ModelConfig:
+    return ModelConfig(
+        "postprocessing", "python", batch, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS,
+        {**tokenizer, "skip_special_tokens": _bool(options.skip_special_tokens)},
+        instances=options.postprocessing_instances,
+        queue=Queue(preserve_ordering=True),  # more than one instance would scramble a stream otherwise
+    )  # fmt: skip
+
+
+def _tensorrt_llm(batch: int, engine: EngineFacts, options: RepositoryOptions, root: str) -> ModelConfig:
+    return ModelConfig(
+        "tensorrt_llm", "python" if engine.is_cpu else "tensorrtllm", batch,
+        tensors.with_logits(tensors.ENGINE_INPUTS, engine.logits_dtype),
+        tensors.with_logits(tensors.ENGINE_OUTPUTS, engine.logits_dtype),
+        _engine_parameters(engine, options, root),
+        decoupled=True, queue=Queue(options.max_queue_size, options.max_queue_delay_us),
+    )  # fmt: skip
+
+
+def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: str) -> dict[str, str]:
+    chunked = engine.paged_context if options.enable_chunked_context is None else options.enable_chunked_context
+    if chunked and not (engine.paged_context or engine.is_cpu):
+        raise UsageError("enable_chunked_context needs an engine built with --use_paged_context_fmha enable")
+    values = {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": f"{root}/engine",
+        "tokenizer_dir": f"{root}/tokenizer",
+        "xgrammar_tokenizer_info_path": "",
+        "guided_decoding_backend": "",
+        "max_beam_width": str(engine.max_beam_width),
+        "kv_cache_free_gpu_mem_fraction": str(
+            options.kv_cache_free_gpu_mem_fraction or engine.kv_cache_fraction or _BACKEND_KV_CACHE_FRACTION
+        ),
+        "enable_kv_cache_reuse": _bool(options.enable_kv_cache_reuse),
+        "batch_scheduler_policy": options.batch_scheduler_policy,
+        "enable_chunked_context": _bool(chunked),
+        "decoding_mode": "top_k_top_p" if engine.max_beam_width == 1 else "beam_search",
+        "exclude_input_in_output": _bool(options.exclude_input_in_output),
+        "cancellation_check_period_ms": str(options.cancellation_check_period_ms),
+        "stats_check_period_ms": str(options.stats_check_period_ms),
+    }
+    if options.max_tokens_in_paged_kv_cache is not None:
+        values["max_tokens_in_paged_kv_cache"] = str(options.max_tokens_in_paged_kv_cache)
+    values |= options.parameters
+    wrong = parameters.problems("tensorrt_llm", values, parameters.ENGINE)
+    if wrong:
+        raise UsageError("; ".join(f"parameter {key} {problem}" for key, problem in wrong))
+    return values
+
+
+def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits: str) -> ModelConfig:
+    values = {
+        "tensorrt_llm_model_name": "tensorrt_llm",
+        **prompt,
+        "skip_special_tokens": _bool(options.skip_special_tokens),
+        "exclude_input_in_output": _bool(options.exclude_input_in_output),
+        "max_concurrency": str(options.bls_max_concurrency),
+        "max_queue_size": str(options.max_queue_size),
+        "cancellation_check_period_ms": str(options.cancellation_check_period_ms),
+    }
+    return ModelConfig(
+        FRONT, "python", batch, tensors.BLS_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits), values,
+        decoupled=True,
+    )  # fmt: skip
+
+
+def _ensemble(batch: int, logits: str) -> ModelConfig:
+    """The three models in a row. Names that start with an underscore exist only between the steps."""
+    prompt = Step(
+        "preprocessing",
+        {
+            "QUERY": "text_input",
+            "REQUEST_OUTPUT_LEN": "max_tokens",
+            "BAD_WORDS_DICT": "bad_words",
+            "STOP_WORDS_DICT": "stop_words",
+            "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
+            "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
+            "END_ID": "end_id",
+            "PAD_ID": "pad_id",
+        },
+        {
+            "REQUEST_INPUT_LEN": "_REQUEST_INPUT_LEN",
+            "INPUT_ID": "_INPUT_ID",
+            "REQUEST_OUTPUT_LEN": "_REQUEST_OUTPUT_LEN",
+            "STOP_WORDS_IDS": "_STOP_WORDS_IDS",
+            "BAD_WORDS_IDS": "_BAD_WORDS_IDS",
+            "EMBEDDING_BIAS": "_EMBEDDING_BIAS",
+            "OUT_END_ID": "_PREPROCESSOR_END_ID",
+            "OUT_PAD_ID": "_PREPROCESSOR_PAD_ID",
+        },
+    )
+    same = {tensor.name for tensor in tensors.ENSEMBLE_INPUTS} & {tensor.name for tensor in tensors.ENGINE_INPUTS}
+    tokens = Step(
+        "tensorrt_llm",
+        {
+            "input_ids": "_INPUT_ID",
+            "input_lengths": "_REQUEST_INPUT_LEN",
+            "request_output_len": "_REQUEST_OUTPUT_LEN",
+            "end_id": "_PREPROCESSOR_END_ID",
+            "pad_id": "_PREPROCESSOR_PAD_ID",
+            "embedding_bias": "_EMBEDDING_BIAS",
+            "stop_words_list": "_STOP_WORDS_IDS",
+            "bad_words_list": "_BAD_WORDS_IDS",
+            "runtime_top_k": "top_k",
+            "runtime_top_p": "top_p",
+            "len_penalty": "length_penalty",
+            "streaming": "stream",
+            **{name: name for name in sorted(same - {"end_id", "pad_id"})},
+        },
+        {
+            "output_ids": "_TOKENS_BATCH",
+            "sequence_length": "_SEQUENCE_LENGTH",
+            **{tensor.name: tensor.name for tensor in tensors.RESULT_OUTPUTS},
+        },
+    )
+    text = Step(
+        "postprocessing",
+        {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH"},
+        {"OUTPUT": "text_output"},
+    )
+    return ModelConfig(
+        "ensemble", "", batch, tensors.ENSEMBLE_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits),
+        steps=(prompt, tokens, text),
+    )  # fmt: skip
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"

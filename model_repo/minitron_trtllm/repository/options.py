@@ -1,0 +1,95 @@
+"""What a user (or a recipe) may choose about a repository; everything else follows from the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.recipe_model import Recipe, Serving
+from minitron_trtllm.repository import parameters
+
+_SERVING = Serving()  # the defaults of what a recipe decides stand there only
+
+#: Newest image with the engine path (TensorRT-LLM 1.2.1).
+IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
+
+
+def _option(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class RepositoryOptions:
+    """Serving choices; None means "what the engine says" (or the backend's own default). Raises UsageError."""
+
+    max_batch_size: int | None = _option(None, "largest batch of one request, at most the engine's")
+    preprocessing_instances: int = _option(
+        _SERVING.preprocessing_instances, "instances of preprocessing, which only the ensemble uses"
+    )
+    postprocessing_instances: int = _option(
+        _SERVING.postprocessing_instances, "instances of postprocessing, which only the ensemble uses"
+    )
+    bls_max_concurrency: int = _option(_SERVING.bls_max_concurrency, "requests that the BLS works on at the same time")
+    max_queue_size: int = _option(
+        _SERVING.max_queue_size, "requests that may wait in the engine, and in the BLS; more are refused; 0 = no limit"
+    )
+    max_queue_delay_us: int = _option(0, "microseconds that Triton waits for more requests before it hands a batch on")
+    kv_cache_free_gpu_mem_fraction: float | None = _option(
+        None,
+        "share of the GPU memory left after loading that the KV cache takes; unset: what the engine was planned for",
+    )
+    max_tokens_in_paged_kv_cache: int | None = _option(None, "tokens that the KV cache holds; unset: bounded by memory")
+    enable_kv_cache_reuse: bool = _option(True, "share the KV cache of equal prompt beginnings")
+    batch_scheduler_policy: str = _option("guaranteed_no_evict", "or max_utilization, which pauses requests when full")
+    enable_chunked_context: bool | None = _option(None, "split long prompts; unset: where the engine can")
+    exclude_input_in_output: bool = _option(True, "leave the prompt out of non-streamed answers, unless a request asks")
+    skip_special_tokens: bool = _option(True, "leave special tokens such as the end token out of the text")
+    cancellation_check_period_ms: int = _option(10, "milliseconds between two looks for cancelled requests")
+    stats_check_period_ms: int = _option(100, "milliseconds between two updates of the engine's metrics")
+    image: str = _option(IMAGE, "container image that serves a GPU engine")
+    parameters: Mapping[str, str] = field(
+        default_factory=dict, metadata={"about": "further parameters of the TensorRT-LLM backend"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("preprocessing_instances", "postprocessing_instances", "bls_max_concurrency",
+                     "cancellation_check_period_ms", "stats_check_period_ms"):  # fmt: skip
+            _at_least(1, name, getattr(self, name))
+        for name in ("max_queue_size", "max_queue_delay_us"):
+            _at_least(0, name, getattr(self, name))
+        for name in ("max_batch_size", "max_tokens_in_paged_kv_cache"):
+            if getattr(self, name) is not None:
+                _at_least(1, name, getattr(self, name))
+        fraction = self.kv_cache_free_gpu_mem_fraction
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UsageError(f"kv_cache_free_gpu_mem_fraction is {fraction}: a share above 0, at most 1, is needed")
+        if problem := parameters.ENGINE["batch_scheduler_policy"].problem(self.batch_scheduler_policy):
+            raise UsageError(f"batch_scheduler_policy {problem}")
+
+
+def _at_least(least: int, name: str, value: int) -> None:
+    if value < least:
+        raise UsageError(f"{name} is {value}, and at least {least} is needed")
+
+
+#: Fields of a recipe that are options of a repository under another name, or under the same one.
+FROM_RECIPE = {
+    "serving.max_queue_size": "max_queue_size",
+    "serving.preprocessing_instances": "preprocessing_instances",
+    "serving.postprocessing_instances": "postprocessing_instances",
+    "serving.bls_max_concurrency": "bls_max_concurrency",
+    "memory.kv_cache_fraction": "kv_cache_free_gpu_mem_fraction",
+}
+
+
+def from_recipe(recipe: Recipe, **others: Any) -> RepositoryOptions:
+    """The options that ``recipe`` holds, and ``others`` that no recipe knows; raises UsageError."""
+    values = {}
+    for path, name in FROM_RECIPE.items():
+        section, _, field_name = path.partition(".")
+        values[name] = getattr(getattr(recipe, section), field_name)
+    if recipe.container.image_tag is not None:
+        values["image"] = f"{IMAGE.partition(':')[0]}:{recipe.container.image_tag}"
+    return RepositoryOptions(**values, **others)

@@ -1,0 +1,257 @@
+"""Rendering a repository from an engine, held against the contract of TensorRT-LLM 1.2's own models.
+
+Expected tensors and parameters come from tests/data/triton_tensors.json (transcribed from the upstream templates and
+the C++ backend's sources), not from our tables or templates.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+import hand_made
+from conftest import DATA, minitron
+from minitron_trtllm import manifest
+from minitron_trtllm.errors import EngineError, OutputExists, UsageError
+from minitron_trtllm.repository.options import RepositoryOptions
+from minitron_trtllm.repository.render import render
+
+CONTRACT = json.loads((DATA / "triton_tensors.json").read_text())["models"]
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+#: Keys that upstream's models do not read, each with its reason.
+OWN_KEYS = {
+    "preprocessing": {
+        "max_input_len": "the engine's limit, to refuse a long prompt with a clear error",
+        "max_seq_len": "the engine's limit, to refuse a long output with a clear error",
+        "vocab_size": "length of a row of embedding_bias",
+    },
+    "postprocessing": {},
+    "tensorrt_llm": {},
+    "ensemble": {},
+    "tensorrt_llm_bls": {
+        "tokenizer_dir": "the BLS tokenizes and detokenizes itself: a stopping server cannot be asked any more",
+        "add_special_tokens": "as in preprocessing, whose code it shares",
+        "skip_special_tokens": "as in postprocessing",
+        "max_input_len": "as in preprocessing",
+        "max_seq_len": "as in preprocessing",
+        "vocab_size": "as in preprocessing",
+        "exclude_input_in_output": "the BLS writes the prompt into the answer itself",
+        "max_concurrency": "threads of the one instance",
+        "max_queue_size": "requests that wait for a thread",
+        "cancellation_check_period_ms": "how often it looks for clients that left",
+    },
+}
+
+
+def configs(repository: Path) -> dict[str, Any]:
+    """The five configs, read with Triton's protobuf."""
+    return {
+        name: text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for name in MODELS
+    }
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of a hand-made engine."""
+    folder = tmp_path_factory.mktemp(request.param)
+    engine = hand_made.engine_folder(folder / "engine", cpu=request.param == "cpu")
+    render(engine, folder / "repository", RepositoryOptions())
+    return folder / "repository"
+
+
+def declared(tensor: Any) -> tuple[Any, ...]:
+    """What the contract says about a tensor, from a config."""
+    reshape = list(tensor.reshape.shape) if tensor.HasField("reshape") else None
+    dtype = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    flags = (getattr(tensor, "optional", False), getattr(tensor, "allow_ragged_batch", False))
+    return dtype, list(tensor.dims), reshape, *flags
+
+
+def expected(tensor: dict[str, Any]) -> tuple[Any, ...]:
+    """The same, from the contract; logits are FP32 in the engines that the tests make by default."""
+    dtype = tensor["dtype"].replace("LOGITS_DTYPE", "FP32")
+    flags = (tensor["optional"], tensor.get("allow_ragged_batch", False))
+    return dtype, tensor["dims"], tensor.get("reshape"), *flags
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_declared_tensors_are_those_of_the_contract(repository: Path, model: str, side: str) -> None:
+    wanted = {
+        tensor["name"]: expected(tensor)
+        for tensor in CONTRACT[model][side + "s"]
+        if tensor.get("text_only_needed", True) and "since" not in tensor
+    }
+    if (model, side) == ("tensorrt_llm", "input"):
+        wanted["no_repeat_ngram_size"] = ("INT32", [1], [], True, False)
+    assert {tensor.name: declared(tensor) for tensor in getattr(configs(repository)[model], side)} == wanted
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_parameter_keys_are_known_complete_and_not_retired(repository: Path, model: str) -> None:
+    known = {parameter["key"]: parameter["required"] for parameter in CONTRACT[model].get("parameters", [])}
+    keys = set(configs(repository)[model].parameters)
+    must = {key for key, required in known.items() if required in ("required", "key_must_exist")}
+    must |= {"gpt_model_path"} if model == "tensorrt_llm" else set()
+    assert must <= keys
+    assert not {key for key in keys if known.get(key) == "do_not_set"}
+    assert keys - set(known) == set(OWN_KEYS[model])
+
+
+def test_ensemble_maps_are_the_contract_s_without_what_a_text_model_lacks(repository: Path) -> None:
+    ours = configs(repository)
+    for step, wanted in zip(ours["ensemble"].ensemble_scheduling.step, CONTRACT["ensemble"]["steps"], strict=True):
+        model, side_of = ours[wanted["model"]], {"input_map": "input", "output_map": "output"}
+        outer = {tensor.name for tensor in (*ours["ensemble"].input, *ours["ensemble"].output)}
+        for which, side in side_of.items():
+            names = {tensor.name for tensor in getattr(model, side)}
+            pairs = {k: v for k, v in wanted[which].items() if k in names and (v.startswith("_") or v in outer)}
+            same = wanted[which].get("*same_name*", "")
+            if same.startswith("every other"):
+                pairs |= {name: name for name in names & outer}
+            else:
+                pairs |= {name: name for name in same.split() if name in names and name in outer}
+            assert dict(getattr(step, which)) == pairs
+
+
+def test_one_decoupled_one_batch_size_and_an_ordered_postprocessing(repository: Path) -> None:
+    ours = configs(repository)
+    assert ours["tensorrt_llm"].model_transaction_policy.decoupled
+    assert ours["tensorrt_llm_bls"].model_transaction_policy.decoupled
+    assert {config.max_batch_size for config in ours.values()} == {16}  # the engine's
+    assert ours["postprocessing"].dynamic_batching.preserve_ordering
+    assert ours["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 256
+
+
+def test_only_the_backend_and_what_runs_it_differ_between_cpu_and_gpu(tmp_path: Path) -> None:
+    for kind in ("cpu", "gpu"):
+        engine = hand_made.engine_folder(tmp_path / f"{kind}-engine", cpu=kind == "cpu")
+        render(engine, tmp_path / kind, RepositoryOptions(), root="/models")
+    for model in MODELS:
+        cpu, gpu = ((tmp_path / kind / model / "config.pbtxt").read_text() for kind in ("cpu", "gpu"))
+        assert cpu.replace('backend: "python"', 'backend: "tensorrtllm"', model == "tensorrt_llm") == gpu
+    assert list((tmp_path / "gpu" / "tensorrt_llm" / "1").iterdir()) == []
+    assert (tmp_path / "gpu" / "ensemble" / "1").is_dir()
+    assert (tmp_path / "gpu" / "docker-compose.yaml").is_file()
+    assert not (tmp_path / "cpu" / "docker-compose.yaml").exists()
+
+
+def test_paths_are_rendered_for_the_root_that_the_server_sees(tmp_path: Path) -> None:
+    cpu = hand_made.engine_folder(tmp_path / "cpu", cpu=True)
+    gpu = hand_made.engine_folder(tmp_path / "gpu", cpu=False)
+    for engine, root, seen in ((cpu, None, str(tmp_path / "out")), (gpu, None, "/models"), (cpu, "/a b", "/a b")):
+        render(engine, tmp_path / "out", RepositoryOptions(), root=root, force=True)
+        ours = configs(tmp_path / "out")
+        assert ours["tensorrt_llm"].parameters["gpt_model_path"].string_value == f"{seen}/engine"
+        for model in ("preprocessing", "postprocessing", "tensorrt_llm_bls", "tensorrt_llm"):
+            assert ours[model].parameters["tokenizer_dir"].string_value == f"{seen}/tokenizer"
+    with pytest.raises(UsageError, match="--root models is not absolute"):
+        render(cpu, tmp_path / "other", RepositoryOptions(), root="models")
+
+
+def test_the_logits_type_is_the_engine_s(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False, logits_dtype="float16")
+    render(engine, tmp_path / "out", RepositoryOptions())
+    for name, config in configs(tmp_path / "out").items():
+        types = {t.data_type for t in config.output if t.name in ("context_logits", "generation_logits")}
+        assert types == (
+            {model_config_pb2.TYPE_FP16} if name in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls") else set()
+        )
+
+
+def test_engine_files_are_links_or_copies_and_survive_a_move(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    render(engine, tmp_path / "linked", RepositoryOptions())
+    render(engine, tmp_path / "copied", RepositoryOptions(), copy=True)
+    name = "openvino/openvino_model.bin"
+    assert os.path.samefile(tmp_path / "linked" / "engine" / name, engine / name)
+    assert not os.path.samefile(tmp_path / "copied" / "engine" / name, engine / name)
+    (tmp_path / "linked").rename(tmp_path / "moved")
+    engine.rename(tmp_path / "moved-engine")
+    assert (tmp_path / "moved" / "engine" / name).read_bytes() == b"made by hand"
+
+
+def test_only_tokenizer_files_travel_never_code(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    (engine / "tokenizer" / "tokenization_evil.py").write_text("raise SystemExit")
+    render(engine, tmp_path / "out", RepositoryOptions())
+    wanted = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}
+    assert {path.name for path in (tmp_path / "out" / "tokenizer").iterdir()} == wanted | {"generation_config.json"}
+
+
+def test_the_manifest_tells_the_server_what_it_needs(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False, tp=2)
+    render(engine, tmp_path / "out", RepositoryOptions(bls_max_concurrency=64, max_batch_size=4))
+    made = manifest.read(tmp_path / "out", "repository")
+    assert made.input.digest == manifest.read(engine, "engine").digest
+    wanted = {
+        "backend": "tensorrtllm", "target": "a100-80gb", "models": list(MODELS), "front": "tensorrt_llm_bls",
+        "root": "/models", "decoupled": True, "max_batch_size": 4, "bls_max_concurrency": 64, "world_size": 2,
+    }  # fmt: skip
+    assert {key: made.details[key] for key in wanted} == wanted
+    assert made.arguments["options"] == {"max_batch_size": 4, "bls_max_concurrency": 64}
+
+
+def test_what_cannot_be_served_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    silent = hand_made.engine_folder(tmp_path / "silent", cpu=True, tokenizer=False)
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    cases: list[tuple[Path, RepositoryOptions, type[Exception], str]] = [
+        (silent, RepositoryOptions(), EngineError, "holds no tokenizer"),
+        (tmp_path, RepositoryOptions(), EngineError, "no engine"),
+        (engine, RepositoryOptions(max_batch_size=17), UsageError, "more than the engine's 16"),
+        (
+            engine,
+            RepositoryOptions(parameters={"kv_cache_freee": "1"}),
+            UsageError,
+            "kv_cache_freee is not a parameter",
+        ),
+        (engine, RepositoryOptions(parameters={"worker_path": "/x"}), UsageError, "worker_path is not a parameter"),
+        (engine, RepositoryOptions(parameters={"cuda_graph_mode": "yes"}), UsageError, "cuda_graph_mode is 'yes'"),
+    ]
+    for source, options, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            render(source, tmp_path / "out", options)
+        assert not (tmp_path / "out").exists()
+    (engine / "openvino" / "openvino_model.bin").unlink()
+    with pytest.raises(EngineError, match=r"lacks openvino/openvino_model\.bin"):
+        render(engine, tmp_path / "out", RepositoryOptions())
+
+
+def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExists):
+        render(engine, tmp_path / "out", RepositoryOptions())
+    render(engine, tmp_path / "out", RepositoryOptions(), force=True)
+    assert (tmp_path / "out" / "ensemble" / "config.pbtxt").is_file()
+
+
+def test_the_command_prints_a_table_or_one_document(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    done = minitron(
+        "repo", "render", engine, "--output", tmp_path / "out", "--parameter", "cuda_graph_mode=1", "--json"
+    )
+    assert json.loads(done.stdout)["backend"] == "python"
+    assert configs(tmp_path / "out")["tensorrt_llm"].parameters["cuda_graph_mode"].string_value == "1"
+    assert "tensorrt_llm_bls" in minitron("repo", "render", engine, "--output", tmp_path / "two").stdout
+    wrong = minitron("repo", "render", engine, "--output", tmp_path / "three", "--max-queue-size", "-1", check=False)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "max_queue_size" in wrong.stderr and "-1" in wrong.stderr
+
+
+def test_a_recipe_gives_the_serving_options_and_a_flag_wins(tmp_path: Path) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("serving: {max_queue_size: 7, postprocessing_instances: 3}\nmemory: {kv_cache_fraction: 0.5}\n")
+    minitron("repo", "render", engine, "--output", tmp_path / "out", "--recipe", recipe, "--max-queue-size", "9")
+    ours = configs(tmp_path / "out")
+    assert ours["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 9
+    assert ours["tensorrt_llm"].parameters["kv_cache_free_gpu_mem_fraction"].string_value == "0.5"
+    assert ours["postprocessing"].instance_group[0].count == 3

@@ -1,0 +1,1 @@
+"""Planning: what a recipe needs and what can be expected of it, computed from sizes alone, before anything is built."""

@@ -1,0 +1,250 @@
+"""The plan: limits, memory and roofline of one recipe on one target, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from minitron_trtllm import gpu as gpus
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.gpu import Gpu
+from minitron_trtllm.plan import memory, weights
+from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, EngineLimits, derive
+from minitron_trtllm.plan.memory import MemoryPlan
+from minitron_trtllm.plan.model import PlannedModel, precision_of
+from minitron_trtllm.plan.roofline import Machine, decode_step, prefill, weight_only_pays_below
+from minitron_trtllm.plan.weights import Parallel, WeightBytes, model_bytes
+from minitron_trtllm.precision import Precision
+from minitron_trtllm.recipe_model import Recipe, Workload
+from minitron_trtllm.shape import ModelShape
+
+_WEIGHT_ONLY = (Precision.INT8_WEIGHT_ONLY.value, Precision.INT4_WEIGHT_ONLY.value)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Best possible speeds; rates in tokens/s of all sequences together, times in seconds.
+
+    ``single``: each precision's decode rate at batch 1 with an empty cache. ``planned``: this precision's at the
+    planned batch, every sequence holding ``context_tokens``. ``prefill``: one prompt of ``prompt_tokens``, the median.
+    """
+
+    single_tokens_per_s: dict[str, float]
+    context_tokens: int
+    planned_tokens_per_s: float
+    planned_bound_by: str
+    prompt_tokens: int
+    prefill_s: float
+    prefill_bound_by: str
+    weight_only_pays_below_batch: int | None
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """All that is decided before building. ``document()`` is what manifests and ``--json`` hold.
+
+    ``weights``: bytes of the undivided model for every precision. ``fits``: whether at least one sequence does.
+    ``remedies``: what would hold the whole workload where this does not.
+    """
+
+    target: str
+    gpu: Gpu | None
+    model: PlannedModel
+    precision: Precision
+    dtype: str
+    parallel: Parallel
+    execution: str | None
+    lm_head: str
+    weights: dict[str, WeightBytes]
+    limits: EngineLimits
+    kv_cache_free_gpu_mem_fraction: float | None
+    memory: MemoryPlan
+    roofline: Roofline | None
+    concurrency: int
+    notes: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether one sequence of the longest kind fits; true where memory is not known."""
+        return self.memory.sequences_that_fit != 0
+
+    def document(self) -> dict[str, Any]:
+        """JSON values, with the sums that readers want."""
+        raw = asdict(self)
+        for part in raw["weights"].values():
+            part["matrices"] = part["embedding"] + part["layers"] + part["lm_head"]
+            part["total"] = part["matrices"] + part["small"]
+            part["lm_head_share_of_total"] = round(part["lm_head"] / part["matrices"], 4)
+            part["lm_head_share_of_reads"] = round(part["lm_head"] / (part["layers"] + part["lm_head"]), 4)
+        raw["fits"] = self.fits
+        return raw | {"precision": self.precision.value, "notes": list(self.notes), "remedies": list(self.remedies)}
+
+
+def plan(
+    recipe: Recipe, model: PlannedModel, *, machine: Machine | None = None, capacity_bytes: int | None = None
+) -> EnginePlan:
+    """Plan ``recipe`` for ``model``. Pure: the same arguments give the same plan.
+
+    For target cpu, ``machine`` and ``capacity_bytes`` are this machine's, and what follows from them is left out where
+    they are None. Raises UsageError where the recipe contradicts the model.
+    """
+    case = _case(recipe, model, machine, capacity_bytes)
+    made = _plan(case)
+    if made.memory.sequences_that_fit is None or made.memory.sequences_that_fit >= recipe.workload.concurrency:
+        return made
+    return replace(made, remedies=tuple(_remedies(case, made.memory.sequences_that_fit)))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is planned for, with everything looked up; ``held`` are the bytes of the undivided model by precision."""
+
+    recipe: Recipe
+    model: PlannedModel
+    precision: Precision
+    dtype: str
+    parallel: Parallel
+    gpu: Gpu | None
+    machine: Machine | None
+    capacity_bytes: int | None
+    held: dict[str, WeightBytes]
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.model.shape
+
+
+def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity_bytes: int | None) -> _Case:
+    precision, dtype = precision_of(recipe, model.shape)
+    split = recipe.embedding_sharding_dim if recipe.use_parallel_embedding else None
+    parallel = Parallel(recipe.tensor_parallel, recipe.pipeline_parallel, split)
+    weights.check(model.shape, precision, parallel)
+    gpu = None
+    if recipe.target != "cpu":
+        gpu = gpus.find(recipe.target)
+        capacity_bytes = gpu.memory_bytes
+        machine = Machine(gpu.bandwidth * parallel.tensor, gpu.dense_flops * parallel.tensor)
+    held = {each.value: _held(model.shape, each, recipe) for each in Precision}
+    return _Case(recipe, model, precision, dtype, parallel, gpu, machine, capacity_bytes, held)
+
+
+def _held(shape: ModelShape, precision: Precision, recipe: Recipe) -> WeightBytes:
+    """Bytes of the undivided model as the engine holds it: the CPU engine may have its head in int8."""
+    held = model_bytes(shape, precision)
+    if recipe.target == "cpu" and recipe.cpu.lm_head == "int8":
+        return replace(held, lm_head=held.lm_head // 2, small=held.small + 4 * shape.vocab_size)
+    return held
+
+
+def _plan(case: _Case) -> EnginePlan:
+    recipe, gpu = case.recipe, case.gpu
+    limits = derive(recipe, case.shape, recipe.limits.max_batch_size or recipe.workload.concurrency)
+    needed = _memory(case, limits)
+    notes = _notes(recipe, needed, limits)
+    fitting = needed.sequences_that_fit
+    if fitting is not None and recipe.limits.max_batch_size is None and fitting < limits.max_batch_size:
+        limits = derive(recipe, case.shape, max(1, fitting))
+    return EnginePlan(
+        target=recipe.target,
+        gpu=gpu,
+        model=case.model,
+        precision=case.precision,
+        dtype=case.dtype,
+        parallel=case.parallel,
+        execution=None if gpu else recipe.cpu.execution,
+        lm_head="as_is" if gpu else recipe.cpu.lm_head,
+        weights=case.held,
+        limits=limits,
+        kv_cache_free_gpu_mem_fraction=memory.kv_cache_fraction(needed, limits, recipe.memory) if gpu else None,
+        memory=needed,
+        roofline=_roofline(case, limits, case.machine) if case.machine else None,
+        concurrency=recipe.workload.concurrency,
+        notes=tuple(notes),
+    )
+
+
+def _memory(case: _Case, limits: EngineLimits) -> MemoryPlan:
+    work = case.recipe.workload
+    typical = Workload.typical(work.input_tokens) + Workload.typical(work.output_tokens)
+    if case.gpu is None:
+        return memory.on_cpu(
+            case.shape, case.held[case.precision.value], limits, execution=case.recipe.cpu.execution,
+            typical_tokens=typical, margin=case.recipe.memory.activation_margin, capacity_bytes=case.capacity_bytes,
+        )  # fmt: skip
+    return memory.on_gpu(
+        case.shape, case.precision, case.parallel, limits,
+        typical_tokens=typical, memory=case.recipe.memory, capacity_bytes=case.gpu.memory_bytes,
+    )  # fmt: skip
+
+
+def _roofline(case: _Case, limits: EngineLimits, machine: Machine) -> Roofline:
+    """``machine`` is one pipeline stage's: on a full batch all stages work side by side, on one sequence in turn."""
+    recipe, shape, batch = case.recipe, case.shape, limits.max_batch_size
+    read = case.held[case.precision.value].read_per_token
+    element = 2 if case.gpu else memory.CPU_KV_ELEMENT_BYTES[recipe.cpu.execution]
+    kv = weights.kv_bytes_per_token(shape, element_bytes=element)
+    prompt = Workload.typical(recipe.workload.input_tokens)
+    context = prompt + Workload.typical(recipe.workload.output_tokens) // 2
+    single = {
+        name: 1 / decode_step(shape, machine, matrix_bytes=held.read_per_token, kv_bytes=kv).seconds
+        for name, held in case.held.items()
+    }
+    planned = decode_step(
+        shape, machine.times(case.parallel.pipeline),
+        matrix_bytes=read, kv_bytes=kv, batch=batch, context_tokens=context,
+    )  # fmt: skip
+    first = prefill(shape, machine, matrix_bytes=read, prompt_tokens=prompt)
+    return Roofline(
+        single_tokens_per_s=single,
+        context_tokens=context,
+        planned_tokens_per_s=batch / planned.seconds,
+        planned_bound_by=planned.bound_by,
+        prompt_tokens=prompt,
+        prefill_s=first.seconds,
+        prefill_bound_by=first.bound_by,
+        weight_only_pays_below_batch=weight_only_pays_below(
+            shape, machine, bytes_16bit=model_bytes(shape, Precision.FLOAT16).read_per_token
+        ),
+    )
+
+
+def _notes(recipe: Recipe, needed: MemoryPlan, limits: EngineLimits) -> list[str]:
+    notes = []
+    fits, wanted = needed.sequences_that_fit, recipe.limits.max_batch_size or recipe.workload.concurrency
+    if fits == 0:
+        notes.append(f"not one sequence of {limits.max_seq_len} tokens fits beside the weights on {recipe.target}")
+    elif fits is not None and fits < wanted:
+        notes.append(
+            f"{wanted} sequences of {limits.max_seq_len} tokens do not fit on {recipe.target}, {fits} do; "
+            "others wait in the queue"
+        )
+    if limits.max_num_tokens > MANY_NUM_TOKENS:
+        notes.append(f"max_num_tokens {limits.max_num_tokens} is above {MANY_NUM_TOKENS}: trtllm-build warns about it")
+    return notes
+
+
+def _remedies(case: _Case, fitting: int) -> list[str]:
+    """Single changes to the recipe that would hold the whole workload, or where none does, more than ``fitting``."""
+    recipe, wanted = case.recipe, case.recipe.workload.concurrency
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if recipe.backend == "engine":
+        changes += [(f"precision {name}", {"precision": name, "dtype": "auto"}) for name in _WEIGHT_ONLY]
+    if case.gpu is None:
+        changes.append(("cpu.execution fast", {"cpu": recipe.cpu.model_copy(update={"execution": "fast"})}))
+    else:
+        changes += [(f"target {other.target}", {"target": other.target}) for other in gpus.all_gpus()]
+        changes += [(f"tensor_parallel {tp}", {"tensor_parallel": tp}) for tp in (2, 4, 8)]
+    held = {name: _holds(case, recipe.model_copy(update=change)) for name, change in changes}
+    found = [name for name, count in held.items() if count >= wanted]
+    found = found or [f"{name} (for {count} of {wanted})" for name, count in held.items() if count > fitting]
+    smaller = f"workload.concurrency {fitting}" if fitting else "shorter workload.input_tokens and output_tokens"
+    return [*found, smaller]
+
+
+def _holds(case: _Case, recipe: Recipe) -> int:
+    """Sequences that fit with another recipe; 0 where that cannot be."""
+    try:
+        return _plan(_case(recipe, case.model, case.machine, case.capacity_bytes)).memory.sequences_that_fit or 0
+    except UsageError:
+        return 0

@@ -1,0 +1,235 @@
+"""A bare gRPC process that speaks Triton's protocol without Triton: it answers as each prompt tells it to.
+
+For what the real server cannot be made to do on demand: refuse, fail, die or fall silent at a certain token. A prompt
+that is a JSON object sets the behaviour (see ``Behaviour``); any other prompt gets the default one. Tensor names, their
+types and the error texts are the contract's (tests/data/triton_tensors.json); tensors are read with tritonclient's own
+functions. Every request, cancel, stop and end is a JSON line in ``--events``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
+
+CONTRACT = Path(__file__).parent / "data" / "triton_tensors.json"
+MODELS = {"tensorrt_llm_bls": "tensorrt_llm_bls", "ensemble": "ensemble", "tensorrt_llm": "tensorrt_llm",
+          "llmapi": "llmapi_tensorrt_llm"}  # fmt: skip
+_NUMPY = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
+
+
+@dataclass
+class Behaviour:
+    """What a prompt asks for: ``tokens`` sent ``interval_ms`` apart, ``per_response`` at once, and what goes wrong."""
+
+    tokens: int = 8
+    interval_ms: float = 1.0
+    per_response: int = 1
+    counts: bool = True
+    error: str = ""
+    error_after: int = 0  # responses before the error
+    reject_times: int = 0  # how often this prompt is refused before it is answered
+    die_after: int = -1  # responses before the process ends
+    silent: bool = False
+    log_probs: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prompt: str) -> Behaviour:
+        return cls(**json.loads(prompt)) if prompt.startswith("{") else cls()
+
+
+class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, version: str, models: list[str], events: Path) -> None:
+        self._version, self._models, self._events = version, models, events.open("a", buffering=1)
+        self._contract = json.loads(CONTRACT.read_text())["models"]
+        self._stops: dict[str, asyncio.Event] = {}
+        self._refused: dict[str, int] = {}
+
+    def _note(self, event: str, **facts: Any) -> None:
+        self._events.write(json.dumps({"event": event, "time_ns": time.monotonic_ns(), **facts}) + "\n")
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ServerReadyResponse(ready=True)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ModelReadyResponse(ready=request.name in self._models)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ServerMetadataResponse(name="bare", version=self._version)
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ModelMetadataResponse(name=request.name, versions=["1"])
+
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ModelStatisticsResponse(model_stats=[pb.ModelStatistics(name=request.name, inference_count=3)])
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.name not in self._models:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
+        contract = self._contract[MODELS[request.name]]
+        config = pb.model__config__pb2.ModelConfig(
+            name=request.name, max_batch_size=0 if request.name == "llmapi" else 8
+        )
+        for tensor in contract["inputs"]:
+            kind = dict(pb.model__config__pb2.DataType.items()).get("TYPE_" + tensor["dtype"], 0)
+            config.input.add(name=tensor["name"], data_type=kind, dims=tensor["dims"])
+        config.model_transaction_policy.decoupled = True
+        if request.name == "ensemble":
+            config.platform = "ensemble"
+            config.model_transaction_policy.decoupled = False  # as the server leaves it
+            step = config.ensemble_scheduling.step.add(model_name="tensorrt_llm", model_version=-1)
+            step.input_map["input_ids"] = "_INPUT_ID"
+        return pb.ModelConfigResponse(config=config)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        async for request in requests:
+            inputs = _inputs(request)
+            if inputs.get("stop"):
+                self._note("stop", id=request.id, model=request.model_name)
+                if request.id in self._stops:
+                    self._stops[request.id].set()
+                yield _response(request, {}, final=True)
+                continue
+            self._note("request", id=request.id, model=request.model_name, inputs=inputs,
+                       shapes={one.name: list(one.shape) for one in request.inputs},
+                       metadata=dict(context.invocation_metadata()))  # fmt: skip
+            self._stops[request.id] = asyncio.Event()
+            ended = False
+            try:
+                async for response in self._answer(request, inputs):
+                    yield response
+                ended = True
+            finally:  # a cancel arrives as CancelledError while waiting, as GeneratorExit while sending
+                self._note("end" if ended else "cancel", id=request.id)
+
+    async def _answer(self, request: Any, inputs: dict[str, Any]) -> Any:
+        prompt = inputs.get("text_input", "")
+        behaviour = Behaviour.of(prompt)
+        name = {"tensorrt_llm": "request_output_len", "llmapi": "sampling_param_max_tokens"}
+        limit = inputs[name.get(request.model_name, "max_tokens")]
+        if self._refused.get(prompt, 0) < behaviour.reject_times:
+            self._refused[prompt] = self._refused.get(prompt, 0) + 1
+            yield _error(request, "Maximum queue size of 4 has been reached, please try again later")
+            return
+        wanted = limit if inputs.get("min_tokens") == limit else min(limit, behaviour.tokens)
+        streaming = inputs.get("stream") or inputs.get("streaming")
+        step = behaviour.per_response if streaming else wanted
+        sent, stop = 0, self._stops[request.id]
+        if behaviour.silent:
+            await stop.wait()
+        for number, first in enumerate(range(0, wanted, step)):
+            if number == behaviour.die_after:
+                os._exit(9)
+            if behaviour.error and number == behaviour.error_after:
+                yield _error(request, behaviour.error)
+                return
+            await asyncio.sleep(behaviour.interval_ms / 1000)
+            if stop.is_set():
+                break
+            tokens = list(range(first, min(first + step, wanted)))
+            sent += len(tokens)
+            last = sent == wanted and request.model_name == "ensemble"
+            yield _response(request, self._outputs(request, behaviour, inputs, tokens, sent), final=last)
+            if last:
+                return
+        if request.model_name == "ensemble":
+            yield _response(request, self._outputs(request, behaviour, inputs, [], sent), final=True)
+        else:
+            yield _response(request, {}, final=True)
+
+    def _outputs(
+        self, request: Any, behaviour: Behaviour, inputs: dict[str, Any], tokens: list[int], sent: int
+    ) -> dict[str, Any]:
+        if request.model_name == "tensorrt_llm":
+            outputs = {
+                "output_ids": np.array([[tokens]], np.int32),
+                "sequence_length": np.array([[len(tokens)]], np.int32),
+            }
+            if inputs.get("return_log_probs"):
+                outputs["output_log_probs"] = np.array([[[-0.5] * len(tokens)]], np.float32)
+                outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
+            return outputs
+        if request.model_name == "llmapi":  # its text repeats what came before
+            done = sent == min(inputs["sampling_param_max_tokens"], behaviour.tokens)
+            reason = {"finish_reason": np.array(["stop" if done else ""], np.object_)}
+            return {"text_output": np.array(["".join(f" w{i}" for i in range(sent))], np.object_), **reason}
+        outputs = {"text_output": np.array(["".join(f" w{token}" for token in tokens)], np.object_)}
+        if behaviour.counts:
+            words = len(inputs["text_input"].split())
+            outputs["num_output_tokens"] = np.array([[len(tokens)]], np.int32)
+            outputs["num_input_tokens"] = np.array([[words]], np.int32)
+        return outputs
+
+
+def _inputs(request: Any) -> dict[str, Any]:
+    """Scalars as they are, everything longer as a list."""
+    values = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            flat = [one.decode() for one in deserialize_bytes_tensor(raw)]
+        else:
+            flat = np.frombuffer(raw, _NUMPY[tensor.datatype]).tolist()
+        assert len(flat) == int(np.prod(tensor.shape)), tensor.name
+        values[tensor.name] = flat[0] if len(flat) == 1 else flat
+    return values
+
+
+def _response(request: Any, outputs: dict[str, Any], *, final: bool) -> Any:
+    infer = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    infer.parameters["triton_final_response"].bool_param = final
+    for name, value in outputs.items():
+        if value.dtype == np.object_:
+            kind, raw = "BYTES", b"".join(len(s.encode()).to_bytes(4, "little") + s.encode() for s in value.flat)
+        else:
+            kind, raw = {"i": "INT32", "f": "FP32"}[value.dtype.kind], value.tobytes()
+        infer.outputs.add(name=name, datatype=kind, shape=value.shape)
+        infer.raw_output_contents.append(raw)
+    return pb.ModelStreamInferResponse(infer_response=infer)
+
+
+def _error(request: Any, text: str) -> Any:
+    return pb.ModelStreamInferResponse(error_message=text, infer_response=pb.ModelInferResponse(id=request.id))
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve until killed; the port goes to stdout."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+        BareTriton(arguments.version, arguments.models.split(","), arguments.events), server
+    )
+    address = f"127.0.0.1:{arguments.port}"
+    if arguments.tls:
+        key, cert, ca = (Path(arguments.tls, name).read_bytes() for name in ("server.key", "server.crt", "ca.crt"))
+        credentials = grpc.ssl_server_credentials([(key, cert)], ca, arguments.mutual)
+        port = server.add_secure_port(address, credentials)
+    else:
+        port = server.add_insecure_port(address)
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--version", default="2.51.0")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--tls")
+    parser.add_argument("--mutual", action="store_true")
+    asyncio.run(serve(parser.parse_args()))

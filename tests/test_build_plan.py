@@ -18,7 +18,7 @@ from minitron_trtllm.errors import ModelError, NotEnoughMemory, UsageError
 from minitron_trtllm.gpu import all_gpus
 from minitron_trtllm.plan import memory, model, weights
 from minitron_trtllm.plan.engine_plan import EnginePlan, plan
-from minitron_trtllm.plan.limits import EngineLimits
+from minitron_trtllm.plan.limits import Limits
 from minitron_trtllm.plan.roofline import Machine
 from minitron_trtllm.plan.weights import Parallel
 from minitron_trtllm.precision import Precision
@@ -118,7 +118,7 @@ def test_a_large_batch_is_bound_by_arithmetic() -> None:
 
 def test_limits_of_the_shipped_int8_recipe() -> None:
     made = planned("a100-int8")
-    assert made.limits == EngineLimits(32, max_input_len=2048, max_seq_len=3072, max_num_tokens=8192)
+    assert made.limits == Limits(32, max_input_len=2048, max_seq_len=3072, max_num_tokens=8192)
     # activations: 8192 tokens x (6144 + 5120 + 3072 + 18432) x 2 bytes + 32 x 256000 x 8, and 30 %
     assert made.memory.activation_bytes == -(-(8192 * 32768 * 2 + 65_536_000) * 13 // 10)
     free = 85_198_897_152 - 5_767_180_416 - made.memory.activation_bytes - (1 << 30)
@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert f"workload.concurrency {made.limits.max_batch_size}" in made.remedies
     for remedy in made.remedies:
         path, value = remedy.split()
-        changes = {"target": "a100-40gb", "workload__concurrency": 120} | {path.replace(".", "__"): value}
+        changes: dict[str, Any] = {"target": "a100-40gb", "workload__concurrency": 120} | {path.replace(".", "__"): value}
         again = planned("a100-float16", **changes)
         assert (again.memory.sequences_that_fit or 0) >= again.concurrency
 
@@ -175,8 +175,8 @@ def test_a_model_larger_than_the_gpu_does_not_fit() -> None:
         ({"tensor_parallel": 5}, "try 1, 2, 4, 8"),
         ({"pipeline_parallel": 33}, "more than the 32 layers"),
         ({"workload__output_tokens": 2049}, "more than the 4096 positions"),
-        ({"limits__max_seq_len": 2048}, "leaves no room for output"),
-        ({"limits__max_batch_size": 64, "limits__max_num_tokens": 32}, "less than one token"),
+        ({"limits__max_seq_len": 1024}, "max_input_len 2048 is more than max_seq_len 1024"),
+        ({"limits__max_batch_size": 64, "limits__max_num_tokens": 32}, "less than max_batch_size 64"),
         ({"target": "a100-81gb"}, "it may be cpu, a100-40gb"),
         ({"model__published_shape": "minitron-5b"}, "minitron-4b-base"),
     ],
@@ -313,7 +313,7 @@ def test_a_split_embedding_is_shared_out(some: ModelShape, dim: int) -> None:
 def test_more_memory_never_fits_fewer_sequences(
     some: ModelShape, precision: Precision, batch: int, less: int, more: int
 ) -> None:
-    limits = EngineLimits(batch, 512, 1024, 8192)
+    limits = Limits(batch, 512, 1024, 8192)
     fits = [
         memory.on_gpu(
             some, precision, Parallel(), limits, typical_tokens=300, memory=Memory(), capacity_bytes=capacity

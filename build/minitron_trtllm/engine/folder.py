@@ -8,46 +8,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import files, manifest
 from minitron_trtllm.checkpoint.read import Checkpoint
-from minitron_trtllm.errors import CheckpointError, UsageError
+from minitron_trtllm.errors import CheckpointError
+from minitron_trtllm.plan.limits import TOKENS_PER_BLOCK, Limits
 
 TOKENIZER = "tokenizer"
-TOKENS_PER_BLOCK = 32
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an engine accepts at most; all lengths in tokens.
-
-    ``max_batch_size``: sequences that generate at the same time. ``max_input_len``: of a prompt. ``max_seq_len``: of
-    prompt and output together. ``max_num_tokens``: taken in one step, over all sequences.
-    """
-
-    max_batch_size: int
-    max_input_len: int
-    max_seq_len: int
-    max_num_tokens: int
-
-    def check(self, max_positions: int) -> Limits:
-        """Return the limits; raises UsageError where they cannot be together, or in a model of so many positions."""
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise UsageError(f"{name} {value} makes no sense: it must be 1 or more")
-        if self.max_seq_len > max_positions:
-            raise UsageError(f"max_seq_len {self.max_seq_len} is more than the {max_positions} positions of the model")
-        if self.max_input_len > self.max_seq_len:
-            raise UsageError(f"max_input_len {self.max_input_len} is more than max_seq_len {self.max_seq_len}")
-        if self.max_num_tokens < self.max_batch_size:
-            raise UsageError(
-                f"max_num_tokens {self.max_num_tokens} is less than max_batch_size {self.max_batch_size}: "
-                "each sequence takes a token in every step"
-            )
-        return self
 
 
 def checkpoint_input(folder: Path) -> manifest.Input:

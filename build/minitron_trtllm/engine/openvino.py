@@ -9,9 +9,9 @@ from pathlib import Path
 from minitron_trtllm import files, manifest
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.engine import folder
-from minitron_trtllm.engine.folder import Limits
 from minitron_trtllm.errors import CheckpointError
 from minitron_trtllm.output import Progress
+from minitron_trtllm.plan.limits import Limits
 from minitron_trtllm.shape import ModelShape
 
 log = logging.getLogger(__name__)

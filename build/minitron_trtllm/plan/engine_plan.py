@@ -9,7 +9,7 @@ from minitron_trtllm import gpu as gpus
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
 from minitron_trtllm.plan import memory, weights
-from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, EngineLimits, derive
+from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, Limits, derive
 from minitron_trtllm.plan.memory import MemoryPlan
 from minitron_trtllm.plan.model import PlannedModel, precision_of
 from minitron_trtllm.plan.roofline import Machine, decode_step, prefill, weight_only_pays_below
@@ -56,7 +56,7 @@ class EnginePlan:
     execution: str | None
     lm_head: str
     weights: dict[str, WeightBytes]
-    limits: EngineLimits
+    limits: Limits
     kv_cache_free_gpu_mem_fraction: float | None
     memory: MemoryPlan
     roofline: Roofline | None
@@ -164,7 +164,7 @@ def _plan(case: _Case) -> EnginePlan:
     )
 
 
-def _memory(case: _Case, limits: EngineLimits) -> MemoryPlan:
+def _memory(case: _Case, limits: Limits) -> MemoryPlan:
     work = case.recipe.workload
     typical = Workload.typical(work.input_tokens) + Workload.typical(work.output_tokens)
     if case.gpu is None:
@@ -178,7 +178,7 @@ def _memory(case: _Case, limits: EngineLimits) -> MemoryPlan:
     )  # fmt: skip
 
 
-def _roofline(case: _Case, limits: EngineLimits, machine: Machine) -> Roofline:
+def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     """``machine`` is one pipeline stage's: on a full batch all stages work side by side, on one sequence in turn."""
     recipe, shape, batch = case.recipe, case.shape, limits.max_batch_size
     read = case.held[case.precision.value].read_per_token
@@ -209,7 +209,7 @@ def _roofline(case: _Case, limits: EngineLimits, machine: Machine) -> Roofline:
     )
 
 
-def _notes(recipe: Recipe, needed: MemoryPlan, limits: EngineLimits) -> list[str]:
+def _notes(recipe: Recipe, needed: MemoryPlan, limits: Limits) -> list[str]:
     notes = []
     fits, wanted = needed.sequences_that_fit, recipe.limits.max_batch_size or recipe.workload.concurrency
     if fits == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.recipe_model import Recipe, Workload
@@ -18,8 +18,12 @@ CPU_NUM_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class EngineLimits:
-    """Names and meaning are those of trtllm-build; all in tokens but ``max_batch_size`` (sequences)."""
+class Limits:
+    """What an engine accepts at most, under trtllm-build's names; all lengths in tokens.
+
+    ``max_batch_size``: sequences that generate at the same time. ``max_input_len``: of a prompt. ``max_seq_len``: of
+    prompt and output together. ``max_num_tokens``: taken in one step, over all sequences.
+    """
 
     max_batch_size: int
     max_input_len: int
@@ -29,10 +33,26 @@ class EngineLimits:
     @property
     def tokens_per_sequence(self) -> int:
         """KV cache tokens that the longest sequence takes: whole blocks."""
-        return -(-self.max_seq_len // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+        return whole_blocks(self.max_seq_len)
+
+    def check(self, max_positions: int) -> Limits:
+        """Return the limits; raises UsageError where they cannot be together, or in a model of so many positions."""
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UsageError(f"{name} {value} makes no sense: it must be 1 or more")
+        if self.max_seq_len > max_positions:
+            raise UsageError(f"max_seq_len {self.max_seq_len} is more than the {max_positions} positions of the model")
+        if self.max_input_len > self.max_seq_len:
+            raise UsageError(f"max_input_len {self.max_input_len} is more than max_seq_len {self.max_seq_len}")
+        if self.max_num_tokens < self.max_batch_size:
+            raise UsageError(
+                f"max_num_tokens {self.max_num_tokens} is less than max_batch_size {self.max_batch_size}: "
+                "each sequence takes a token in every step"
+            )
+        return self
 
 
-def derive(recipe: Recipe, shape: ModelShape, max_batch_size: int) -> EngineLimits:
+def derive(recipe: Recipe, shape: ModelShape, max_batch_size: int) -> Limits:
     """Limits for ``max_batch_size`` sequences of the workload; those that the recipe sets are taken as they are.
 
     max_input_len: the longest prompt. max_seq_len: longest prompt and longest output together. max_num_tokens: on a GPU
@@ -43,17 +63,8 @@ def derive(recipe: Recipe, shape: ModelShape, max_batch_size: int) -> EngineLimi
     input_len = fixed.max_input_len or Workload.longest(work.input_tokens)
     seq_len = fixed.max_seq_len or input_len + Workload.longest(work.output_tokens)
     wanted = CPU_NUM_TOKENS if recipe.target == "cpu" else max(DEFAULT_NUM_TOKENS, input_len + max_batch_size)
-    num_tokens = fixed.max_num_tokens or whole_blocks(min(wanted, max_batch_size * seq_len))
-    if seq_len > shape.max_positions:
-        raise UsageError(
-            f"max_seq_len {seq_len} ({input_len} of prompt, the rest output) is more than the {shape.max_positions} "
-            "positions of the model; shorten workload.input_tokens or workload.output_tokens"
-        )
-    if input_len >= seq_len:
-        raise UsageError(f"max_input_len {input_len} leaves no room for output in max_seq_len {seq_len}")
-    if num_tokens < max_batch_size:
-        raise UsageError(f"max_num_tokens {num_tokens} is less than one token for each of {max_batch_size} sequences")
-    return EngineLimits(max_batch_size, input_len, seq_len, num_tokens)
+    num_tokens = fixed.max_num_tokens or max(max_batch_size, whole_blocks(min(wanted, max_batch_size * seq_len)))
+    return Limits(max_batch_size, input_len, seq_len, num_tokens).check(shape.max_positions)
 
 
 def whole_blocks(tokens: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minitron_trtllm.plan.limits import EngineLimits
+from minitron_trtllm.plan.limits import Limits
 from minitron_trtllm.plan.weights import (
     Parallel,
     WeightBytes,
@@ -44,7 +44,7 @@ class MemoryPlan:
     typical_sequences_that_fit: int | None
 
 
-def activation_bytes(shape: ModelShape, limits: EngineLimits, tp: int, margin: float, element_bytes: int = 2) -> int:
+def activation_bytes(shape: ModelShape, limits: Limits, tp: int, margin: float, element_bytes: int = 2) -> int:
     """*Estimate* of what a step needs beside weights and cache.
 
     For each of max_num_tokens: the residual and its normalised copy (2 x hidden), the fused qkv and the attention's
@@ -61,7 +61,7 @@ def on_gpu(
     shape: ModelShape,
     precision: Precision,
     parallel: Parallel,
-    limits: EngineLimits,
+    limits: Limits,
     *,
     typical_tokens: int,
     memory: Memory,
@@ -82,7 +82,7 @@ def on_gpu(
     return min(plans, key=lambda plan: plan.kv_tokens or 0)
 
 
-def kv_cache_fraction(plan: MemoryPlan, limits: EngineLimits, memory: Memory) -> float:
+def kv_cache_fraction(plan: MemoryPlan, limits: Limits, memory: Memory) -> float:
     """kv_cache_free_gpu_mem_fraction: the share of ``free_bytes`` that a full batch of longest sequences needs.
 
     Rounded up to whole per cent and held between 0.01 and the recipe's maximum. TensorRT-LLM takes the fraction of what
@@ -98,7 +98,7 @@ def kv_cache_fraction(plan: MemoryPlan, limits: EngineLimits, memory: Memory) ->
 def on_cpu(
     shape: ModelShape,
     weights: WeightBytes,
-    limits: EngineLimits,
+    limits: Limits,
     *,
     execution: str,
     typical_tokens: int,

@@ -1,0 +1,350 @@
+"""Continuous batching on a CPU: what TensorRT-LLM's executor is to the C++ backend, around OpenVINO GenAI's pipeline.
+
+One thread steps the pipeline and hands on what each step gave. A request is let in when its prompt and its longest
+output have room in the KV cache ("guaranteed no evict"); until then it waits, first come, first served. A fault inside
+a step is answered to every request that was let in, and the pipeline is opened anew.
+
+``step()`` holds the interpreter's lock to its end; other threads get their turn between steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import pipeline
+from .engine_config import BLOCK_TOKENS, EngineConfig
+from .generation_request import Refused, Request, check
+
+log = logging.getLogger(__name__)
+
+END_ID, STOP_WORDS, LENGTH, CANCELLED = "end_id", "stop_words", "length", "cancelled"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step gave to one sequence. The last chunk has ``finish`` or ``error``, and may have no token."""
+
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    finish: str | None = None
+    error: str | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the sequence is over."""
+        return self.finish is not None or self.error is not None
+
+
+@dataclass
+class Times:
+    """Moments of a sequence's life, in ns of the monotonic clock; 0 = not yet."""
+
+    arrival_ns: int
+    first_scheduled_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+
+
+@dataclass(eq=False)
+class Generation:
+    """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule."""
+
+    id: int
+    request: Request
+    deliver: Callable[[Chunk], None]
+    times: Times
+    token_ids: list[int] = field(default_factory=list)
+    handle: Any = None
+    cancelled: bool = False
+    answered: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the KV cache that its prompt and its longest output fill."""
+        return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts at one moment. ``context``: let in and without a token yet; ``generating``: the other ones let in."""
+
+    waiting: int
+    context: int
+    generating: int
+    max_requests: int
+    context_tokens: int
+    used_blocks: int
+    max_blocks: int
+    steps: int
+    faults: int
+
+    @property
+    def active(self) -> int:
+        """All requests that are in the engine."""
+        return self.waiting + self.context + self.generating
+
+
+class Engine:
+    """A loaded engine. ``submit``, ``cancel`` and ``stats`` may be called from any thread."""
+
+    def __init__(
+        self, config: EngineConfig, open_pipeline: Callable[[], Any], *, blocks: int, max_queue: int = 0
+    ) -> None:
+        self.config = config
+        self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
+        self._changed = threading.Condition()
+        self._waiting: deque[Generation] = deque()
+        self._active: dict[int, Generation] = {}
+        self._ids = itertools.count(1)
+        self._steps = self._faults = 0
+        self._closing = False
+        self._pipeline: Any = open_pipeline()
+        self._warm_up()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        kv_cache_tokens: int | None = None,
+        kv_cache_share: float | None = None,
+        reuse_kv_cache: bool = True,
+        max_queue: int = 0,
+    ) -> Engine:
+        """Load the engine in ``folder``, ready for its first request.
+
+        ``kv_cache_tokens``: size of the KV cache, else ``kv_cache_share`` of the free memory at most. ``max_queue``:
+        requests that may wait, 0 = any number. Raises ValueError for a folder or a size that cannot be.
+        """
+        config = EngineConfig.read(Path(folder))
+        blocks = pipeline.kv_blocks(config, kv_cache_tokens, kv_cache_share)
+        return cls(
+            config,
+            lambda: pipeline.open_pipeline(config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache),
+            blocks=blocks,
+            max_queue=max_queue,
+        )
+
+    def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
+        """Take a request; ``deliver`` gets its chunks, the last one always.
+
+        Raises Refused, and then ``deliver`` is not called.
+        """
+        check(request, self.config)
+        generation = Generation(next(self._ids), request, deliver, Times(time.monotonic_ns()))
+        if generation.blocks > self._blocks:
+            raise Refused(
+                f"Prompt and output need {generation.blocks} blocks of the KV cache, and it has {self._blocks}: the "
+                "request exceeds what can ever be scheduled"
+            )
+        with self._changed:
+            if self._closing:
+                raise Refused("The engine is stopping")
+            self._waiting.append(generation)
+            self._admit()
+            if 0 < self._max_queue < len(self._waiting):
+                self._waiting.pop()
+                raise Refused(f"Maximum queue size of {self._max_queue} has been reached, please try again later")
+            self._changed.notify()
+        return generation
+
+    def generate(self, request: Request) -> Iterator[Chunk]:
+        """``submit`` for a caller that waits: yield the chunks as they come."""
+        chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        generation = self.submit(request, chunks.put)
+        try:
+            while True:
+                chunk = chunks.get()
+                yield chunk
+                if chunk.is_last:
+                    return
+        finally:
+            self.cancel(generation)
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation before its next token; its last chunk says so. Nothing happens where it is over."""
+        with self._changed:
+            generation.cancelled = True
+            waited = generation in self._waiting
+            if waited:
+                self._waiting.remove(generation)
+        if waited:
+            _answer(generation, Chunk(finish=CANCELLED))
+
+    def stats(self) -> Stats:
+        """Counts at this moment."""
+        with self._changed:
+            active = list(self._active.values())
+            context = [generation for generation in active if not generation.token_ids]
+            return Stats(
+                waiting=len(self._waiting),
+                context=len(context),
+                generating=len(active) - len(context),
+                max_requests=self.config.max_batch_size,
+                context_tokens=sum(len(generation.request.prompt) for generation in context),
+                used_blocks=self._used_blocks(),
+                max_blocks=self._blocks,
+                steps=self._steps,
+                faults=self._faults,
+            )
+
+    def close(self) -> None:
+        """Take no more requests, cancel those that are there, and end the thread."""
+        with self._changed:
+            self._closing = True
+            there = [*self._waiting, *self._active.values()]
+            self._changed.notify()
+        for generation in there:
+            self.cancel(generation)
+        self._thread.join()
+        self._pipeline = None
+
+    def _used_blocks(self) -> int:
+        return sum(generation.blocks for generation in self._active.values())
+
+    def _admit(self) -> None:
+        """Let in those at the head of the queue that have room."""
+        while self._waiting and len(self._active) < self.config.max_batch_size:
+            if self._used_blocks() + self._waiting[0].blocks > self._blocks:
+                return
+            generation = self._waiting.popleft()
+            generation.times.first_scheduled_ns = time.monotonic_ns()
+            self._active[generation.id] = generation
+
+    def _warm_up(self) -> None:
+        """Two tokens for nobody: the first inference arranges the weights in memory, which takes seconds."""
+        request = Request([0, 0], min(2, self.config.max_seq_len - 2))
+        if request.max_new_tokens > 0 and self._blocks > 0:
+            handle = self._pipeline.add_request(0, pipeline.input_ids(request), pipeline.generation_config(request))
+            while self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+            del handle
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._active or self._closing):
+                    self._changed.wait()
+                if self._closing and not (self._active or self._waiting):
+                    return
+                batch = dict(self._active)
+            leaving = {key for key, generation in batch.items() if generation.answered}
+            try:
+                self._advance({key: generation for key, generation in batch.items() if key not in leaving})
+            except Exception as error:
+                self._fail(batch, error)
+            leaving |= {key for key, generation in batch.items() if generation.answered and generation.handle is None}
+            with self._changed:
+                for key in leaving:
+                    del self._active[key]
+                self._admit()
+
+    def _advance(self, batch: dict[int, Generation]) -> None:
+        """One step for everybody in ``batch``: start the new, end the cancelled, hand on what the others got."""
+        if self._pipeline is None:
+            self._pipeline = self._open()
+        for key, generation in batch.items():
+            if generation.cancelled:
+                _end(generation, Chunk(finish=CANCELLED))
+            elif generation.handle is None:
+                self._start(key, generation)
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            self._steps += 1
+        for generation in batch.values():
+            if not generation.answered:
+                _collect(generation)
+
+    def _start(self, key: int, generation: Generation) -> None:
+        request = generation.request
+        try:
+            config = pipeline.generation_config(request)
+            generation.handle = self._pipeline.add_request(key, pipeline.input_ids(request), config)
+        except Exception as error:  # the library refuses it and stays whole
+            _answer(generation, Chunk(error=_one_line(error)))
+
+    def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
+        """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
+        self._faults += 1
+        log.error("the engine failed in a step (%s); %d requests are answered with it", _one_line(error), len(batch))
+        for generation in batch.values():
+            generation.handle = None
+            if not generation.answered:
+                _answer(generation, Chunk(error=f"The engine failed: {_one_line(error)}"))
+        self._pipeline = None
+
+
+def _collect(generation: Generation) -> None:
+    """Hand on what the last step gave to a sequence, up to where it ends."""
+    handle, request = generation.handle, generation.request
+    ids: list[int] = []
+    log_probs: list[float] = []
+    finish: str | None = None
+    while finish is None and handle.can_read():
+        for output in handle.read().values():
+            for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                if token == request.end_id:
+                    finish = END_ID
+                else:
+                    generation.token_ids.append(token)
+                    ids.append(token)
+                    log_probs.append(log_prob)
+                    finish = _finish_after_token(generation)
+                if finish:
+                    break
+    if ids:
+        now = time.monotonic_ns()
+        generation.times.first_token_ns = generation.times.first_token_ns or now
+        generation.times.last_token_ns = now
+    error = (
+        "The engine gave the request up for want of KV cache" if not finish and pipeline.was_ignored(handle) else None
+    )
+    if finish or error:
+        _end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
+    elif ids:
+        _answer(generation, Chunk(tuple(ids), tuple(log_probs)))
+
+
+def _finish_after_token(generation: Generation) -> str | None:
+    request, ids = generation.request, generation.token_ids
+    if any(tuple(ids[-len(word) :]) == word for word in request.stop_words):
+        return STOP_WORDS
+    return LENGTH if len(ids) == request.max_new_tokens else None
+
+
+def _end(generation: Generation, last: Chunk) -> None:
+    """Answer for the last time, and make the pipeline forget the sequence where it would go on.
+
+    That takes until the end of the next step; so long the sequence keeps its handle, and its blocks stay counted.
+    """
+    if generation.handle is not None and not pipeline.has_ended(generation.handle):
+        generation.handle.cancel()
+    else:
+        generation.handle = None
+    _answer(generation, last)
+
+
+def _answer(generation: Generation, chunk: Chunk) -> None:
+    generation.answered = chunk.is_last
+    try:
+        generation.deliver(chunk)
+    except Exception:
+        log.exception("a chunk could not be delivered; its request is cancelled")
+        generation.cancelled = True
+
+
+def _one_line(error: Exception) -> str:
+    """An exception's own words, without the paths of the library's sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "/src/" not in line]
+    return " ".join(lines) or type(error).__name__

@@ -1,0 +1,104 @@
+"""One sequence to generate, with TensorRT-LLM's meaning of every parameter, and what the engine refuses.
+
+Source of the meanings and defaults: TensorRT-LLM 1.2, ``executor.h`` (SamplingConfig) and
+``layers/defaultDecodingParams.h``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .engine_config import EngineConfig
+
+
+class Refused(ValueError):
+    """The engine will not take a request; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to go on from it.
+
+    ``end_id`` None: generation does not stop on a token. The end token is not part of the output, stop words are.
+    ``top_k`` 0 and ``top_p`` 0 mean "not given"; with neither, or with ``temperature`` 0, the most probable token is
+    taken. ``log_probs``: natural logarithms over the whole vocabulary, before temperature and penalties.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    end_id: int | None = None
+    stop_words: tuple[tuple[int, ...], ...] = ()
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    seed: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken each time."""
+        return self.temperature == 0 or self.top_k == 1 or (self.top_k == 0 and self.top_p == 0)
+
+
+def check(request: Request, engine: EngineConfig) -> None:
+    """Raise Refused for what the engine cannot do; everything is checked here, because OpenVINO checks little.
+
+    Token ids outside the vocabulary or positions past the rotary table would give garbage without an error.
+    """
+    _check_lengths(request, engine)
+    _check_ids(request, engine)
+    _check_sampling(request)
+
+
+def _check_lengths(request: Request, engine: EngineConfig) -> None:
+    length, wanted = len(request.prompt), request.max_new_tokens
+    if length == 0:
+        raise Refused("Prompt is empty: input_ids must have at least one token")
+    if wanted < 1:
+        raise Refused(f"request_output_len is {wanted}: it must be 1 or more")
+    if length > engine.max_input_len:
+        raise Refused(f"Prompt length ({length}) exceeds maximum input length ({engine.max_input_len})")
+    if length + wanted > engine.max_seq_len:
+        raise Refused(
+            f"Prompt length ({length}) and requested output length ({wanted}) together exceed the maximum sequence "
+            f"length ({engine.max_seq_len})"
+        )
+    if not 0 <= request.min_tokens <= wanted:
+        raise Refused(f"min_tokens is {request.min_tokens}: it must be from 0 to request_output_len ({wanted})")
+
+
+def _check_ids(request: Request, engine: EngineConfig) -> None:
+    size = engine.vocab_size
+    if min(request.prompt) < 0 or max(request.prompt) >= size:
+        wrong = next(token for token in request.prompt if not 0 <= token < size)
+        raise Refused(f"input_ids has token id {wrong}: it must be from 0 to {size - 1}")
+    if request.end_id is not None and request.end_id >= size:
+        raise Refused(f"end_id is {request.end_id}: it must be from 0 to {size - 1}")
+    for word in request.stop_words:
+        if not word or min(word) < 0 or max(word) >= size:
+            raise Refused(f"stop_words_list has the word {list(word)}: its token ids must be from 0 to {size - 1}")
+
+
+def _check_sampling(request: Request) -> None:
+    for name, low, high in (
+        ("temperature", 0.0, math.inf),
+        ("top_p", 0.0, 1.0),
+        ("repetition_penalty", 0.0, math.inf),
+        ("presence_penalty", -2.0, 2.0),
+        ("frequency_penalty", -2.0, 2.0),
+    ):
+        value = getattr(request, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise Refused(f"{name} is {value:g}: it must be {bounds}")
+    if request.repetition_penalty == 0:
+        raise Refused("repetition_penalty is 0: it must be above 0")
+    if request.top_k < 0:
+        raise Refused(f"top_k is {request.top_k}: it must be 0 or more")
+    if not 0 <= request.seed < 1 << 64:
+        raise Refused(f"seed is {request.seed}: it must be a number of 64 bits")

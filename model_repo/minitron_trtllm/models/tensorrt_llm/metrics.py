@@ -1,0 +1,109 @@
+"""The metric families of TensorRT-LLM's C++ backend, fed from the engine's counts by one thread.
+
+Names, labels and buckets: triton_backend/inflight_batcher_llm/src/custom_metrics_reporter.cc. Metric calls from several
+threads at once crash the server (Triton 2.51), so ``observe`` only queues and ``update`` does it all.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from .cpu_engine import Stats
+from .engine_config import BLOCK_TOKENS
+
+_GAUGES = {
+    "nv_trt_llm_request_metrics": ("request_type", "TRT LLM request metrics"),
+    "nv_trt_llm_runtime_memory_metrics": ("memory_type", "TRT LLM runtime memory metrics"),
+    "nv_trt_llm_kv_cache_block_metrics": ("kv_cache_block_type", "TRT LLM KV cache block metrics"),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "inflight_batcher_specific_metric",
+        "TRT LLM inflight_batcher-specific metrics",
+    ),
+    "nv_trt_llm_general_metrics": ("general_type", "General TRT LLM metrics"),
+}
+_COUNTER = ("nv_trt_llm_disaggregated_serving_metrics", "disaggregated_serving_type", "TRT LLM disaggregated serving")
+_LENGTHS = {
+    "nv_llm_input_token_len": ("total_input_tokens", "Number of input tokens"),
+    "nv_llm_output_token_len": ("total_output_tokens", "Number of output tokens"),
+}
+_BUCKETS = [10.0, 50.0, 100.0, 500.0, 1000.0]
+
+
+class Metrics:
+    """All families of one model; made once, updated by one thread."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self._labels = {"model": model, "version": version}
+        family = pb_utils.MetricFamily
+        self._gauges = {name: family(name, about, family.GAUGE) for name, (_, about) in _GAUGES.items()}
+        self._values: dict[tuple[str, str], Any] = {}
+        self._lengths: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self._histograms = []
+        for name, (kind, about) in _LENGTHS.items():
+            lengths = family(name, about, family.HISTOGRAM)
+            labels = self._labels | {"response_metric_type": kind}
+            self._histograms.append((lengths, lengths.Metric(labels=labels, buckets=_BUCKETS)))
+        name, label, about = _COUNTER
+        self._disaggregated = family(name, about, family.COUNTER)
+        self._nothing = [
+            self._disaggregated.Metric(labels=self._labels | {label: kind})
+            for kind in ("kv_cache_transfer_ms", "request_count")
+        ]
+
+    def observe(self, input_tokens: int, output_tokens: int) -> None:
+        """Note the lengths of a finished sequence; any thread may call it."""
+        self._lengths.put((input_tokens, output_tokens))
+
+    def update(self, stats: Stats) -> None:
+        """Set every gauge, and count the lengths noted since the last time."""
+        for (name, kind), value in _values(stats).items():
+            self._gauge(name, kind).set(value)
+        while not self._lengths.empty():
+            for length, (_, histogram) in zip(self._lengths.get(), self._histograms, strict=True):
+                histogram.observe(length)
+
+    def _gauge(self, family: str, kind: str) -> Any:
+        if (family, kind) not in self._values:
+            label = _GAUGES[family][0]
+            self._values[family, kind] = self._gauges[family].Metric(labels=self._labels | {label: kind})
+        return self._values[family, kind]
+
+
+def _values(stats: Stats) -> dict[tuple[str, str], float]:
+    """Value of each gauge. Nothing is paused, reused blocks are not told by OpenVINO, and there is no GPU."""
+    families: dict[str, dict[str, float]] = {
+        "nv_trt_llm_request_metrics": {
+            "active": stats.active,
+            "max": stats.max_requests,
+            "scheduled": stats.context + stats.generating,
+            "context": stats.context,
+            "waiting": stats.waiting,
+        },
+        "nv_trt_llm_runtime_memory_metrics": {"cpu": _resident_bytes(), "gpu": 0, "pinned": 0},
+        "nv_trt_llm_kv_cache_block_metrics": {
+            "max": stats.max_blocks,
+            "free": stats.max_blocks - stats.used_blocks,
+            "used": stats.used_blocks,
+            "tokens_per": BLOCK_TOKENS,
+            "reused": 0,
+            "fraction": stats.used_blocks / stats.max_blocks,
+        },
+        "nv_trt_llm_inflight_batcher_metrics": {
+            "total_context_tokens": stats.context_tokens,
+            "generation_requests": stats.generating,
+            "micro_batch_id": 0,
+            "paused_requests": 0,
+        },
+        "nv_trt_llm_general_metrics": {"timestamp": time.time_ns() // 1000, "iteration_counter": stats.steps},
+    }
+    return {(family, kind): value for family, values in families.items() for kind, value in values.items()}
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process (proc(5), statm, in pages of 4 KiB)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -1,0 +1,113 @@
+"""OpenVINO GenAI's continuous batching pipeline, opened with the engine's settings: the only user of the library here.
+
+``import openvino`` queues a usage event and writes a folder into the home directory unless the module
+``openvino_telemetry`` cannot be imported; a None in ``sys.modules`` makes that so.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .engine_config import BLOCK_TOKENS, EngineConfig
+from .generation_request import Request
+
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+import openvino as ov  # noqa: E402
+import openvino_genai as genai  # noqa: E402
+
+_FREE_MEMORY_SHARE = 0.5
+_NEVER = 0  # any valid token: with ignore_eos it is not looked at, but the library wants one
+
+
+def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool) -> Any:
+    """Load the engine's model; blocks the caller for seconds to a minute."""
+    scheduler = genai.SchedulerConfig()
+    scheduler.num_kv_blocks = kv_blocks
+    scheduler.max_num_seqs = engine.max_batch_size
+    scheduler.max_num_batched_tokens = engine.max_num_tokens
+    scheduler.dynamic_split_fuse = True
+    scheduler.enable_prefix_caching = reuse_kv_cache
+    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", properties(engine))
+
+
+def properties(engine: EngineConfig) -> dict[str, str]:
+    """Plugin settings of the two execution modes.
+
+    Exact sets arithmetic, keys/values and activations to float32. Fast is the plugin's bfloat16 and 8 bits, with
+    activations quantised by groups of 128; for int8 weights that costs a single stream more than it gains.
+    """
+    if engine.execution == "exact":
+        return {"EXECUTION_MODE_HINT": "ACCURACY"}
+    return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if engine.int8 and engine.max_batch_size == 1 else "128"}
+
+
+def kv_blocks(engine: EngineConfig, tokens: int | None, share: float | None) -> int:
+    """Blocks of the KV cache: for ``tokens`` where given, else for every sequence at full length if memory allows it.
+
+    ``share`` is the part of the memory left beside the weights that the cache may take. Raises ValueError with the
+    bytes needed where not even one sequence of full length fits.
+    """
+    sequence = -(-engine.max_seq_len // BLOCK_TOKENS)
+    if tokens is not None:
+        return max(1, tokens // BLOCK_TOKENS)
+    block_bytes = engine.kv_bytes_per_token * BLOCK_TOKENS
+    weight_bytes = (engine.folder / "openvino" / "openvino_model.bin").stat().st_size
+    free = available_bytes() - weight_bytes
+    fitting = int(free * (_FREE_MEMORY_SHARE if share is None else share) / block_bytes)
+    if fitting < sequence:
+        raise ValueError(
+            f"the KV cache of one sequence of {engine.max_seq_len} tokens needs {sequence * block_bytes:,.0f} bytes, "
+            f"and beside {weight_bytes:,} for the weights {max(free, 0):,} are left; set max_tokens_in_paged_kv_cache, "
+            "or build with a smaller --max-seq-len"
+        )
+    return min(engine.max_batch_size * sequence, fitting)
+
+
+def available_bytes() -> int:
+    """Memory that this process can still get, in bytes (proc(5), MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/meminfo has no MemAvailable")
+
+
+def input_ids(request: Request) -> Any:
+    """The prompt as the pipeline wants it: int64 [1, n]."""
+    return ov.Tensor(np.asarray(request.prompt, dtype=np.int64)[None])
+
+
+def generation_config(request: Request) -> Any:
+    """TensorRT-LLM's parameters in the pipeline's terms. Stop words and log probs are dealt with outside it."""
+    config = genai.GenerationConfig()
+    config.apply_chat_template = False
+    config.max_new_tokens = request.max_new_tokens
+    config.logprobs = 1
+    config.eos_token_id = _NEVER if request.end_id is None else request.end_id
+    config.stop_token_ids = {config.eos_token_id}
+    config.ignore_eos = request.end_id is None
+    config.min_new_tokens = 0 if request.end_id is None else request.min_tokens
+    config.repetition_penalty = request.repetition_penalty
+    config.presence_penalty = request.presence_penalty
+    config.frequency_penalty = request.frequency_penalty
+    config.do_sample = not request.is_greedy
+    if config.do_sample:
+        config.temperature = request.temperature
+        config.top_k = request.top_k
+        config.top_p = request.top_p or 1.0
+        config.rng_seed = request.seed
+    return config
+
+
+def has_ended(handle: Any) -> bool:
+    """Whether the pipeline will give nothing more for this handle."""
+    return bool(handle.get_status() != genai.GenerationStatus.RUNNING)
+
+
+def was_ignored(handle: Any) -> bool:
+    """Whether the pipeline gave the request up for want of cache."""
+    return bool(handle.get_status() == genai.GenerationStatus.IGNORED)

@@ -118,14 +118,14 @@ def test_a_large_batch_is_bound_by_arithmetic() -> None:
 
 def test_limits_of_the_shipped_int8_recipe() -> None:
     made = planned("a100-int8")
-    assert made.limits == Limits(32, max_input_len=2048, max_seq_len=3072, max_num_tokens=8192)
+    assert made.limits == Limits(32, max_input_len=1024, max_seq_len=2048, max_num_tokens=8192)
     # activations: 8192 tokens x (6144 + 5120 + 3072 + 18432) x 2 bytes + 32 x 256000 x 8, and 30 %
     assert made.memory.activation_bytes == -(-(8192 * 32768 * 2 + 65_536_000) * 13 // 10)
     free = 85_198_897_152 - 5_767_180_416 - made.memory.activation_bytes - (1 << 30)
     assert made.memory.free_bytes == free
-    # 32 x 3072 tokens of 131,072 bytes are 12.9 GB of 77.6
-    assert made.kv_cache_free_gpu_mem_fraction == 0.17
-    assert made.memory.sequences_that_fit == int(free * 0.9) // 131_072 // 3072 == 173
+    # 32 x 2048 tokens of 131,072 bytes are 8.6 GB of 77.6
+    assert made.kv_cache_free_gpu_mem_fraction == 0.12
+    assert made.memory.sequences_that_fit == int(free * 0.9) // 131_072 // 2048 == 260
 
 
 def test_limits_that_the_recipe_sets_are_kept() -> None:
@@ -143,16 +143,16 @@ def test_num_tokens_hold_the_longest_prompt_beside_a_full_batch() -> None:
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
-    made = planned("a100-float16", target="a100-40gb", workload__concurrency=120)
+    made = planned("a100-float16", target="a100-40gb", workload__concurrency=200)
     assert made.limits.max_batch_size == made.memory.sequences_that_fit
-    assert made.limits.max_batch_size < 120
-    assert "120 sequences of 3072 tokens do not fit on a100-40gb" in made.notes[0]
+    assert made.limits.max_batch_size < 200
+    assert "200 sequences of 2048 tokens do not fit on a100-40gb" in made.notes[0]
     assert "target a100-80gb" in made.remedies
     assert "tensor_parallel 2" in made.remedies
     assert f"workload.concurrency {made.limits.max_batch_size}" in made.remedies
     for remedy in made.remedies:
         path, value = remedy.split()
-        changes: dict[str, Any] = {"target": "a100-40gb", "workload__concurrency": 120} | {path.replace(".", "__"): value}
+        changes: dict[str, Any] = {"target": "a100-40gb", "workload__concurrency": 200} | {path.replace(".", "__"): value}
         again = planned("a100-float16", **changes)
         assert (again.memory.sequences_that_fit or 0) >= again.concurrency
 
@@ -174,8 +174,8 @@ def test_a_model_larger_than_the_gpu_does_not_fit() -> None:
     [
         ({"tensor_parallel": 5}, "try 1, 2, 4, 8"),
         ({"pipeline_parallel": 33}, "more than the 32 layers"),
-        ({"workload__output_tokens": 2049}, "more than the 4096 positions"),
-        ({"limits__max_seq_len": 1024}, "max_input_len 2048 is more than max_seq_len 1024"),
+        ({"workload__output_tokens": 3073}, "more than the 4096 positions"),
+        ({"limits__max_seq_len": 512}, "max_input_len 1024 is more than max_seq_len 512"),
         ({"limits__max_batch_size": 64, "limits__max_num_tokens": 32}, "less than max_batch_size 64"),
         ({"target": "a100-81gb"}, "it may be cpu, a100-40gb"),
         ({"model__published_shape": "minitron-5b"}, "minitron-4b-base"),

@@ -145,6 +145,9 @@ class Recipe(_Section):
     cpu: Cpu = Cpu()
     serving: Serving = Serving()
     container: Container = Container()
+    trtllm_build: dict[str, bool | int | str] = _field(
+        {}, "further flags of trtllm-build, without the dashes: {multiple_profiles: enable}; the plan sets the limits"
+    )
 
     @model_validator(mode="after")
     def _combination(self) -> Recipe:

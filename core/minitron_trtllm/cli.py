@@ -44,11 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code (see ``errors``)."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
-    level = logging.DEBUG if args.debug else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    if not args.debug:
-        for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "urllib3", "asyncio"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not args.debug:  # of ourselves people want to hear more than of the libraries
+        logging.getLogger("minitron_trtllm").setLevel(logging.INFO)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -44,6 +44,9 @@ class Call:
     def __init__(
         self, request_id: str, sender: Any, wanted: Wanted, requested: frozenset[str], metrics: Metrics
     ) -> None:
+        """``requested``: the outputs that the client asked for. Raises Refused where a main one is missing."""
+        if missing := [name for name in _ALWAYS if name not in requested]:
+            raise Refused(f"Output {missing[0]} was not requested: {' and '.join(_ALWAYS)} must be")
         self.request_id = request_id
         self._sender, self._wanted, self._requested, self._metrics = sender, wanted, requested, metrics
         self._lock = threading.RLock()
@@ -144,7 +147,7 @@ def error_response(text: str, generation: Generation | None = None) -> Any:
 
 
 def _perf_tensors(times: Times, blocks: int) -> dict[str, npt.NDArray[Any]]:
-    """Moments in ns of the engine's own clock; blocks are those set aside. Nothing is drafted, so those counts are 0."""
+    """Moments in ns of the engine's own clock; blocks are those set aside; nothing is drafted, so that counts 0."""
     return {
         "kv_cache_alloc_new_blocks": _scalar(blocks, np.int32),
         "kv_cache_reused_blocks": _scalar(0, np.int32),

@@ -30,7 +30,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the engine; raises TritonModelException with one line on what is wrong."""
-        logging.basicConfig(level=logging.INFO, handlers=[_TritonLog()])
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_TritonLog()])
         config = json.loads(args["model_config"])
         try:
             self._parameters = Parameters.of(config)

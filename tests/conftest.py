@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,18 @@ def small_repository(
     """``small_repository(precision)``: its rendered model repository."""
     return _once_per_precision(tmp_path_factory, "repository", lambda precision, out: minitron(
         "repo", "render", small_engine(precision), "--output", out))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
+    """A server of the small Minitron in bfloat16, on free ports: its state document (``["urls"]["grpc"]``, http, metrics).
+
+    Every test of the session shares it, so none may stop it or leave a request behind.
+    """
+    from serving import server as serve
+
+    with serve(small_repository("bfloat16")) as document:
+        yield document
 
 
 def _once_per_precision(

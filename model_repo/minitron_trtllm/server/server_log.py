@@ -16,6 +16,8 @@ _PROTOBUF = re.compile(r"^\[libprotobuf ERROR \S+\] (?P<text>.*)$")
 _TRACEBACK = r"\n\nAt:\n"  # how the Python backend begins the traceback in its message
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
+# tritonserver 2.51.0 does not notice this and waits for ever.
+_STUB_ENDED = re.compile(r"Failed to preinitialize Python stub: (?P<reason>.*)")
 _PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
 _HARMLESS = ("CudaDriverHelper has not been initialized",)  # printed on every machine without a GPU
 _TAIL_LINES = 200
@@ -41,6 +43,12 @@ class ServerLog:
         self.tail = (self.tail + lines)[-_TAIL_LINES:]
         self.loaded.update(match[1] for line in lines if (match := _LOADED.search(line)))
         return [text for line in lines if (text := _error_text(line))]
+
+    def check_stubs(self) -> None:
+        """Raise ServerError where a model's process ended before it began."""
+        for line in self.tail:
+            if match := _STUB_ENDED.search(line):
+                raise ServerError(f"a model did not start: {match['reason']}; render the repository again")
 
     def explain(self, code: int) -> MinitronError:
         """Why the server ended with ``code`` before it was ready, as far as the log tells."""

@@ -106,6 +106,7 @@ class Supervisor:
         with _Waiting(len(self._served.models)) as waiting:
             while not readiness.is_ready(self._options.probe_host, port, self._served.models):
                 self._log.new_errors()  # the message of a failed start holds them
+                self._log.check_stubs()
                 waiting.show(len(self._log.loaded))
                 if self._asked:
                     return False

@@ -64,7 +64,7 @@ def small_repository(
 
 @pytest.fixture(scope="session")
 def server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
-    """A server of the small Minitron in bfloat16, on free ports: its state document (``["urls"]["grpc"]``, http, metrics).
+    """A server of the small Minitron in bfloat16, on free ports: its state document (``urls``: grpc, http, metrics).
 
     Every test of the session shares it, so none may stop it or leave a request behind.
     """

@@ -26,22 +26,22 @@ _MASKED = np.float32(-65504)
 
 
 class Weights(Protocol):
-    """Where the graph gets its weights: each call yields a float32 node of the sizes asked for, or raises."""
+    """Where the graph gets its weights: each call yields a float32 node."""
 
     parameters: list[Node]
     """Parameters of the model that stand for large constants until those are written."""
 
-    def embedding(self, rows: int, columns: int) -> Node:
+    def embedding(self) -> Node:
         """The vocabulary embedding, [vocab, hidden]."""
 
-    def head(self, rows: int, columns: int) -> Node:
+    def head(self) -> Node:
         """The output projection, [vocab, hidden]."""
 
-    def linear(self, name: str, outs: int, ins: int) -> Node:
+    def linear(self, name: str) -> Node:
         """A layer's linear weight, [out, in]; what is stored may be codes and scales."""
 
-    def vector(self, name: str, size: int) -> Node:
-        """A norm's weight or bias."""
+    def vector(self, name: str) -> Node:
+        """A norm's weight or bias, [hidden]."""
 
 
 def build_graph(shape: ModelShape, weights: Weights) -> Any:
@@ -51,12 +51,12 @@ def build_graph(shape: ModelShape, weights: Weights) -> Any:
     cos, sin = (_at(table, positions) for table in rotary_tables(shape))
     batch = op.gather(op.shape_of(ids), _ints([0]), _ints(0))
     layers = _Layers(shape, weights, cos, sin, _mask(ids, mask), beams, batch)
-    hidden = op.gather(weights.embedding(shape.vocab_size, shape.hidden_size), ids, _ints(0))
+    hidden = op.gather(weights.embedding(), ids, _ints(0))
     for index in range(shape.num_layers):
         hidden = op.add(hidden, layers.attention(index, hidden))
         hidden = op.add(hidden, layers.mlp(index, hidden))
     hidden = layers.norm("transformer.ln_f", hidden)
-    logits = op.matmul(hidden, weights.head(shape.vocab_size, shape.hidden_size), False, True)
+    logits = op.matmul(hidden, weights.head(), False, True)
     logits.output(0).set_names({"logits"})
     parameters = [ids, mask, positions, beams, *weights.parameters]
     return ov.Model([op.result(logits)], layers.sinks, parameters, "minitron")
@@ -94,7 +94,7 @@ class _Layers:
     def attention(self, index: int, hidden: Node) -> Node:
         shape, layer = self.shape, f"transformer.layers.{index}"
         size, kv_size = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
-        fused = self.weights.linear(f"{layer}.attention.qkv", size + 2 * kv_size, shape.hidden_size)
+        fused = self.weights.linear(f"{layer}.attention.qkv")
         qkv = op.matmul(self.norm(f"{layer}.input_layernorm", hidden), fused, False, True)
         parts = op.variadic_split(qkv, _ints(2), _ints([size, kv_size, kv_size]))
         query = self._rotate(self._heads(parts.output(0), shape.num_heads))
@@ -105,19 +105,17 @@ class _Layers:
         values = self._share(self._remember(f"{past}.valuepresent.{index}.value", value))
         mixed = op.scaled_dot_product_attention(query, keys, values, self.mask)
         joined = op.reshape(op.transpose(mixed, _ints([0, 2, 1, 3])), _ints([0, 0, size]), True)
-        dense = self.weights.linear(f"{layer}.attention.dense", shape.hidden_size, size)
-        return op.matmul(joined, dense, False, True)
+        return op.matmul(joined, self.weights.linear(f"{layer}.attention.dense"), False, True)
 
     def mlp(self, index: int, hidden: Node) -> Node:
-        shape, layer = self.shape, f"transformer.layers.{index}"
-        up = self.weights.linear(f"{layer}.mlp.fc", shape.intermediate_size, shape.hidden_size)
-        down = self.weights.linear(f"{layer}.mlp.proj", shape.hidden_size, shape.intermediate_size)
+        layer = f"transformer.layers.{index}"
+        up, down = self.weights.linear(f"{layer}.mlp.fc"), self.weights.linear(f"{layer}.mlp.proj")
         rectified = op.relu(op.matmul(self.norm(f"{layer}.post_layernorm", hidden), up, False, True))
         return op.matmul(op.multiply(rectified, rectified), down, False, True)
 
     def norm(self, name: str, hidden: Node) -> Node:
         """LayerNorm; the checkpoint's weight already has Nemotron's + 1."""
-        weight, bias = (self.weights.vector(f"{name}.{part}", self.shape.hidden_size) for part in ("weight", "bias"))
+        weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector(f"{name}.bias")
         normed = op.mvn(hidden, _ints([-1]), True, self.shape.norm_epsilon, "inside_sqrt")
         return op.add(op.multiply(normed, weight), bias)
 

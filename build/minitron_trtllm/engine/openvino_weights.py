@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron_trtllm.checkpoint import layout
-from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_trtllm.checkpoint.codes import quantize
+from minitron_trtllm.checkpoint.read import HEAD, Checkpoint
 from minitron_trtllm.engine.openvino_import import opset13 as op
 from minitron_trtllm.engine.openvino_import import ov
-from minitron_trtllm.errors import CheckpointError
 
 Pieces = Iterator[npt.NDArray[Any]]
 
-_STORED = {"float16": "F16", "bfloat16": "BF16"}  # config.json's dtype -> safetensors
-_ELEMENT = {"float16": "f16", "bfloat16": "bf16"}  # -> OpenVINO
+_ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
+_EMBEDDING = "transformer.vocab_embedding.weight"
 _PIECE_BYTES = 8 << 20
 _CHANNELS_AT_ONCE = 512
 """Output channels unpacked together: a multiple of the layout's tile whose working set stays in a core's cache."""
@@ -48,8 +47,8 @@ class Constant:
 class CheckpointWeights:
     """The graph's source of weights (``openvino_graph.Weights``) over an open checkpoint of one rank.
 
-    ``constants`` lists what is to be written, in the order of the graph. Raises CheckpointError for a tensor that is
-    missing or has another type or shape than config.json says.
+    ``constants`` lists what is to be written, in the order of the graph. ``lm_head_int8`` stores the output projection
+    as int8 codes, which the checkpoint does not.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, lm_head_int8: bool = False) -> None:
@@ -57,43 +56,47 @@ class CheckpointWeights:
         self.parameters: list[Any] = []
         self.constants: list[Constant] = []
 
-    def embedding(self, rows: int, columns: int) -> Any:
+    def embedding(self) -> Any:
         """The embedding, as stored."""
-        return self._as_stored("transformer.vocab_embedding.weight", rows, columns)
+        return self._as_stored(_EMBEDDING)
 
-    def head(self, rows: int, columns: int) -> Any:
-        """The output projection, as stored or in int8 per row; the embedding where the checkpoint has none."""
-        name = "lm_head.weight"
-        if name not in self._checkpoint.names():
-            name = "transformer.vocab_embedding.weight"
-        return self._head_int8(name, rows, columns) if self._lm_head_int8 else self._as_stored(name, rows, columns)
+    def head(self) -> Any:
+        """The output projection; the embedding where the checkpoint has none (they are tied)."""
+        name = HEAD if HEAD in self._checkpoint.names() else _EMBEDDING
+        return self._quantized_here(name, 8) if self._lm_head_int8 else self._as_stored(name)
 
-    def linear(self, name: str, outs: int, ins: int) -> Any:
-        """A linear weight: as stored, or its codes times its scales."""
-        bits = self._checkpoint.precision.weight_bits
+    def linear(self, name: str) -> Any:
+        """A linear weight: as stored, or codes times scales, made here where the checkpoint leaves that to us."""
+        weight, bits = f"{name}.weight", self._checkpoint.precision.weight_bits
         if bits == 16:
-            return self._as_stored(f"{name}.weight", outs, ins)
-        scales = self._floats(f"{name}.per_channel_scale", (outs,))
-        stored = f"{name}.weight"
-        self._check(stored, "I8", (ins, outs * bits // 8))
-        try:
-            layout.check_sizes(outs, ins)
-        except ValueError as error:
-            raise CheckpointError(f"{self._checkpoint.folder}: {name}: {error}") from error
-        codes = Constant(name, f"i{bits}", (outs, ins), lambda: self._codes(stored, outs, ins, bits))
-        return self._scaled(codes, scales)
+            return self._as_stored(weight)
+        if not self._checkpoint.quantized:
+            return self._quantized_here(weight, bits)
+        ins, stored = self._checkpoint.entry(weight).shape
+        codes = Constant(weight, f"i{bits}", (stored * 8 // bits, ins), lambda: self._codes(weight, bits))
+        return self._scaled(codes, self._checkpoint.array(f"{name}.per_channel_scale"))
 
-    def vector(self, name: str, size: int) -> Any:
+    def vector(self, name: str) -> Any:
         """A norm's weight or bias in float32."""
-        return op.constant(self._floats(name, (size,)))
+        return op.constant(self._checkpoint.array(name).astype(np.float32))
 
-    def _as_stored(self, name: str, rows: int, columns: int) -> Any:
-        dtype = self._checkpoint.dtype
-        self._check(name, _STORED[dtype], (rows, columns))
-        return self._float32(Constant(name, _ELEMENT[dtype], (rows, columns), lambda: self._rows(name, rows)))
+    def _as_stored(self, name: str) -> Any:
+        rows, columns = self._checkpoint.entry(name).shape
+        element = _ELEMENTS[self._checkpoint.dtype]
+        return self._float32(Constant(name, element, (rows, columns), lambda: self._rows(name)))
 
-    def _scaled(self, codes: Constant, scales: npt.NDArray[np.float32]) -> Any:
-        return op.multiply(self._float32(codes), op.constant(scales[:, None]))
+    def _quantized_here(self, name: str, bits: int) -> Any:
+        """Codes and scales by TensorRT-LLM's rule, of a tensor that the checkpoint holds in 16 bits."""
+        scales = np.concatenate([quantize(piece, bits)[1] for piece in self._rows(name)])
+        rows, columns = self._checkpoint.entry(name).shape
+
+        def pieces() -> Pieces:
+            return (_packed(quantize(piece, bits)[0], bits) for piece in self._rows(name))
+
+        return self._scaled(Constant(f"{name}/codes", f"i{bits}", (rows, columns), pieces), scales)
+
+    def _scaled(self, codes: Constant, scales: npt.NDArray[Any]) -> Any:
+        return op.multiply(self._float32(codes), op.constant(scales.astype(np.float32)[:, None]))
 
     def _float32(self, constant: Constant) -> Any:
         parameter = op.parameter(ov.PartialShape(constant.shape), getattr(ov.Type, constant.element))
@@ -102,47 +105,18 @@ class CheckpointWeights:
         self.constants.append(constant)
         return op.convert(parameter, ov.Type.f32)
 
-    def _rows(self, name: str, rows: int) -> Pieces:
-        step = max(1, _PIECE_BYTES * rows // self._checkpoint.entry(name).nbytes)
-        for start in range(0, rows, step):
-            yield self._checkpoint.rows(name, start, min(start + step, rows))
-
-    def _codes(self, name: str, outs: int, ins: int, bits: int) -> Pieces:
-        """Codes as OpenVINO stores them, [out, in]; at 4 bits the even one of a pair in the low half of a byte.
-
-        The layout keeps the channels in order, so that a run of them can be unpacked on its own.
-        """
-        flat = self._checkpoint.array(name).reshape(-1)
-        for start in range(0, outs, _CHANNELS_AT_ONCE):
-            stop = min(start + _CHANNELS_AT_ONCE, outs)
-            run = flat[start * ins * bits // 8 : stop * ins * bits // 8].reshape(ins, -1)
-            codes = layout.unpack(run, bits)
-            yield codes if bits == 8 else codes[:, 0::2] & 15 | codes[:, 1::2] << 4
-
-    def _head_int8(self, name: str, rows: int, columns: int) -> Any:
-        """Symmetric int8 with one scale per row, made here: the checkpoint has 16 bits."""
-        self._check(name, _STORED[self._checkpoint.dtype], (rows, columns))
-        largest = [np.abs(piece.astype(np.float32)).max(axis=1) for piece in self._rows(name, rows)]
-        scales = np.concatenate(largest) / np.float32(127)
-        divisors = np.where(scales == 0, np.float32(1), scales)[:, None]
-
-        def pieces() -> Pieces:
-            start = 0
-            for piece in self._rows(name, rows):
-                stop = start + len(piece)
-                yield np.rint(piece.astype(np.float32) / divisors[start:stop]).astype(np.int8)
-                start = stop
-
-        return self._scaled(Constant("lm_head", "i8", (rows, columns), pieces), scales)
-
-    def _floats(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        self._check(name, _STORED[self._checkpoint.dtype], shape)
-        return self._checkpoint.array(name).astype(np.float32)
-
-    def _check(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    def _rows(self, name: str) -> Pieces:
         entry = self._checkpoint.entry(name)
-        if (entry.dtype, entry.shape) != (dtype, shape):
-            raise CheckpointError(
-                f"{self._checkpoint.folder}: {name} is {entry.dtype} {list(entry.shape)}, and its config.json makes it "
-                f"{dtype} {list(shape)}; convert the model again"
-            )
+        rows = entry.shape[0]
+        step = max(1, _PIECE_BYTES * rows // entry.nbytes)
+        return (self._checkpoint.rows(name, start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def _codes(self, name: str, bits: int) -> Pieces:
+        outs = self._checkpoint.entry(name).shape[1] * 8 // bits
+        for start in range(0, outs, _CHANNELS_AT_ONCE):
+            yield _packed(self._checkpoint.codes(name, start, min(start + _CHANNELS_AT_ONCE, outs)), bits)
+
+
+def _packed(codes: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int8]:
+    """Codes [out, in] as OpenVINO stores them: at 4 bits two to a byte, the first of a pair in the low half."""
+    return codes if bits == 8 else codes[:, 0::2] & 15 | codes[:, 1::2] << 4

@@ -1,0 +1,223 @@
+"""``minitron demo``: the whole way on this machine, as a user would type it, one command after the other.
+
+It runs the other commands as child processes and knows of their insides no more than their manifests. A stage whose
+result is up to date is skipped. However it ends, the server that it started is stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from minitron_trtllm import compat, manifest, output
+from minitron_trtllm.errors import InputError, UsageError
+from minitron_trtllm.manifest import Manifest
+from minitron_trtllm.version import VERSION
+
+_CHECKOUT = Path(__file__).parents[3]
+_SMALL_MODEL = Path("models", "small-minitron")
+_PROMPT = "In the beginning"
+_SECONDS_TO_STOP = 15.0
+_ENOUGH_FOR_A_LOOK = ["--concurrency", "1,4", "--requests", "8", "--input-tokens", "32", "--output-tokens", "32"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add(
+        "--model", metavar="MODEL", help="model folder or Hugging Face id (default: the small Minitron of the checkout)"
+    )
+    add("--precision", default="auto", metavar="P", help="as 'minitron convert' takes it (default: auto)")
+    add("--execution", choices=("exact", "fast"), default="exact", help="as 'minitron build' takes it")
+    add("--output", type=Path, default=Path("out", "demo"), metavar="DIR", help="where it works (default %(default)s)")
+    add("--prompt", default=_PROMPT, help="what the model is to continue (default %(default)r)")
+    add("--fresh", action="store_true", help="make everything anew, also what is up to date")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Go the way; returns the exit code of the first command that fails, or 0."""
+    model = args.model or _small_model()
+    args.output.mkdir(parents=True, exist_ok=True)
+    demo = _Demo(args.output, fresh=args.fresh)
+    with _alone_in(args.output), _ended_by(signal.SIGTERM):
+        try:
+            repository = demo.make_repository(model, args.precision, args.execution)
+            demo.serve_and_ask(repository, args.prompt)
+        except subprocess.CalledProcessError as error:
+            return int(error.returncode)
+        finally:
+            demo.stop()
+    print("\n" + output.table(demo.times, ("stage", "seconds")))
+    print(_next_steps())
+    return 0
+
+
+class _Demo:
+    """One run: its folder, its stages and the time each took."""
+
+    def __init__(self, folder: Path, *, fresh: bool) -> None:
+        self._folder, self._fresh = folder, fresh
+        self._state = folder / "servers"  # not the user's own, so that only our server is stopped
+        self._serving: Path | None = None
+        self.times: list[tuple[str, str]] = []
+
+    def make_repository(self, model: str, precision: str, execution: str) -> Path:
+        """Convert, build, render and check; returns the model repository."""
+        checkpoint, engine, repository = (self._folder / name for name in ("checkpoint", "engine", "repository"))
+        self._make(
+            "checkpoint", checkpoint, Path(model), {"model": model, "precision": precision},
+            "convert", model, "--output", checkpoint, "--precision", precision,
+        )  # fmt: skip
+        self._make(
+            "engine", engine, checkpoint, {"target": "cpu", "execution": execution},
+            "build", checkpoint, "--target", "cpu", "--execution", execution, "--output", engine,
+        )  # fmt: skip
+        self._make("repository", repository, engine, {}, "repo", "render", engine, "--output", repository)
+        return repository
+
+    def serve_and_ask(self, repository: Path, prompt: str) -> None:
+        """Start the server, stream an answer, measure, stop."""
+        self._serving = repository
+        free = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+        text = self._run("serve", repository, "--detach", *free, "--state", self._state, "--json", captured=True)
+        url = json.loads(text)["urls"]["grpc"]
+        self._run("generate", prompt, "--max-tokens", "64", "--url", url)
+        self._run("latency", *_ENOUGH_FOR_A_LOOK, "--url", url)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the server if there is one, whatever the user presses meanwhile."""
+        if self._serving is not None:
+            repository, self._serving = self._serving, None
+            with _deaf_to(signal.SIGINT, signal.SIGTERM):
+                self._run("stop", repository, "--state", self._state)
+
+    def _make(self, stage: str, made: Path, source: Path, arguments: dict[str, Any], *words: str | Path) -> None:
+        """Run the command that makes the folder ``made``, unless what it would make is there."""
+        if not self._fresh and _is_up_to_date(stage, made, source, arguments):
+            print(f"\n$ minitron {shlex.join(map(str, words))}\n(up to date, skipped)", flush=True)
+            self.times.append((str(words[0]), "-"))
+        else:
+            self._run(*words, "--force")
+
+    def _run(self, *words: str | Path, captured: bool = False) -> str:
+        """Show a command, run it, note its time; returns its stdout if ``captured``.
+
+        Raises CalledProcessError with its exit code. It has a session of its own: Ctrl-C comes to us, and we hand it on
+        once.
+        """
+        print(f"\n$ minitron {shlex.join(map(str, words))}", flush=True)
+        started = time.monotonic()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
+            stdout=subprocess.PIPE if captured else None, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            text, _ = child.communicate()
+        except KeyboardInterrupt:
+            _interrupt(child)
+            raise
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, child.args)
+        self.times.append((str(words[0]), f"{time.monotonic() - started:.1f}"))
+        return text or ""
+
+
+def _interrupt(child: subprocess.Popen[str]) -> None:
+    with _deaf_to(signal.SIGINT, signal.SIGTERM):
+        child.send_signal(signal.SIGINT)
+        try:
+            child.communicate(timeout=_SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+
+
+def _is_up_to_date(stage: str, made: Path, source: Path, arguments: dict[str, Any]) -> bool:
+    """Whether ``made`` is whole, of this toolkit version, of these arguments, and of what ``source`` now holds."""
+    try:
+        record = manifest.read(made, stage)
+        fresh = _holds_what_was_read(record, source)
+    except InputError:
+        return False
+    return (
+        fresh
+        and record.toolkit == VERSION
+        and all(record.arguments.get(name) == value for name, value in arguments.items())
+        and manifest.unchanged(record.files, made)
+        # A repository holds the place where it lies.
+        and record.details.get("root", os.path.abspath(made)) == os.path.abspath(made)
+    )
+
+
+def _holds_what_was_read(record: Manifest, source: Path) -> bool:
+    if record.input.files:  # a model: it has no manifest of its own
+        return manifest.unchanged(record.input.files, source)
+    return record.input.digest == manifest.read(source, record.input.kind).digest
+
+
+def _small_model() -> str:
+    for folder in (Path.cwd(), _CHECKOUT):
+        if (folder / _SMALL_MODEL).is_dir():
+            return str(_SMALL_MODEL if folder == Path.cwd() else folder / _SMALL_MODEL)
+    raise UsageError(f"{_SMALL_MODEL} is not here (it comes with a checkout of the project); give --model")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Refuse to work where another demo works."""
+    lock = os.open(folder / ".demo.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"another demo works in {folder}; give this one another --output") from None
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _ended_by(number: int) -> Iterator[None]:
+    """Let a signal end us as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def _deaf_to(*numbers: int) -> Iterator[None]:
+    """Ignore signals, in children too."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _next_steps() -> str:
+    return f"""
+Next, on an A100 (written for it, not run here):
+  minitron convert nvidia/Minitron-4B-Base --precision int8_weight_only --output out/4b-int8      # anywhere, no GPU
+  minitron build out/4b-int8 --target a100-80gb --output out/4b-int8-a100      # inside {compat.image().reference}
+  minitron repo render out/4b-int8-a100 --output out/4b-int8-repository
+  minitron serve out/4b-int8-repository      # starts that container
+README.md, "On an A100", says more."""

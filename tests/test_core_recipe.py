@@ -32,7 +32,7 @@ def test_flag_beats_environment_beats_recipe_beats_default(tmp_path: Path) -> No
     assert effective.origins["precision"] == "environment MINITRON_RECIPE_PRECISION"
     assert effective.recipe.workload.input_tokens == 100
     assert effective.origins["workload.input_tokens"] == f"recipe {mine}"
-    assert effective.recipe.workload.output_tokens == 256
+    assert effective.recipe.workload.output_tokens is None
     assert effective.origins["workload.output_tokens"] == "default"
 
 

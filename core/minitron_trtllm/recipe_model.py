@@ -47,11 +47,11 @@ class Percentiles(_Section):
 
 
 class Workload(_Section):
-    """What the engine is planned for."""
+    """What the engine is planned for; without lengths, for whatever the model can take."""
 
-    concurrency: int = _field(8, "sequences that are to be generated at the same time", ge=1)
-    input_tokens: int | Percentiles = _field(512, "prompt length in tokens: a number, or {p50, p95, max}")
-    output_tokens: int | Percentiles = _field(256, "generated tokens: a number, or {p50, p95, max}")
+    concurrency: int = _field(16, "sequences that are to be generated at the same time", ge=1)
+    input_tokens: int | Percentiles | None = _field(None, "prompt length in tokens: a number, or {p50, p95, max}")
+    output_tokens: int | Percentiles | None = _field(None, "generated tokens: a number, or {p50, p95, max}")
 
     @model_validator(mode="after")
     def _positive(self) -> Workload:
@@ -60,16 +60,6 @@ class Workload(_Section):
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} is {value}, and at least 1 is needed")
         return self
-
-    @staticmethod
-    def typical(tokens: int | Percentiles) -> int:
-        """The median of a length."""
-        return tokens if isinstance(tokens, int) else tokens.p50
-
-    @staticmethod
-    def longest(tokens: int | Percentiles) -> int:
-        """The longest that must be served."""
-        return tokens if isinstance(tokens, int) else tokens.max
 
 
 class Limits(_Section):

@@ -4,92 +4,88 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shlex
 import time
 from pathlib import Path
 
-from minitron_trtllm import output
+from minitron_trtllm import output, recipe
+from minitron_trtllm.errors import UsageError
 from minitron_trtllm.manifest import Manifest
+from minitron_trtllm.recipe import Effective
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("checkpoint", type=Path, help="folder that 'minitron convert' made")
-    parser.add_argument("--target", default="cpu", metavar="TARGET", help="what the engine runs on: cpu (default)")
-    parser.add_argument("--output", type=Path, required=True, help="engine folder to make")
-    parser.add_argument("--force", action="store_true", help="replace an existing output, on success")
+    parser.add_argument("--output", type=Path, help="engine folder to make (default: out/engines/NAME-DIGEST)")
+    parser.add_argument("--force", action="store_true", help="replace something else at the output, on success")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    limits = parser.add_argument_group("limits of the engine", "in tokens; derived from the model where not given")
-    limits.add_argument("--max-batch-size", type=int, metavar="N", help="sequences that generate at the same time")
-    limits.add_argument("--max-input-len", type=int, metavar="N", help="of a prompt")
-    limits.add_argument("--max-seq-len", type=int, metavar="N", help="of prompt and output together")
-    limits.add_argument("--max-num-tokens", type=int, metavar="N", help="in one step, over all sequences")
-    cpu = parser.add_argument_group("target cpu")
-    cpu.add_argument(
-        "--execution",
-        choices=("exact", "fast"),
-        default="exact",
-        help="exact: float32, what the checkpoint says (default); fast: bfloat16 and 8-bit activations and keys/values",
-    )
-    cpu.add_argument(
-        "--lm-head-int8", action="store_true", help="store the output projection in int8 (not what the checkpoint says)"
-    )
+    recipe.add_flags(
+        parser, "target", "precision", "tensor_parallel", "pipeline_parallel",
+        "workload.concurrency", "workload.input_tokens", "workload.output_tokens",
+        "limits.max_batch_size", "limits.max_input_len", "limits.max_seq_len", "limits.max_num_tokens",
+        "cpu.execution", "cpu.lm_head", "container.image_tag",
+    )  # fmt: skip
+    parser.add_argument("--lm-head-int8", dest="lm_head", action="store_const", const="int8", help=argparse.SUPPRESS)
+    gpu = parser.add_argument_group("GPU targets")
+    gpu.add_argument("--container", action="store_true", help="run trtllm-build in the pinned image, with docker")
+    gpu.add_argument("--dry-run", action="store_true", help="print the command line and build nothing")
+    gpu.add_argument("--workers", type=int, metavar="N", help="ranks to build at a time (default: all)")
+    gpu.add_argument("--timeout", type=float, metavar="S", help="stop trtllm-build after so many seconds")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build for the target that was asked for."""
+    """Build for the target that was asked for, or say that it is built."""
     started = time.monotonic()
-    record = _BUILDERS[_target(args.target)](args)
-    _report(args, record, time.monotonic() - started)
+    effective = recipe.from_args(args)
+    if effective.recipe.backend == "llmapi":
+        raise UsageError("backend llmapi needs no engine: go on with 'minitron repo render MODEL --backend llmapi'")
+    if effective.recipe.target == "cpu":
+        return _build_cpu(args, effective, started)
+    return _build_gpu(args, effective, started)
+
+
+def _build_cpu(args: argparse.Namespace, effective: Effective, started: float) -> int:
+    from minitron_trtllm.engine import cpu
+
+    if args.container or args.dry_run or args.workers or args.timeout:
+        raise UsageError("--container, --dry-run, --workers and --timeout are for GPU targets; target cpu runs no program")
+    place, record, found = cpu.build(effective, args.checkpoint, args.output, force=args.force)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _report(args, place, record, found, {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak})
     return 0
 
 
-def _target(name: str) -> str:
-    from minitron_trtllm.errors import UsageError
+def _build_gpu(args: argparse.Namespace, effective: Effective, started: float) -> int:
+    from minitron_trtllm.engine import tensorrt
 
-    if name not in _BUILDERS:
-        raise UsageError(f"there is no target {name!r}; known: {', '.join(_BUILDERS)}")
-    return name
-
-
-def _build_cpu(args: argparse.Namespace) -> Manifest:
-    from minitron_trtllm.engine import openvino
-
-    options = openvino.CpuOptions(
-        execution=args.execution,
-        lm_head_int8=args.lm_head_int8,
-        max_batch_size=args.max_batch_size,
-        max_input_len=args.max_input_len,
-        max_seq_len=args.max_seq_len,
-        max_num_tokens=args.max_num_tokens,
-    )
-    return openvino.build(args.checkpoint, args.output, options, force=args.force)
+    options = tensorrt.Options(args.container, args.workers, args.timeout, args.force)
+    decided = tensorrt.decide(effective, args.checkpoint, args.output, options)
+    if args.dry_run:
+        argv = decided.command()
+        output.emit_json({"output": str(decided.output), "argv": argv}) if args.json else print(shlex.join(argv))
+        return 0
+    record, found = tensorrt.run(decided)
+    took = {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": record.details["build_peak_bytes"]}
+    _report(args, decided.output, record, found, took)
+    return 0
 
 
-_BUILDERS = {"cpu": _build_cpu}
-
-
-def _report(args: argparse.Namespace, record: Manifest, seconds: float) -> None:
+def _report(args: argparse.Namespace, place: Path, record: Manifest, found: bool, took: dict[str, float]) -> None:
     size = sum(file.size for file in record.files.values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if args.json:
-        output.emit_json(
-            {
-                "output": str(args.output),
-                "bytes": size,
-                "seconds": round(seconds, 3),
-                "peak_memory_bytes": peak,
-                "digest": record.digest,
-                **record.details,
-            }
-        )
+        head = {"output": str(place), "cached": found, "bytes": size, **took, "digest": record.digest}
+        output.emit_json(head | record.details)
         return
-    limits = record.details["limits"]
+    if found:
+        print(f"{place} is there already and is what was asked for; nothing was built")
+    details = record.details
     rows = [
-        ("engine", args.output),
-        ("target", f"{record.details['target']}, {record.details['precision']}, {record.details.get('execution', '')}"),
-        ("limits", ", ".join(f"{name} {value}" for name, value in limits.items())),
+        ("engine", place),
+        ("target", f"{details['target']}, {details['precision']}, {details.get('execution', details.get('image'))}"),
+        ("limits", ", ".join(f"{name} {value}" for name, value in details["limits"].items())),
         ("size", output.human_bytes(size)),
-        ("time", f"{seconds:.1f} s"),
-        ("peak memory", output.human_bytes(peak)),
+        ("time", f"{took['seconds']:.1f} s"),
+        ("peak memory", output.human_bytes(took["peak_memory_bytes"]) if took["peak_memory_bytes"] else "not known"),
     ]
     print(output.table(rows, ("", "")))

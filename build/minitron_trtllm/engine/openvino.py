@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from minitron_trtllm import files, manifest
 from minitron_trtllm.checkpoint.read import Checkpoint
@@ -54,11 +55,19 @@ class CpuOptions:
         ).check(shape.max_positions)
 
 
-def build(checkpoint: Path, output: Path, options: CpuOptions, *, force: bool = False) -> manifest.Manifest:
+def build(
+    checkpoint: Path,
+    output: Path,
+    options: CpuOptions,
+    *,
+    force: bool = False,
+    more_details: dict[str, Any] | None = None,
+) -> manifest.Manifest:
     """Build the engine folder ``output`` from the checkpoint folder and return its manifest.
 
-    The weights are streamed: the memory in use is that of one matrix, whatever the model. Raises CheckpointError for a
-    checkpoint that cannot be used, UsageError for limits that cannot be, OutputExists, NoSpace, OutputError.
+    The weights are streamed: the memory in use is that of one matrix, whatever the model. ``more_details`` go into the
+    manifest. Raises CheckpointError for a checkpoint that cannot be used, UsageError for limits that cannot be,
+    OutputExists, NoSpace, OutputError.
     """
     from minitron_trtllm.engine import openvino_ir
     from minitron_trtllm.engine.openvino_graph import build_graph
@@ -81,7 +90,7 @@ def build(checkpoint: Path, output: Path, options: CpuOptions, *, force: bool = 
             more = cpu | {"has_tokenizer": folder.copy_tokenizer(checkpoint, partial), "weight_bytes": weight_bytes}
             return manifest.write(
                 partial, "engine", made_from, arguments={"target": TARGET} | asdict(options),
-                details=folder.details(TARGET, source, limits, **more),
+                details=folder.details(TARGET, source, limits, **more) | (more_details or {}),
                 known_sha256={f"{MODEL_FOLDER}/{name}": sha256 for name, sha256 in written.items()},
             )  # fmt: skip
 

@@ -9,13 +9,13 @@ from minitron_trtllm import gpu as gpus
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
 from minitron_trtllm.plan import memory, weights
-from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, Limits, derive
+from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, Limits, derive, lengths
 from minitron_trtllm.plan.memory import MemoryPlan
 from minitron_trtllm.plan.model import PlannedModel, precision_of
 from minitron_trtllm.plan.roofline import Machine, decode_step, prefill, weight_only_pays_below
 from minitron_trtllm.plan.weights import Parallel, WeightBytes, model_bytes
 from minitron_trtllm.precision import Precision
-from minitron_trtllm.recipe_model import Recipe, Workload
+from minitron_trtllm.recipe_model import Recipe
 from minitron_trtllm.shape import ModelShape
 
 _WEIGHT_ONLY = (Precision.INT8_WEIGHT_ONLY.value, Precision.INT4_WEIGHT_ONLY.value)
@@ -79,6 +79,14 @@ class EnginePlan:
             part["lm_head_share_of_reads"] = round(part["lm_head"] / (part["layers"] + part["lm_head"]), 4)
         raw["fits"] = self.fits
         return raw | {"precision": self.precision.value, "notes": list(self.notes), "remedies": list(self.remedies)}
+
+    def identity(self) -> dict[str, Any]:
+        """The document without what may differ for the same engine: paths, remarks and, for cpu, this machine."""
+        kept = self.document()
+        for name in ("notes", "remedies", "fits", *(() if self.gpu else ("memory", "roofline"))):
+            del kept[name]
+        kept["model"] = kept["model"]["shape"]
+        return kept
 
 
 def plan(
@@ -165,8 +173,7 @@ def _plan(case: _Case) -> EnginePlan:
 
 
 def _memory(case: _Case, limits: Limits) -> MemoryPlan:
-    work = case.recipe.workload
-    typical = Workload.typical(work.input_tokens) + Workload.typical(work.output_tokens)
+    typical = lengths(case.recipe.workload, case.shape).typical_total
     if case.gpu is None:
         return memory.on_cpu(
             case.shape, case.held[case.precision.value], limits, execution=case.recipe.cpu.execution,
@@ -184,8 +191,8 @@ def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     read = case.held[case.precision.value].read_per_token
     element = 2 if case.gpu else memory.CPU_KV_ELEMENT_BYTES[recipe.cpu.execution]
     kv = weights.kv_bytes_per_token(shape, element_bytes=element)
-    prompt = Workload.typical(recipe.workload.input_tokens)
-    context = prompt + Workload.typical(recipe.workload.output_tokens) // 2
+    usual = lengths(recipe.workload, shape)
+    prompt, context = usual.typical_input, usual.typical_input + usual.typical_output // 2
     single = {
         name: 1 / decode_step(shape, machine, matrix_bytes=held.read_per_token, kv_bytes=kv).seconds
         for name, held in case.held.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from minitron_trtllm.errors import UsageError
-from minitron_trtllm.recipe_model import Recipe, Workload
+from minitron_trtllm.recipe_model import Percentiles, Recipe, Workload
 from minitron_trtllm.shape import ModelShape
 
 #: trtllm-build's default of max_num_tokens, and what it warns about (tensorrt_llm/_common.py, 1.x).
@@ -52,18 +52,57 @@ class Limits:
         return self
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Prompt and output of a workload's sequences, in tokens: the median one, and the longest that must be served."""
+
+    typical_input: int
+    typical_output: int
+    longest_input: int
+    longest_total: int
+
+    @property
+    def typical_total(self) -> int:
+        """Prompt and output of the median sequence."""
+        return self.typical_input + self.typical_output
+
+
+def lengths(work: Workload, shape: ModelShape) -> Lengths:
+    """The lengths of a workload; those that it does not give are all that the model's positions allow.
+
+    The median prompt and output are then taken as 512 and 256 tokens, as far as the positions reach.
+    """
+    inputs, outputs = _percentiles(work.input_tokens), _percentiles(work.output_tokens)
+    longest_input = inputs.max if inputs else shape.max_positions
+    longest_total = longest_input + outputs.max if inputs and outputs else shape.max_positions
+    return Lengths(
+        typical_input=inputs.p50 if inputs else min(512, shape.max_positions // 2),
+        typical_output=outputs.p50 if outputs else min(256, shape.max_positions // 4),
+        longest_input=longest_input,
+        longest_total=longest_total,
+    )
+
+
+def _percentiles(tokens: int | Percentiles | None) -> Percentiles | None:
+    return Percentiles(p50=tokens, max=tokens) if isinstance(tokens, int) else tokens
+
+
 def derive(recipe: Recipe, shape: ModelShape, max_batch_size: int) -> Limits:
     """Limits for ``max_batch_size`` sequences of the workload; those that the recipe sets are taken as they are.
 
     max_input_len: the longest prompt. max_seq_len: longest prompt and longest output together. max_num_tokens: on a GPU
-    trtllm-build's default or the longest prompt beside a full batch that decodes, whichever is more; never more than
-    the batch can hold, and whole blocks. Raises UsageError where they contradict the model or each other.
+    trtllm-build's default or the longest prompt beside a full batch that decodes, whichever is more, in whole blocks;
+    never more than the batch can hold, to which trtllm-build would cut it. Raises UsageError where they contradict the
+    model or each other.
     """
-    fixed, work = recipe.limits, recipe.workload
-    input_len = fixed.max_input_len or Workload.longest(work.input_tokens)
-    seq_len = fixed.max_seq_len or input_len + Workload.longest(work.output_tokens)
+    fixed, longest = recipe.limits, lengths(recipe.workload, shape)
+    seq_len = fixed.max_seq_len or longest.longest_total
+    input_len = fixed.max_input_len or longest.longest_input
+    if recipe.workload.input_tokens is None and fixed.max_input_len is None:
+        input_len = seq_len
     wanted = CPU_NUM_TOKENS if recipe.target == "cpu" else max(DEFAULT_NUM_TOKENS, input_len + max_batch_size)
-    num_tokens = fixed.max_num_tokens or max(max_batch_size, whole_blocks(min(wanted, max_batch_size * seq_len)))
+    num_tokens = fixed.max_num_tokens or max(max_batch_size, whole_blocks(wanted))
+    num_tokens = min(num_tokens, max_batch_size * seq_len)
     return Limits(max_batch_size, input_len, seq_len, num_tokens).check(shape.max_positions)
 
 

@@ -1,0 +1,47 @@
+"""Build a CPU engine by a recipe: the same plan and the same cache as for a GPU, around ``openvino.build``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from minitron_trtllm import cache, manifest
+from minitron_trtllm.cache import EngineKey
+from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_trtllm.engine import folder, openvino
+from minitron_trtllm.plan.for_checkpoint import plan_checkpoint
+from minitron_trtllm.recipe import Effective
+
+
+def build(
+    effective: Effective, checkpoint: Path, output: Path | None, *, force: bool = False
+) -> tuple[Path, manifest.Manifest, bool]:
+    """Build the engine, or find it built: its folder, its manifest, and whether it was there already.
+
+    Raises CheckpointError, UsageError, OutputExists, NoSpace, OutputError.
+    """
+    from minitron_trtllm.engine.openvino_import import VERSION
+
+    with Checkpoint.open(checkpoint) as source:
+        plan = plan_checkpoint(effective, source)
+        made_from = folder.checkpoint_input(checkpoint)
+    key = EngineKey(
+        source=made_from.digest,
+        precision=plan.precision.value,
+        dtype=plan.dtype,
+        plan=plan.identity(),
+        runtime=VERSION,
+        architecture="cpu",
+    )
+    place = output or cache.default_output(f"{checkpoint.absolute().name}-cpu", key)
+    found = cache.find(place, key)
+    if found:
+        return place, found, True
+    cache.check_free(place, force=force)
+    options = openvino.CpuOptions(
+        execution=effective.recipe.cpu.execution,
+        lm_head_int8=effective.recipe.cpu.lm_head == "int8",
+        **asdict(plan.limits),
+    )
+    more = {"plan": plan.document(), "cache": key.record()}
+    return place, openvino.build(checkpoint, place, options, force=force, more_details=more), False

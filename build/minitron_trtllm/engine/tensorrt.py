@@ -1,0 +1,227 @@
+"""Build a TensorRT engine: plan, cache, trtllm-build here or in the pinned image, check, manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import cache, compat, files, manifest
+from minitron_trtllm.cache import EngineKey
+from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_trtllm.compat import Image
+from minitron_trtllm.engine import folder, tensorrt_check, tensorrt_container, tensorrt_flags, tensorrt_run
+from minitron_trtllm.engine.tensorrt_flags import Value
+from minitron_trtllm.errors import CheckpointError, MachineError, NotEnoughMemory, UsageError
+from minitron_trtllm.gpu import Gpu
+from minitron_trtllm.plan.engine_plan import EnginePlan
+from minitron_trtllm.plan.for_checkpoint import plan_checkpoint
+from minitron_trtllm.recipe import Effective
+from minitron_trtllm.recipe_model import Recipe
+
+log = logging.getLogger(__name__)
+
+#: Architectures whose mixed GEMMs read the layout that convert writes (cutlass_preprocessors.cpp: sm75 to sm89).
+_SM80_LAYOUT = ("sm75", "sm80", "sm86", "sm89")
+#: Where trtllm-build writes its timing cache: into the new engine's folder, from where it is taken on success.
+_TIMING_CACHE = ".timing.cache"
+#: An engine is at most its weights, plus plans and tables; for checking the disk before the start.
+_ENGINE_EXTRA_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build, beside what. ``workers``: ranks at a time (None: all). ``timeout_s``: None waits for ever."""
+
+    container: bool = False
+    workers: int | None = None
+    timeout_s: float | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """A build that is decided: what ``run`` does and ``command`` shows."""
+
+    checkpoint: Path
+    output: Path
+    recipe: Recipe
+    plan: EnginePlan
+    gpu: Gpu
+    image: Image
+    key: EngineKey
+    options: Options
+
+    def command(self, partial: Path | None = None) -> list[str]:
+        """The command line; ``partial`` is the folder that becomes the output (by default the output itself)."""
+        return self.command_and_flags(partial or self.output, tensorrt_container.new_name())[0]
+
+    def command_and_flags(self, partial: Path, container: str) -> tuple[list[str], dict[str, Value]]:
+        """The command line, and the flags of trtllm-build in it by name."""
+        known = timing_cache(self.key)
+        where = tensorrt_container if self.options.container else None
+        seen_cache = (where.CACHE if where else known.parent) / known.name
+        seen_output = where.ENGINE if where else partial.absolute()
+        chosen = tensorrt_flags.arguments(
+            self.plan,
+            where.CHECKPOINT if where else self.checkpoint.absolute(),
+            seen_output,
+            output_timing_cache=seen_output / _TIMING_CACHE,
+            input_timing_cache=seen_cache if known.is_file() else None,
+            workers=self.options.workers,
+            more=self.recipe.trtllm_build,
+        )
+        argv = tensorrt_flags.argv(chosen)
+        if where:
+            mounts = tensorrt_container.Mounts(self.checkpoint, partial, known.parent)
+            shm = self.recipe.container.shm_bytes
+            argv = where.wrap(argv, self.image.reference, mounts, name=container, shm_bytes=shm)
+        return argv, chosen
+
+
+def timing_cache(key: EngineKey) -> Path:
+    """TensorRT's timing cache of one version and architecture, under XDG_CACHE_HOME, never in the current directory."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "minitron-trtllm" / f"timing-{key.runtime.replace(' ', '-')}-{key.architecture}.cache"
+
+
+def decide(effective: Effective, checkpoint: Path, output: Path | None, options: Options) -> EngineBuild:
+    """Plan the engine of a checkpoint folder and where it goes; nothing is written.
+
+    Raises CheckpointError, UsageError, NotEnoughMemory.
+    """
+    recipe = effective.recipe
+    image = compat.image(recipe.container.image_tag)
+    compat.check_can_build(image)
+    with Checkpoint.open(checkpoint) as source:
+        plan = plan_checkpoint(effective, source)
+        _check_layout(source, plan)
+        made_from = folder.checkpoint_input(checkpoint)
+    if not plan.fits:
+        raise NotEnoughMemory(f"{plan.notes[0]}; what would: {'; or '.join(plan.remedies)}")
+    if plan.gpu is None:
+        raise UsageError(f"target {plan.target} is no GPU")
+    version = image.tensorrt_llm if options.container else installed_version() or image.tensorrt_llm
+    key = EngineKey(
+        source=made_from.digest,
+        precision=plan.precision.value,
+        dtype=plan.dtype,
+        plan=plan.identity() | {"trtllm_build": dict(recipe.trtllm_build)},
+        runtime=f"tensorrt-llm {version}",
+        architecture=plan.gpu.architecture,
+    )
+    name = f"{checkpoint.absolute().name}-{plan.target}"
+    return EngineBuild(
+        checkpoint, output or cache.default_output(name, key), recipe, plan, plan.gpu, image, key, options
+    )
+
+
+def run(build: EngineBuild) -> tuple[manifest.Manifest, bool]:
+    """Build the engine, or find it built: its manifest, and whether it was there already.
+
+    ``force`` replaces something else at the output; an engine that is what was asked for is kept. The output appears
+    only when trtllm-build ended well and left what was asked for; its log is beside it, under ``NAME.build.log``.
+    Raises OutputExists, NoSpace, MissingDependency, MachineError, NotEnoughMemory, ToolError.
+    """
+    found = cache.find(build.output, build.key)
+    if found:
+        return found, True
+    cache.check_free(build.output, force=build.options.force)
+    if not build.options.container:
+        _check_this_gpu(build)
+    for note in build.plan.notes:
+        log.warning("%s", note)
+    container = tensorrt_container.new_name()
+    log_file = build.output.absolute().with_name(build.output.name + ".build.log")
+    known = timing_cache(build.key)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    needed = build.plan.memory.weight_bytes * build.plan.parallel.world_size + _ENGINE_EXTRA_BYTES
+    with (
+        Checkpoint.open(build.checkpoint) as source,
+        files.new_folder(build.output, force=build.options.force, needed_bytes=needed) as partial,
+    ):
+        argv, chosen = build.command_and_flags(partial, container)
+        done = tensorrt_run.run(
+            argv, log_file, cwd=partial, timeout_s=build.options.timeout_s,
+            stop=(lambda: tensorrt_container.stop(container)) if build.options.container else None,
+        )  # fmt: skip
+        peak = tensorrt_container.take_peak_bytes(partial) if build.options.container else done.peak_bytes
+        version = build.key.runtime.partition(" ")[2]
+        tensorrt_check.check(partial, source, chosen, version)
+        _keep_timing_cache(partial / _TIMING_CACHE, known)
+        details = _details(build, source, version, folder.copy_tokenizer(build.checkpoint, partial))
+        made_from = folder.checkpoint_input(build.checkpoint)
+        record = manifest.write(
+            partial, "engine", made_from,
+            arguments={"target": build.plan.target, "argv": argv},
+            details=details | {"build_seconds": round(done.seconds, 1), "build_peak_bytes": peak},
+        )  # fmt: skip
+    return record, False
+
+
+def installed_version() -> str | None:
+    """The TensorRT-LLM that the trtllm-build on PATH belongs to, asked of the Python that runs it; None if unknown."""
+    program = shutil.which(tensorrt_flags.PROGRAM)
+    if program is None:
+        return None
+    with open(program, "rb") as script:
+        first = script.readline().decode("utf-8", "replace").strip()
+    if not first.startswith("#!"):
+        return None
+    ask = "import importlib.metadata as m; print(m.version('tensorrt_llm'))"
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        told = subprocess.run([*first[2:].split(), "-c", ask], capture_output=True, text=True, timeout=60, check=False)
+        if told.returncode == 0:
+            return told.stdout.strip() or None
+    return None
+
+
+def _check_layout(source: Checkpoint, plan: EnginePlan) -> None:
+    if plan.gpu and source.quantized and plan.gpu.architecture not in _SM80_LAYOUT:
+        raise CheckpointError(
+            f"{source.folder} holds codes in the layout of sm80, and {plan.target} is {plan.gpu.architecture}; convert "
+            "the model with --quantize-at-build"
+        )
+
+
+def _check_this_gpu(build: EngineBuild) -> None:
+    """Refuse to build here for another GPU; where nvidia-smi is missing trtllm-build will say what it lacks."""
+    from minitron_trtllm import machine
+
+    here = {gpu.compute_capability for gpu in machine.gpus()}
+    if here and build.gpu.compute_capability not in here:
+        raise MachineError(
+            f"{build.plan.target} has compute capability {build.gpu.compute_capability} and the GPU here "
+            f"{', '.join(sorted(here))}; an engine must be built on the kind of GPU that runs it"
+        )
+
+
+def _keep_timing_cache(made: Path, known: Path) -> None:
+    if made.is_file():
+        with contextlib.suppress(OSError):
+            shutil.copyfile(made, known.with_suffix(".new"))
+            os.replace(known.with_suffix(".new"), known)
+        made.unlink()
+
+
+def _details(build: EngineBuild, source: Checkpoint, version: str, has_tokenizer: bool) -> dict[str, Any]:
+    plan = build.plan
+    return folder.details(
+        plan.target,
+        source,
+        plan.limits,
+        has_tokenizer=has_tokenizer,
+        tensorrt_llm=version,
+        architecture=build.gpu.architecture,
+        image=build.image.tag,
+        tensor_parallel=plan.parallel.tensor,
+        pipeline_parallel=plan.parallel.pipeline,
+        kv_cache_free_gpu_mem_fraction=plan.kv_cache_free_gpu_mem_fraction,
+        plan=plan.document(),
+        cache=build.key.record(),
+    )

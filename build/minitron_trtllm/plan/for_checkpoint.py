@@ -1,0 +1,38 @@
+"""A plan for a checkpoint that is there: what the checkpoint is, it is, and a recipe that says otherwise is refused."""
+
+from __future__ import annotations
+
+from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.plan.engine_plan import EnginePlan, plan
+from minitron_trtllm.plan.model import PlannedModel
+from minitron_trtllm.recipe import Effective
+from minitron_trtllm.recipe_model import Recipe
+
+
+def plan_checkpoint(effective: Effective, checkpoint: Checkpoint) -> EnginePlan:
+    """Plan the engine of ``checkpoint`` by ``effective``.
+
+    Precision, type and division are the checkpoint's. Raises UsageError where the recipe, or a flag, names others.
+    """
+    recipe = _agreeing(effective, checkpoint)
+    return plan(recipe, PlannedModel(str(checkpoint.folder), checkpoint.shape, str(checkpoint.folder / "config.json")))
+
+
+def _agreeing(effective: Effective, checkpoint: Checkpoint) -> Recipe:
+    held = {
+        "precision": checkpoint.precision.value,
+        "dtype": checkpoint.dtype,
+        "tensor_parallel": checkpoint.tp,
+        "pipeline_parallel": checkpoint.pp,
+        "use_parallel_embedding": bool(checkpoint.config.get("use_parallel_embedding", False)),
+        "embedding_sharding_dim": int(checkpoint.config.get("embedding_sharding_dim", 0)),
+    }
+    for path, value in held.items():
+        asked, origin = getattr(effective.recipe, path), effective.origins[path]
+        if origin != "default" and asked not in ("auto", value):
+            raise UsageError(
+                f"{checkpoint.folder} holds {path} {value}, and {origin} says {asked}; convert the model again with "
+                "the same recipe"
+            )
+    return effective.recipe.model_copy(update=held)

@@ -24,11 +24,12 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
+
 import tokenizer_files
 from minitron_trtllm.errors import MinitronError
 from minitron_trtllm.files import new_folder
 from minitron_trtllm.shape import ModelShape, from_config
-from numpy.typing import NDArray
 
 SMALL_MINITRON = Path(__file__).parent / "small-minitron"
 

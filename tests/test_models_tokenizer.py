@@ -1,0 +1,62 @@
+"""The small Minitron's TOKENIZER.json gives what SentencePiece gives on its TOKENIZER.model, on any text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from conftest import SMALL_MODEL
+
+MIXED = [
+    "In the beginning God created the heaven and the earth.",
+    "def f(x: int) -> str:\n\treturn  x ** 2  # ok",
+    "naïve café, Ünïcödé, e\u0301 combining, ﬁ ligature ½ ①",
+    "emoji 🎉 👩‍👩‍👧 and flags 🇩🇪",
+    "日本語と中文 한국어 العربية",
+    " leading", "  two leading and  double   spaces  ", "trailing ", " ", "   ", "\n\n", "\r\n\t",
+    "0123456789 3.14 1e-5", "\x00\x01\x7f", "▁already▁there", "<0x41> is no byte", "aaaaaaa LORDLORD thththe", "",
+]  # fmt: skip
+
+
+TOKENIZER = Tokenizer.from_file(str(SMALL_MODEL / "tokenizer.json"))
+REFERENCE = sentencepiece.SentencePieceProcessor(model_file=str(SMALL_MODEL / "tokenizer.model"))
+
+
+@pytest.mark.parametrize("text", MIXED)
+def test_ids_and_text_equal_sentencepieces(text: str) -> None:
+    ids = TOKENIZER.encode(text).ids
+    assert ids == REFERENCE.encode(text)
+    assert TOKENIZER.decode(ids) == REFERENCE.decode(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from("aehtnd LORDsi,.\n\té日🎉<0x>▁12"), max_size=60) | st.text(max_size=30))
+def test_ids_equal_sentencepieces_on_anything(text: str) -> None:
+    assert TOKENIZER.encode(text).ids == REFERENCE.encode(text)
+
+
+@pytest.mark.parametrize("text", [text for text in MIXED if "▁" not in text])
+def test_text_comes_back_whole(text: str) -> None:
+    """White space, unknown letters and bytes survive (the sign for a space itself becomes one)."""
+    assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
+
+
+def test_unknown_letters_become_bytes() -> None:
+    """UTF-8 of é is C3 A9; the bytes' pieces are named after them."""
+    assert TOKENIZER.encode("é").tokens[-2:] == ["<0xC3>", "<0xA9>"]
+
+
+def test_transformers_loads_it_without_torch_and_adds_nothing() -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(SMALL_MODEL)
+    assert loaded("And God said")["input_ids"] == loaded.convert_tokens_to_ids(["▁And", "▁God", "▁said"])
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (2, 3, 0)
+    config = json.loads((SMALL_MODEL / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (2, 3)
+    assert len(loaded) == config["vocab_size"]

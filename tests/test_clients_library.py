@@ -394,24 +394,6 @@ def test_server_dies_in_the_middle_and_comes_back(start_bare: Callable[..., Bare
         assert client.generate(prompt(tokens=2)).text == words(2)  # asked again until it was back
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, a server and a client certificate for 127.0.0.1, by openssl."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=test authority")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-    for who in ("server", "client"):
-        openssl("req", *new_key, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
-        openssl("x509", "-req", "-in", f"{who}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-                "-days", "2", "-extfile", "names", "-out", f"{who}.crt")  # fmt: skip
-    return folder
-
-
 def test_tls_and_mutual_tls(start_bare: Callable[..., Bare], certificates: Path) -> None:
     server = start_bare("--tls", str(certificates), "--mutual")
     ours = Tls(certificates / "ca.crt", certificates / "client.crt", certificates / "client.key")

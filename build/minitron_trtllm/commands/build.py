@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import shlex
 import time
 from pathlib import Path
 
-from minitron_trtllm import output, recipe
+from minitron_trtllm import memory, output, recipe
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.manifest import Manifest
 from minitron_trtllm.recipe import Effective
@@ -49,9 +48,9 @@ def _build_cpu(args: argparse.Namespace, effective: Effective, started: float) -
     from minitron_trtllm.engine import cpu
 
     if args.container or args.dry_run or args.workers or args.timeout:
-        raise UsageError("--container, --dry-run, --workers and --timeout are for GPU targets; target cpu runs no program")
+        raise UsageError("--container, --dry-run, --workers and --timeout are for GPU targets")
     place, record, found = cpu.build(effective, args.checkpoint, args.output, force=args.force)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory.peak_bytes()
     _report(args, place, record, found, {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak})
     return 0
 

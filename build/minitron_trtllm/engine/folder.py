@@ -16,6 +16,7 @@ from minitron_trtllm import files, manifest
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.errors import CheckpointError
 from minitron_trtllm.plan.limits import TOKENS_PER_BLOCK, Limits
+from minitron_trtllm.source.huggingface import TOKENIZER_CORE
 
 TOKENIZER = "tokenizer"
 
@@ -53,11 +54,10 @@ def write_config(folder: Path, version: str, checkpoint: Checkpoint, limits: Lim
 
 
 def copy_tokenizer(checkpoint: Path, engine: Path) -> bool:
-    """Take the tokenizer's files along; False where the model came without."""
-    if not (checkpoint / TOKENIZER).is_dir():
-        return False
-    shutil.copytree(checkpoint / TOKENIZER, engine / TOKENIZER)
-    return True
+    """Take the tokenizer's files along; False where the model came without (generation_config.json alone is none)."""
+    if (checkpoint / TOKENIZER).is_dir():
+        shutil.copytree(checkpoint / TOKENIZER, engine / TOKENIZER)
+    return any((engine / TOKENIZER / name).is_file() for name in TOKENIZER_CORE)
 
 
 def details(target: str, checkpoint: Checkpoint, limits: Limits, **more: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.engine import folder
 from minitron_trtllm.errors import CheckpointError
 from minitron_trtllm.output import Progress
-from minitron_trtllm.plan.limits import Limits
+from minitron_trtllm.plan.limits import CPU_NUM_TOKENS, Limits
 from minitron_trtllm.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -42,17 +42,17 @@ class CpuOptions:
     def limits(self, shape: ModelShape) -> Limits:
         """The engine's limits; raises UsageError where they cannot be.
 
-        By default a prompt may be as long as the rotary table reaches, 16 sequences generate together, and a step takes
-        256 tokens, so that a long prompt holds up the others for a bounded time.
+        By default a prompt may be as long as the rotary table reaches, and 16 sequences generate together.
         """
-        max_batch_size = self.max_batch_size or 16
-        max_seq_len = self.max_seq_len or shape.max_positions
-        return Limits(
-            max_batch_size=max_batch_size,
-            max_input_len=self.max_input_len or max_seq_len,
-            max_seq_len=max_seq_len,
-            max_num_tokens=self.max_num_tokens or max(256, max_batch_size),
-        ).check(shape.max_positions)
+        given = {item.name: value for item in fields(Limits) if (value := getattr(self, item.name)) is not None}
+        batch, length = given.get("max_batch_size", 16), given.get("max_seq_len", shape.max_positions)
+        derived = {
+            "max_batch_size": batch,
+            "max_input_len": length,
+            "max_seq_len": length,
+            "max_num_tokens": max(CPU_NUM_TOKENS, batch),
+        }
+        return Limits(**derived | given).check(shape.max_positions)
 
 
 def build(

@@ -118,17 +118,16 @@ class Engine:
         folder: Path | str,
         *,
         kv_cache_tokens: int | None = None,
-        kv_cache_share: float | None = None,
         reuse_kv_cache: bool = True,
         max_queue: int = 0,
     ) -> Engine:
         """Load the engine in ``folder``, ready for its first request.
 
-        ``kv_cache_tokens``: size of the KV cache, else ``kv_cache_share`` of the free memory at most. ``max_queue``:
-        requests that may wait, 0 = any number. Raises ValueError for a folder or a size that cannot be.
+        ``kv_cache_tokens``: size of the KV cache, by default what the limits can need and the memory allows.
+        ``max_queue``: requests that may wait, 0 = any number. Raises ValueError for a folder or a size that cannot be.
         """
         config = EngineConfig.read(Path(folder))
-        blocks = pipeline.kv_blocks(config, kv_cache_tokens, kv_cache_share)
+        blocks = pipeline.kv_blocks(config, kv_cache_tokens)
         return cls(
             config,
             lambda: pipeline.open_pipeline(config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache),

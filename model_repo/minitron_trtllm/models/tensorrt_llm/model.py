@@ -37,7 +37,6 @@ class TritonPythonModel:
             self._engine = Engine.load(
                 self._parameters.engine_folder,
                 kv_cache_tokens=self._parameters.kv_cache_tokens,
-                kv_cache_share=self._parameters.kv_cache_share,
                 reuse_kv_cache=self._parameters.reuse_kv_cache,
                 max_queue=self._parameters.max_queue,
             )

@@ -31,7 +31,6 @@ class Parameters:
     decoupled: bool
     max_queue: int
     kv_cache_tokens: int | None
-    kv_cache_share: float | None
     reuse_kv_cache: bool
     exclude_input_in_output: bool
     cancellation_check_s: float
@@ -50,7 +49,6 @@ class Parameters:
             decoupled=bool((config.get("model_transaction_policy") or {}).get("decoupled", False)),
             max_queue=int(queue),
             kv_cache_tokens=_read(values, "max_tokens_in_paged_kv_cache", int, None),
-            kv_cache_share=_read(values, "kv_cache_free_gpu_mem_fraction", float, None),
             reuse_kv_cache=_read(values, "enable_kv_cache_reuse", _BOOLS.__getitem__, True),
             exclude_input_in_output=_read(values, "exclude_input_in_output", _BOOLS.__getitem__, False),
             cancellation_check_s=_read(values, "cancellation_check_period_ms", int, 100) / 1000,

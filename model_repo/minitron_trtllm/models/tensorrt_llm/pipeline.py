@@ -46,11 +46,11 @@ def properties(engine: EngineConfig) -> dict[str, str]:
     return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if engine.int8 and engine.max_batch_size == 1 else "128"}
 
 
-def kv_blocks(engine: EngineConfig, tokens: int | None, share: float | None) -> int:
+def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
     """Blocks of the KV cache: for ``tokens`` where given, else for every sequence at full length if memory allows it.
 
-    ``share`` is the part of the memory left beside the weights that the cache may take. Raises ValueError with the
-    bytes needed where not even one sequence of full length fits.
+    At most half of the memory that the weights leave is taken. Raises ValueError with the bytes needed where not even
+    one sequence of full length fits.
     """
     sequence = -(-engine.max_seq_len // BLOCK_TOKENS)
     if tokens is not None:
@@ -58,7 +58,7 @@ def kv_blocks(engine: EngineConfig, tokens: int | None, share: float | None) -> 
     block_bytes = engine.kv_bytes_per_token * BLOCK_TOKENS
     weight_bytes = (engine.folder / "openvino" / "openvino_model.bin").stat().st_size
     free = available_bytes() - weight_bytes
-    fitting = int(free * (_FREE_MEMORY_SHARE if share is None else share) / block_bytes)
+    fitting = int(free * _FREE_MEMORY_SHARE / block_bytes)
     if fitting < sequence:
         raise ValueError(
             f"the KV cache of one sequence of {engine.max_seq_len} tokens needs {sequence * block_bytes:,.0f} bytes, "

@@ -1,0 +1,78 @@
+"""CPU engines of the models that transformers' answers are about (``answers``), made in this process."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from answers import Answers, dtype_of, make_model
+from minitron_trtllm.checkpoint.convert import convert
+from minitron_trtllm.engine import openvino as cpu
+from minitron_trtllm.precision import Precision
+
+MODELS = ("small", "other")
+
+
+@functools.cache
+def _folder() -> Path:
+    holder = tempfile.TemporaryDirectory(prefix="cpu-engines-")
+    _KEPT.append(holder)  # removed when the interpreter ends
+    return Path(holder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def model(name: str) -> Path:
+    """The Hugging Face folder of "small" or "other"."""
+    return make_model(name, _folder)
+
+
+@functools.cache
+def checkpoint(name: str, precision: Precision) -> Path:
+    """Its checkpoint, of the activation type that the answers are about."""
+    output = _folder() / f"{name}-{precision.value}"
+    dtype = dtype_of(precision, name) if precision.is_weight_only else "auto"
+    convert(model(name), output, precision=precision.value, dtype=dtype)
+    return output
+
+
+@functools.cache
+def engine(name: str, precision: Precision) -> Path:
+    """Its CPU engine in exact mode."""
+    output = _folder() / f"{name}-{precision.value}-engine"
+    cpu.build(checkpoint(name, precision), output, cpu.CpuOptions())
+    return output
+
+
+def rows_of_logits(engine_folder: Path, answers: Answers, precision: Precision) -> NDArray[np.float32]:
+    """Logits of an engine at the answers' places, by OpenVINO itself (not the pipeline): the model as a plain one."""
+    from minitron_trtllm.engine.openvino_import import ov
+
+    xml = engine_folder / "openvino" / "openvino_model.xml"
+    compiled = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    whole: dict[int, NDArray[np.float32]] = {}
+    rows = []
+    for prompt, position in answers.places:
+        if prompt not in whole:
+            ids = answers.prompts[prompt] + answers.variants[precision].continuations[prompt]
+            whole[prompt] = _logits(compiled, np.array(ids))
+        rows.append(whole[prompt][position])
+    return np.stack(rows)
+
+
+def _logits(compiled: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    inputs = {
+        "input_ids": ids[None],
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "position_ids": np.arange(len(ids))[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    result: NDArray[np.float32] = compiled.create_infer_request().infer(inputs)["logits"][0]
+    return result

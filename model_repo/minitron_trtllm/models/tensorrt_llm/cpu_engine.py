@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import re
 import threading
 import time
 from collections import deque
@@ -344,6 +345,6 @@ def _answer(generation: Generation, chunk: Chunk) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """An exception's own words, without the paths of the library's sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "/src/" not in line]
-    return " ".join(lines) or type(error).__name__
+    """An exception's own words, without the lines that only name places in the library's sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

@@ -1,0 +1,417 @@
+"""The CPU engine as a library: tokens, sampling, admission, cancel, faults. Expected tokens are transformers' own."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cpu_engines
+from answers import END_ID, Answers
+from minitron_trtllm import shape
+from minitron_trtllm.engine import openvino as cpu
+from minitron_trtllm.models.tensorrt_llm import pipeline
+from minitron_trtllm.models.tensorrt_llm.cpu_engine import Chunk, Engine
+from minitron_trtllm.models.tensorrt_llm.engine_config import BLOCK_TOKENS, EngineConfig
+from minitron_trtllm.models.tensorrt_llm.generation_request import Refused, Request
+from minitron_trtllm.precision import Precision
+from nemotron_reference import checkpoint_weights, logits
+
+BF16 = Precision.BFLOAT16
+ANSWERS = Answers.load("other")
+PROMPTS, EXPECTED = ANSWERS.prompts, ANSWERS.variants[BF16].continuations
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """The other model in bfloat16 with room for 40 blocks: a few of the prompts at a time."""
+    loaded = Engine.load(cpu_engines.engine("other", BF16), kv_cache_tokens=40 * BLOCK_TOKENS)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def small_room() -> Iterator[Callable[..., Engine]]:
+    """``small_room(blocks, max_queue=0)``: an engine of one's own with a KV cache of so many blocks."""
+    made: list[Engine] = []
+
+    def load(blocks: int, max_queue: int = 0) -> Engine:
+        folder = cpu_engines.engine("other", BF16)
+        made.append(Engine.load(folder, kv_cache_tokens=blocks * BLOCK_TOKENS, max_queue=max_queue))
+        return made[-1]
+
+    yield load
+    for loaded in made:
+        loaded.close()
+
+
+class Caller:
+    """Submits a request and keeps what comes back."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        self.chunks: list[Chunk] = []
+        self.generation = engine.submit(request, self._chunks.put)
+
+    def next(self) -> Chunk:
+        self.chunks.append(self._chunks.get(timeout=60))
+        return self.chunks[-1]
+
+    def last(self) -> Chunk:
+        while not self.next().is_last:
+            pass
+        return self.chunks[-1]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for chunk in self.chunks for token in chunk.token_ids]
+
+
+def run(engine: Engine, *requests: Request) -> list[list[int]]:
+    """Submit all at once; the tokens of each."""
+    callers = [Caller(engine, request) for request in requests]
+    for caller in callers:
+        assert caller.last().error is None
+    return [caller.tokens for caller in callers]
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("name", cpu_engines.MODELS)
+def test_greedy_tokens_equal_those_of_transformers(name: str, precision: Precision) -> None:
+    """20 prompts x 64 tokens, all at once, on the checkpoint's (dequantised) weights in float32."""
+    answers = Answers.load(name)
+    engine = Engine.load(cpu_engines.engine(name, precision), kv_cache_tokens=2048)
+    try:
+        requests = [Request(prompt, 64, end_id=END_ID) for prompt in answers.prompts]
+        assert run(engine, *requests) == answers.variants[precision].continuations
+    finally:
+        engine.close()
+
+
+def test_a_single_stream_gives_token_by_token_what_a_full_engine_gives(engine: Engine) -> None:
+    for prompt, expected in list(zip(PROMPTS, EXPECTED, strict=True))[:4]:
+        caller = Caller(engine, Request(prompt, 64))
+        assert caller.last().finish == "length"
+        assert caller.tokens == expected
+        assert all(len(chunk.token_ids) == 1 for chunk in caller.chunks)
+
+
+def test_the_same_seed_gives_the_same_tokens_whatever_else_runs(engine: Engine) -> None:
+    sampled = [Request(prompt, 24, seed=7, **SAMPLED) for prompt in PROMPTS[:16]]
+    alone = [run(engine, request)[0] for request in sampled]
+    others = [Request(prompt, 24, seed=n, **SAMPLED) for n, prompt in enumerate(PROMPTS)]
+    assert run(engine, *others, *sampled)[len(others) :] == alone
+    assert run(engine, Request(PROMPTS[0], 24, seed=8, **SAMPLED))[0] != alone[0]
+
+
+def test_without_top_k_and_top_p_or_at_temperature_0_the_best_token_is_taken(engine: Engine) -> None:
+    """TensorRT-LLM's rule (defaultDecodingParams.h): top_k 0 and top_p 0 together mean greedy, whatever the rest."""
+    requests = [
+        Request(PROMPTS[0], 16, seed=3, temperature=1.5),
+        Request(PROMPTS[0], 16, seed=3, temperature=0.0, top_k=50, top_p=0.9),
+        Request(PROMPTS[0], 16, seed=3, temperature=1.5, top_k=1),
+    ]
+    assert run(engine, *requests) == [EXPECTED[0][:16]] * 3
+
+
+def test_sampling_keeps_to_the_most_probable(engine: Engine) -> None:
+    """top_k 2: each token is one of the two best by the numpy Nemotron, and over 40 seeds both occur."""
+    best = np.argsort(next_logits(PROMPTS[2]))[-2:]
+    found = run(engine, *(Request(PROMPTS[2], 1, temperature=2.0, top_k=2, seed=seed) for seed in range(40)))
+    assert {tokens[0] for tokens in found} == set(best.tolist())
+
+
+def next_logits(ids: list[int]) -> np.ndarray[Any, Any]:
+    """Logits after ``ids`` by the numpy Nemotron of the tests."""
+    folder = cpu_engines.checkpoint("other", BF16)
+    model = shape.read(cpu_engines.model("other") / "config.json")
+    return np.asarray(logits(checkpoint_weights(folder), model, np.array(ids))[-1])
+
+
+def greedy(ids: list[int], count: int, change: Callable[[Any, list[int]], None]) -> list[int]:
+    """Greedy tokens by the numpy Nemotron, its logits changed by ``change(logits, tokens so far)`` in place."""
+    found: list[int] = []
+    for _ in range(count):
+        row = next_logits(ids + found)
+        change(row, found)
+        found.append(int(row.argmax()))
+    return found
+
+
+def test_log_probs_are_those_of_the_whole_vocabulary(engine: Engine) -> None:
+    caller = Caller(engine, Request(PROMPTS[3], 3))
+    caller.last()
+    found = [value for chunk in caller.chunks for value in chunk.log_probs]
+    for position, token in enumerate(EXPECTED[3][:3]):
+        row = next_logits(PROMPTS[3] + EXPECTED[3][:position])
+        expected = row[token] - np.log(np.exp(row - row.max()).sum()) - row.max()
+        assert found[position] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_repetition_penalty_counts_prompt_and_output(engine: Engine) -> None:
+    prompt = PROMPTS[0]
+
+    def penalise(row: Any, found: list[int]) -> None:
+        seen = sorted({*prompt, *found})
+        row[seen] = np.where(row[seen] > 0, row[seen] / 1.8, row[seen] * 1.8)
+
+    assert run(engine, Request(prompt, 6, repetition_penalty=1.8))[0] == greedy(prompt, 6, penalise)
+
+
+@pytest.mark.parametrize("kind", ["presence", "frequency"])
+def test_presence_and_frequency_penalties_count_what_was_generated(engine: Engine, kind: str) -> None:
+    """OpenVINO GenAI moves a logit towards zero; TensorRT-LLM lowers negative ones too (docs/cpu-engine.md)."""
+    prompt, counted = PROMPTS[0], kind == "frequency"
+
+    def penalise(row: Any, found: list[int]) -> None:
+        for token in set(found):
+            row[token] -= np.sign(row[token]) * (found.count(token) if counted else 1)
+
+    expected = greedy(prompt, 6, penalise)
+    assert expected != EXPECTED[0][:6]
+    penalty: dict[str, Any] = {f"{kind}_penalty": 1.0}
+    assert run(engine, Request(prompt, 6, **penalty))[0] == expected
+
+
+def test_the_end_id_ends_and_is_no_output(engine: Engine) -> None:
+    end = EXPECTED[0][10]
+    caller = Caller(engine, Request(PROMPTS[0], 64, end_id=end))
+    assert caller.last().finish == "end_id"
+    assert caller.tokens == EXPECTED[0][: EXPECTED[0].index(end)]
+
+
+def test_min_tokens_bans_the_end_id(engine: Engine) -> None:
+    end = EXPECTED[0][0]  # would end at once
+    assert run(engine, Request(PROMPTS[0], 8, end_id=end))[0] == []
+
+    def ban(row: Any, found: list[int]) -> None:
+        if len(found) < 3:
+            row[end] = -np.inf
+
+    expected = greedy(PROMPTS[0], 8, ban)
+    cut = expected.index(end) if end in expected else 8
+    assert run(engine, Request(PROMPTS[0], 8, end_id=end, min_tokens=3))[0] == expected[:cut]
+
+
+def test_stop_words_end_and_are_output(engine: Engine) -> None:
+    expected = EXPECTED[1]
+    never = (expected[4], expected[4], expected[9])
+    caller = Caller(engine, Request(PROMPTS[1], 64, stop_words=(never, tuple(expected[5:8]))))
+    assert caller.last().finish == "stop_words"
+    assert caller.tokens == expected[:8]
+    caller = Caller(engine, Request(PROMPTS[1], 64, stop_words=(never,)))
+    assert (caller.last().finish, caller.tokens) == ("length", expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"prompt": []}, "Prompt is empty"),
+        ({"prompt": [1] * 513}, r"Prompt length \(513\) exceeds maximum input length \(512\)"),
+        ({"max_new_tokens": 0}, "request_output_len is 0"),
+        ({"max_new_tokens": 511}, r"together exceed the maximum sequence length \(512\)"),
+        ({"prompt": [5, 1031]}, "token id 1031: it must be from 0 to 1030"),
+        ({"prompt": [5, -1]}, "token id -1"),
+        ({"end_id": 1031}, "end_id is 1031"),
+        ({"stop_words": ((5, 2000),)}, "stop_words_list"),
+        ({"stop_words": ((),)}, "stop_words_list"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5"),
+        ({"frequency_penalty": -3.0}, "frequency_penalty is -3"),
+        ({"min_tokens": 9}, "min_tokens is 9"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_engine_goes_on(engine: Engine, changes: dict[str, Any], text: str) -> None:
+    arguments: dict[str, Any] = {"prompt": [5, 6], "max_new_tokens": 8, **changes}
+    with pytest.raises(Refused, match=text):
+        engine.submit(Request(**arguments), lambda chunk: pytest.fail(f"{chunk} was delivered"))
+    assert run(engine, Request(PROMPTS[0], 4))[0] == EXPECTED[0][:4]
+
+
+def test_admission_waits_until_there_is_room_and_nobody_is_evicted(small_room: Callable[..., Engine]) -> None:
+    """Each prompt of 6 or 17 tokens with 64 new ones takes three blocks: of four only one fits at a time."""
+    engine = small_room(4)
+    short = [number for number, prompt in enumerate(PROMPTS) if len(prompt) <= 30][:5]
+    callers = [Caller(engine, Request(PROMPTS[number], 64)) for number in short]
+    most = 0
+    while any(not caller.chunks or not caller.chunks[-1].is_last for caller in callers):
+        stats = engine.stats()
+        most = max(most, stats.context + stats.generating)
+        assert stats.used_blocks <= 4
+        for caller in callers:
+            if not caller.chunks or not caller.chunks[-1].is_last:
+                caller.next()
+    assert most == 1
+    assert [caller.tokens for caller in callers] == [EXPECTED[number] for number in short]
+
+
+def test_a_cache_that_fits_exactly_is_enough_and_one_block_less_is_refused(small_room: Callable[..., Engine]) -> None:
+    prompt = PROMPTS[5]  # 131 tokens
+    needed = -(-(len(prompt) + 64) // BLOCK_TOKENS)
+    assert run(small_room(needed), Request(prompt, 64))[0] == EXPECTED[5]
+    with pytest.raises(Refused, match=rf"need {needed} blocks .* has {needed - 1}.* exceeds"):
+        small_room(needed - 1).submit(Request(prompt, 64), lambda _: None)
+
+
+def test_a_full_queue_refuses_the_surplus_and_serves_the_rest(small_room: Callable[..., Engine]) -> None:
+    """The text is that of TensorRT-LLM's executor."""
+    engine = small_room(3, max_queue=2)
+    callers, refused = [], []
+    for _ in range(6):
+        try:
+            callers.append(Caller(engine, Request(PROMPTS[0], 64)))
+        except Refused as error:
+            refused.append(str(error))
+    assert len(callers) == 3  # one runs, two wait
+    assert set(refused) == {"Maximum queue size of 2 has been reached, please try again later"}
+    for caller in callers:
+        caller.last()
+    assert [caller.tokens for caller in callers] == [EXPECTED[0]] * 3
+
+
+def test_cancelling_ends_the_sequence_and_frees_its_room(small_room: Callable[..., Engine]) -> None:
+    engine = small_room(20)
+    running = Caller(engine, Request(PROMPTS[0], 480))
+    waiting = Caller(engine, Request(PROMPTS[1], 400))
+    running.next()
+    assert engine.stats().waiting == 1
+    before = engine.stats().steps
+    engine.cancel(waiting.generation)
+    engine.cancel(running.generation)
+    assert waiting.last() == Chunk(finish="cancelled")
+    assert running.last().finish == "cancelled"
+    assert len(running.tokens) < 100
+    wait_until(lambda: engine.stats().used_blocks == 0)
+    assert engine.stats().steps <= before + 5
+    engine.cancel(running.generation)  # once more does nothing
+    assert run(engine, Request(PROMPTS[1], 64))[0] == EXPECTED[1]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_leaving_the_iterator_cancels(engine: Engine) -> None:
+    chunks = engine.generate(Request(PROMPTS[0], 480))
+    assert list(next(chunks).token_ids) == EXPECTED[0][:1]
+    chunks.close()  # type: ignore[attr-defined]
+    wait_until(lambda: engine.stats().active == 0)
+
+
+class FailingOnce:
+    """A pipeline whose third step raises, as OpenVINO does."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self._steps = real, 0
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps == 3:
+            raise RuntimeError(
+                "Exception from src/plugins/cpu/node.cpp:12:\nCheck 'ok' failed at /src/x.cpp:3:\nno ok\n"
+            )
+        self._real.step()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def test_a_fault_is_answered_to_all_in_flight_and_the_engine_recovers(small_room: Callable[..., Engine]) -> None:
+    engine = small_room(7)
+    engine._pipeline = FailingOnce(engine._pipeline)
+    callers = [Caller(engine, Request(PROMPTS[0], 64)) for _ in range(4)]  # two run, two wait
+    ends = [caller.last() for caller in callers]
+    assert [end.error for end in ends] == ["The engine failed: no ok"] * 2 + [None] * 2
+    assert [caller.tokens for caller in callers[2:]] == [EXPECTED[0]] * 2
+    assert engine.stats().faults == 1
+    assert engine.stats().used_blocks == 0
+
+
+def test_a_request_that_only_the_library_refuses_hurts_nobody_else(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline.generation_config
+
+    def spoiled(request: Request) -> Any:
+        config = real(request)
+        if request.seed == 13:
+            config.max_new_tokens = 0  # the library raises from add_request and stays whole
+        return config
+
+    monkeypatch.setattr(pipeline, "generation_config", spoiled)
+    good, bad = Caller(engine, Request(PROMPTS[0], 64)), Caller(engine, Request(PROMPTS[0], 64, seed=13))
+    assert "max_new_tokens" in (bad.last().error or "")
+    assert (good.last().error, good.tokens) == (None, EXPECTED[0])
+    assert engine.stats().faults == 0
+
+
+def test_a_receiver_that_raises_loses_only_its_own_sequence(engine: Engine) -> None:
+    def raise_it(_: Chunk) -> None:
+        raise ValueError("the receiver is broken")
+
+    engine.submit(Request(PROMPTS[1], 64), raise_it)
+    assert run(engine, Request(PROMPTS[0], 64))[0] == EXPECTED[0]
+    wait_until(lambda: engine.stats().active == 0)
+
+
+def test_closing_cancels_and_refuses(small_room: Callable[..., Engine]) -> None:
+    engine = small_room(20)
+    caller = Caller(engine, Request(PROMPTS[0], 480))
+    caller.next()
+    engine.close()
+    assert caller.last().finish == "cancelled"
+    with pytest.raises(Refused, match="stopping"):
+        engine.submit(Request(PROMPTS[0], 1), lambda _: None)
+    assert threading.active_count() < 50
+
+
+def test_fast_execution_is_another_arithmetic(tmp_path: Path) -> None:
+    """Answers come, and the plugin is told so: an engine says in config.json how it runs."""
+    checkpoint = cpu_engines.checkpoint("other", Precision.INT8_WEIGHT_ONLY)
+    cpu.build(checkpoint, tmp_path / "engine", cpu.CpuOptions(execution="fast"))
+    exact = EngineConfig.read(cpu_engines.engine("other", Precision.INT8_WEIGHT_ONLY))
+    fast = EngineConfig.read(tmp_path / "engine")
+    assert pipeline.properties(exact) == {"EXECUTION_MODE_HINT": "ACCURACY"}
+    assert pipeline.properties(fast) == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
+    engine = Engine.load(tmp_path / "engine", kv_cache_tokens=512)
+    assert len(run(engine, Request(PROMPTS[0], 16))[0]) == 16
+    engine.close()
+
+
+def test_the_cache_is_what_the_limits_can_need_or_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cpu_engines.engine("other", BF16)
+    config = EngineConfig.read(folder)
+    weights = (folder / "openvino" / "openvino_model.bin").stat().st_size
+    assert config.kv_bytes_per_token == 2 * 3 * 2 * 64 * 4  # keys and values, layers, kv heads, head size, float32
+    assert pipeline.kv_blocks(config, tokens=100) == 3
+    assert pipeline.kv_blocks(config, tokens=None) == 16 * 512 // BLOCK_TOKENS
+    sequence = 512 * config.kv_bytes_per_token
+    monkeypatch.setattr(pipeline, "available_bytes", lambda: weights + int(4 * sequence))
+    assert pipeline.kv_blocks(config, tokens=None) == 2 * 512 // BLOCK_TOKENS  # half of what is left
+    monkeypatch.setattr(pipeline, "available_bytes", lambda: weights + int(1.9 * sequence))
+    with pytest.raises(ValueError, match=f"512 tokens needs {sequence:,.0f} bytes"):
+        pipeline.kv_blocks(config, tokens=None)
+
+
+def test_a_folder_that_is_no_cpu_engine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: No such file"):
+        Engine.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"build_config": {}}))
+    with pytest.raises(ValueError, match="minitron build --target cpu"):
+        Engine.load(tmp_path)

@@ -1,0 +1,39 @@
+"""The arguments with which every command of this room reaches a server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from minitron_trtllm.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Tls
+from minitron_trtllm.errors import InputError
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Declare where the server is and how to reach it."""
+    add = parser.add_argument_group("server").add_argument
+    add("--url", default=DEFAULT_URL, metavar="HOST:PORT", help="its gRPC address (default %(default)s)")
+    add("--model", metavar="NAME", help="model to ask (default: tensorrt_llm_bls, else ensemble, else tensorrt_llm)")
+    add("--tls", action="store_true", help="speak TLS; the three below imply it")
+    add("--tls-ca", type=Path, metavar="PEM", help="authority that signed the server's certificate")
+    add("--tls-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
+    add("--tls-key", type=Path, metavar="PEM", help="our certificate's private key")
+    add("--api-key-file", type=Path, metavar="FILE", help="send the API key in this file")
+
+
+def endpoint(args: argparse.Namespace) -> Endpoint:
+    """The server that ``add_connection``'s arguments name; raises UsageError, InputError."""
+    tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
+    return Endpoint(args.url, tls if args.tls or tls != Tls() else None, _api_key(args.api_key_file))
+
+
+def _api_key(path: Path | None) -> ApiKey | None:
+    if path is None:
+        return None
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as an API key ({error})") from error
+    if not key:
+        raise InputError(f"{path} holds no API key")
+    return ApiKey(key)

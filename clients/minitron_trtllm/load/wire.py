@@ -1,0 +1,100 @@
+"""The measuring client: raw grpc.aio, request bytes made before the run, only counts and times taken from responses.
+
+It does what ``AsyncClient`` does with less work per response, never sends a request twice, and turns every failure into
+the outcome of a record. Errors are told apart by the same texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from minitron_trtllm.client import dialect, failures
+from minitron_trtllm.client.dialect import ServedModel
+from minitron_trtllm.client.endpoint import INFER_RPC, Endpoint
+from minitron_trtllm.client.request import Request
+from minitron_trtllm.errors import Cancelled, ClientError, StreamBroken
+from minitron_trtllm.load.record import OK, Record
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request as the bytes that will be sent."""
+
+    message: bytes
+    max_tokens: int
+
+
+def prepare(model: ServedModel, request: Request, request_id: str, *, stream: bool = True) -> Prepared:
+    """Make the bytes of a request; raises InvalidRequest."""
+    request.check()
+    message = dialect.message(model, request, request_id, stream=stream)
+    return Prepared(message.SerializeToString(), request.max_tokens)
+
+
+class Wire:
+    """A channel to one server for one event loop; each request is a gRPC stream of its own."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._url, self._metadata = endpoint.url, endpoint.metadata
+        self._channel = endpoint.aio_channel()
+        self._infer = self._channel.unary_stream(INFER_RPC, None, pb.ModelStreamInferResponse.FromString)
+
+    async def close(self) -> None:
+        """End what is in flight and close the channel."""
+        await self._channel.close()
+
+    async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
+        """Send a request now and fill in its record; raises nothing but the cancellation of its own task."""
+        record.max_tokens = prepared.max_tokens
+        record.sent_ns = time.monotonic_ns()
+        try:
+            call = self._infer(prepared.message, timeout=deadline_s, metadata=self._metadata)
+            await self._receive(call, record)
+            record.outcome = OK
+        except asyncio.CancelledError:
+            record.outcome, record.error = Cancelled.__name__, "the run ended"
+            raise
+        except grpc.RpcError as error:
+            _fail(record, failures.of_status(error, self._url, streaming=True))
+        except ClientError as error:
+            _fail(record, error)
+        finally:
+            record.ended_ns = time.monotonic_ns()
+        return record
+
+    async def _receive(self, call: Any, record: Record) -> None:
+        final = False
+        while (response := await call.read()) is not grpc.aio.EOF:
+            now_ns = time.monotonic_ns()
+            if response.error_message:
+                raise failures.of_text(response.error_message, self._url)
+            infer = response.infer_response
+            record.responses.append((now_ns, _tokens(infer)))
+            if record.input_tokens is None:
+                record.input_tokens = _number(infer, ("num_input_tokens",))
+            final = infer.parameters["triton_final_response"].bool_param
+        if not final:
+            raise StreamBroken(f"{self._url}: the stream ended before the last response; the answer is incomplete")
+
+
+def _fail(record: Record, error: ClientError) -> None:
+    record.outcome, record.error = type(error).__name__, str(error)
+
+
+def _tokens(infer: Any) -> int | None:
+    """Generated tokens in a response as the server counts them: none in the empty last one, None where it is silent."""
+    return _number(infer, ("num_output_tokens", "sequence_length")) if infer.outputs else 0
+
+
+def _number(infer: Any, names: Iterable[str]) -> int | None:
+    for tensor, raw in zip(infer.outputs, infer.raw_output_contents, strict=False):
+        if tensor.name in names:
+            return int.from_bytes(raw[:4], "little", signed=True)
+    return None

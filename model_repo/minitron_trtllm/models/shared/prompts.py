@@ -1,0 +1,151 @@
+"""A text request turned into the tensors that tensorrt_llm takes, with every length checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from text_tokenizer import TextTokenizer
+
+Ints = NDArray[np.int32]
+Texts = NDArray[np.object_]
+
+
+class RequestError(ValueError):
+    """The request itself is wrong; the message says how."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Inputs of tensorrt_llm for a batch of B texts, and the ids of each text by themselves.
+
+    ``input_ids`` int32 [B, longest], right-padded; ``input_lengths``, ``request_output_len``, ``end_id``, ``pad_id``
+    int32 [B, 1]; ``stop_words_list``, ``bad_words_list`` int32 [B, 2, n], n = 0 for none; ``embedding_bias`` float32
+    [B, vocabulary], or [B, 0] for none.
+    """
+
+    rows: list[list[int]]
+    input_ids: Ints
+    input_lengths: Ints
+    request_output_len: Ints
+    end_id: Ints
+    pad_id: Ints
+    stop_words_list: Ints
+    bad_words_list: Ints
+    embedding_bias: NDArray[np.float32]
+
+
+class PromptMaker:
+    """Makes prompts by the limits in a model's ``parameters`` (strings, as Triton hands them out)."""
+
+    def __init__(self, tokenizer: TextTokenizer, parameters: Mapping[str, str]) -> None:
+        self._tokenizer = tokenizer
+        self._max_input_len = int(parameters["max_input_len"])
+        self._max_seq_len = int(parameters["max_seq_len"])
+        self._vocab_size = int(parameters["vocab_size"])
+
+    def make(
+        self,
+        texts: Texts,
+        max_tokens: Ints,
+        *,
+        stop_words: Texts | None = None,
+        bad_words: Texts | None = None,
+        bias_words: Texts | None = None,
+        bias_weights: NDArray[np.float32] | None = None,
+        end_id: Ints | None = None,
+        pad_id: Ints | None = None,
+    ) -> Prompt:
+        """Tokenize ``texts`` [B, 1] (or [B]) for up to ``max_tokens`` [B, 1] new tokens each; raises RequestError."""
+        rows = [self._tokenizer.encode(text) for text in strings(texts, "the prompt")]
+        outputs = [int(count) for count in max_tokens.reshape(-1)]
+        if len(outputs) != len(rows):
+            raise RequestError(f"{len(rows)} prompts and {len(outputs)} output lengths: one for each is needed")
+        for row, output in zip(rows, outputs, strict=True):
+            self._check_lengths(len(row), output)
+        ends, batch = self._tokenizer.end_ids, len(rows)
+        end = _column(end_id, (ends or (-1,))[0], batch)
+        pad = _column(pad_id, self._tokenizer.pad_id, batch)
+        # An engine knows one end id; further ones of the model become stop words of one token.
+        more_ends = [[token] for token in ends[1:]] if end_id is None else []
+        return Prompt(
+            rows, _padded(rows, pad), np.array([[len(row)] for row in rows], np.int32),
+            np.array(outputs, np.int32).reshape(-1, 1), end, pad,
+            self._word_lists(stop_words, batch, "stop_words", more_ends),
+            self._word_lists(bad_words, batch, "bad_words"),
+            self._bias(bias_words, bias_weights, batch),
+        )  # fmt: skip
+
+    def _check_lengths(self, prompt: int, output: int) -> None:
+        if prompt < 1:
+            raise RequestError("the prompt is empty")
+        if prompt > self._max_input_len:
+            raise RequestError(
+                f"the prompt has {prompt} tokens, and the engine takes at most {self._max_input_len} (max_input_len)"
+            )
+        if output < 1:
+            raise RequestError(f"an output of {output} tokens was asked for, and at least 1 is needed")
+        if prompt + output > self._max_seq_len:
+            raise RequestError(
+                f"the prompt's {prompt} tokens and {output} new ones are more than the {self._max_seq_len} that the "
+                f"engine takes together (max_seq_len); at most {self._max_seq_len - prompt} new ones fit"
+            )
+
+    def _word_lists(self, words: Texts | None, batch: int, what: str, more: Sequence[list[int]] = ()) -> Ints:
+        """Every row's words in ids: row 0 the ids of all words, row 1 where each ends, then -1 (TensorRT-LLM's way)."""
+        per_row = [[] for _ in range(batch)] if words is None else string_rows(words, batch, what)
+        spelled = [[*(ids for word in row for ids in self._tokenizer.encode_word(word)), *more] for row in per_row]
+        flat = [([t for ids in row for t in ids], np.cumsum([len(ids) for ids in row])) for row in spelled]
+        longest = max(len(ids) for ids, _ in flat)
+        lists = np.zeros((batch, 2, longest), np.int32)
+        lists[:, 1] = -1
+        for row, (ids, ends) in enumerate(flat):
+            lists[row, 0, : len(ids)] = ids
+            lists[row, 1, : len(ends)] = ends
+        return lists
+
+    def _bias(self, words: Texts | None, weights: NDArray[np.float32] | None, batch: int) -> NDArray[np.float32]:
+        if words is None and weights is None:
+            return np.zeros((batch, 0), np.float32)
+        if words is None or weights is None or words.size != weights.size:
+            raise RequestError("embedding_bias_words and embedding_bias_weights need the same number of entries")
+        bias = np.zeros((batch, self._vocab_size), np.float32)
+        texts = strings(words, "embedding_bias_words")
+        for place, (text, weight) in enumerate(zip(texts, weights.reshape(-1), strict=True)):
+            for ids in self._tokenizer.encode_word(text)[:1]:
+                bias[place * batch // len(texts), ids] += weight
+        return bias
+
+
+def strings(array: Texts, what: str) -> list[str]:
+    """The texts of a STRING tensor; raises RequestError for bytes that are not UTF-8."""
+    try:
+        return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{what} is not valid UTF-8 (at byte {error.start})") from None
+
+
+def string_rows(array: Texts, batch: int, what: str) -> list[list[str]]:
+    """The texts of a STRING tensor [batch, n], row by row, empty ones left out; raises RequestError."""
+    if array.size % batch:
+        raise RequestError(f"{what} has {array.size} entries for {batch} prompts: every prompt needs as many")
+    rows: list[Any] = np.array_split(np.array(strings(array, what), dtype=object), batch)
+    return [[text for text in row if text] for row in rows]
+
+
+def _column(given: Ints | None, default: int, batch: int) -> Ints:
+    if given is None:
+        return np.full((batch, 1), default, np.int32)
+    if given.size != batch:
+        raise RequestError(f"{given.size} values for {batch} prompts: one for each is needed")
+    return given.reshape(batch, 1).astype(np.int32)
+
+
+def _padded(rows: list[list[int]], pad: Ints) -> Ints:
+    ids = np.repeat(pad, max(map(len, rows)), axis=1)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+    return ids

@@ -1,0 +1,81 @@
+"""The served tokenizer: text to ids, ids to text, and the ids that end and pad.
+
+Needs the package transformers (4.57 or 5) without torch. tokenizer.json is preferred: it says itself how text becomes
+ids, so no class of transformers has a say in it, and no code of the model's authors runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class TextTokenizer:
+    """A tokenizer folder, loaded. Safe to use from several threads."""
+
+    def __init__(self, folder: str, *, add_special_tokens: bool = True, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = _load(folder)
+        self._add_special, self._skip_special = add_special_tokens, skip_special_tokens
+        self._special = frozenset(self._tokenizer.all_special_ids) if skip_special_tokens else frozenset()
+        self._bytes = frozenset(i for token, i in self._tokenizer.get_vocab().items() if _BYTE.fullmatch(token))
+        ids = _generation_config(folder)
+        eos = ids.get("eos_token_id", self._tokenizer.eos_token_id)
+        self.end_ids: tuple[int, ...] = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
+        pad = ids.get("pad_token_id", self._tokenizer.pad_token_id)
+        self.pad_id: int = pad if pad is not None else (self.end_ids or (0,))[0]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a whole text, with the special tokens that the tokenizer puts around one."""
+        return list(self._tokenizer.encode(text, add_special_tokens=self._add_special))
+
+    def encode_word(self, word: str) -> list[list[int]]:
+        """The ways in which ``word`` is spelled in ids: at the start of a text, and right behind another character.
+
+        They differ where a tokenizer puts a space before a text, as SentencePiece does.
+        """
+        first = self._tokenizer.encode(word, add_special_tokens=False)
+        lead = self._tokenizer.encode("\n", add_special_tokens=False)
+        behind = self._tokenizer.encode("\n" + word, add_special_tokens=False)
+        inside = behind[len(lead) :] if behind[: len(lead)] == lead else []
+        ways = [list(ids) for ids in (first, inside) if ids]
+        return ways[:1] if len(ways) == 2 and ways[0] == ways[1] else ways
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; equal for every version of transformers (no cleaning up of spaces)."""
+        text = self._tokenizer.decode(
+            list(ids), skip_special_tokens=self._skip_special, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def is_skipped(self, token: int) -> bool:
+        """Whether ``decode`` leaves this id out."""
+        return token in self._special
+
+    def is_byte(self, token: int) -> bool:
+        """Whether this id stands for one raw byte (SentencePiece's byte fallback)."""
+        return token in self._bytes
+
+
+def _load(folder: str) -> Any:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about torch or lengths in the server's log
+    if os.path.isfile(os.path.join(folder, "tokenizer.json")):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _generation_config(folder: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(folder, "generation_config.json"), encoding="utf-8") as file:
+            raw = json.load(file)
+    except FileNotFoundError:
+        return {}
+    return {key: value for key, value in raw.items() if value is not None}

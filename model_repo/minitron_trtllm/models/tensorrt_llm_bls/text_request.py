@@ -1,0 +1,95 @@
+"""A client's request to the BLS, copied out of Triton's memory, and what it means for tensorrt_llm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prompts import Prompt, RequestError, string_rows
+
+Arrays = Mapping[str, NDArray[Any]]
+
+#: Inputs that go on to tensorrt_llm as they are: name here, name there.
+_PASSED_ON = {
+    "num_return_sequences": "num_return_sequences",
+    "top_k": "runtime_top_k",
+    "top_p": "runtime_top_p",
+    "temperature": "temperature",
+    "length_penalty": "len_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_tokens",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+    "return_log_probs": "return_log_probs",
+    "return_context_logits": "return_context_logits",
+    "return_generation_logits": "return_generation_logits",
+    "return_perf_metrics": "return_perf_metrics",
+    "return_num_input_tokens": "return_num_input_tokens",
+    "return_num_output_tokens": "return_num_output_tokens",
+    "beam_width": "beam_width",
+}
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """``arrays`` by the names of the BLS's inputs, each [batch, …]; ``stop_words`` for each prompt of the batch.
+
+    ``streams``: the client wants the text as it comes. ``echoes``: it wants the prompt before a whole answer.
+    """
+
+    arrays: Arrays
+    batch: int
+    streams: bool
+    echoes: bool
+    sequences: int
+    stop_words: list[list[str]]
+
+    @classmethod
+    def read(cls, arrays: Arrays, *, excludes_input: bool) -> TextRequest:
+        """Look at the inputs that the BLS itself obeys; raises RequestError."""
+        batch = arrays["text_input"].size
+        streams = bool(_first(arrays, "stream", False))
+        if streams and int(_first(arrays, "beam_width", 1)) > 1:
+            raise RequestError("beams change until the last token: a beam_width above 1 cannot be streamed")
+        stop_words = arrays.get("stop_words")
+        return cls(
+            arrays, batch, streams,
+            echoes=not streams and not bool(_first(arrays, "exclude_input_in_output", excludes_input)),
+            sequences=max(1, int(_first(arrays, "num_return_sequences", 1))),
+            stop_words=[[]] * batch if stop_words is None else string_rows(stop_words, batch, "stop_words"),
+        )  # fmt: skip
+
+    def engine_inputs(self, prompt: Prompt) -> dict[str, NDArray[Any]]:
+        """The inputs of tensorrt_llm.
+
+        The engine streams for a whole answer too when there are stop strings, so that it can be stopped at one. It
+        never returns the prompt: the BLS knows that text already.
+        """
+        beams = int(_first(self.arrays, "beam_width", 1))
+        streams = self.streams or (any(self.stop_words) and beams == 1)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": prompt.input_ids,
+            "input_lengths": prompt.input_lengths,
+            "request_output_len": prompt.request_output_len,
+            "pad_id": prompt.pad_id,
+            "streaming": np.full((self.batch, 1), streams),
+            "exclude_input_in_output": np.full((self.batch, 1), True),
+        }
+        if (prompt.end_id >= 0).all():
+            inputs["end_id"] = prompt.end_id
+        for name in ("stop_words_list", "bad_words_list", "embedding_bias"):
+            value = getattr(prompt, name)
+            if value.size:
+                inputs[name] = value
+        for ours, theirs in _PASSED_ON.items():
+            if ours in self.arrays:
+                inputs[theirs] = self.arrays[ours].reshape(self.batch, 1)
+        return inputs
+
+
+def _first(arrays: Arrays, name: str, default: Any) -> Any:
+    return arrays[name].reshape(-1)[0] if name in arrays else default

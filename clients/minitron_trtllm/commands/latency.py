@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         emit_json(document)
     else:
         print(_table(results, roofline, compare.speedups(results, beside) if beside else {}))
-        print("\n".join(_remarks(results, counted_by, roofline, beside)))
+        print("\n".join(_remarks(args, results, counted_by, roofline)))
     return _verdict(results, baseline, args.tolerance)
 
 
@@ -153,7 +153,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _remarks(
-    results: Sequence[PointResult], counted_by: str, roofline: compare.Roofline | None, beside: dict[str, Any] | None
+    args: argparse.Namespace, results: Sequence[PointResult], counted_by: str, roofline: compare.Roofline | None
 ) -> list[str]:
     lines = [f"Fixed lengths: {FIXED_LENGTH}. Prompt tokens were counted by {counted_by}."]
     if any(one.counts.get("ttft_ms", 0) < 100 for one in results):
@@ -167,7 +167,9 @@ def _remarks(
                 f"{count} ({kind})" for kind, count in one.failures.items()))  # fmt: skip
         if one.input_tokens and set(one.input_tokens) != {one.point.input_tokens}:
             lines.append(f"{name}: the server counted {one.input_tokens[0]} to {one.input_tokens[1]} prompt tokens")
-    if roofline and "weight_only" in roofline.precision and beside is None:
+    if args.manifest and roofline is None:
+        lines.append(f"The plan in {args.manifest} has no roofline.")
+    if roofline and "weight_only" in roofline.precision and args.beside is None:
         lines.append("no 16-bit baseline (--beside RUN gives one)")
     return lines
 

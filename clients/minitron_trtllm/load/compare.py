@@ -24,16 +24,17 @@ class Roofline:
         return concurrency * self.single_tokens_per_s
 
 
-def read_roofline(folder: Path) -> Roofline:
-    """The roofline in the manifest of an engine, or of the engine inside a repository; raises InputError."""
+def read_roofline(folder: Path) -> Roofline | None:
+    """The roofline in the manifest of an engine, or of the engine inside a repository; None where the plan has none.
+
+    Raises InputError for a manifest that cannot be read.
+    """
     for path in (folder if folder.is_file() else folder / "manifest.json", folder / "engine" / "manifest.json"):
         plan = _plan(path)
         if plan and plan.get("roofline"):
             precision = str(plan["precision"])
             return Roofline(precision, float(plan["roofline"]["single_tokens_per_s"][precision]))
-    raise InputError(
-        f"{folder} has no plan with a roofline in its manifest; give an engine that 'minitron build' planned"
-    )
+    return None
 
 
 def _plan(path: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
 _PROMPT = "In the beginning"
 _SECONDS_TO_STOP = 15.0
-_ENOUGH_FOR_A_LOOK = ["--concurrency", "1,4", "--requests", "8", "--input-tokens", "32", "--output-tokens", "32"]
+_ENOUGH_FOR_A_LOOK = ["--grid", "32:32:1", "32:32:4"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

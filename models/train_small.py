@@ -161,6 +161,7 @@ def save(model: Any, folder: Path) -> None:
 
     weights = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     generation = {"_from_model_config": True, "bos_token_id": CONFIG["bos_token_id"], "eos_token_id": END}
     for name, content in (("config.json", CONFIG), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+import tokenizer_files
 from conftest import SMALL_MODEL
 
 MIXED = [
@@ -37,7 +38,15 @@ def test_ids_and_text_equal_sentencepieces(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.sampled_from("aehtnd LORDsi,.\n\té日🎉<0x>▁12"), max_size=60) | st.text(max_size=30))
 def test_ids_equal_sentencepieces_on_anything(text: str) -> None:
+    assume(not any(token in text for token in tokenizer_files.SPECIAL_TOKENS))
     assert TOKENIZER.encode(text).ids == REFERENCE.encode(text)
+
+
+@pytest.mark.parametrize("token", tokenizer_files.SPECIAL_TOKENS)
+def test_a_special_token_in_the_text_is_one_for_tokenizers_and_plain_text_for_sentencepiece(token: str) -> None:
+    """The one known difference, and the same in every tokenizer.json that transformers made of a SentencePiece model."""
+    assert TOKENIZER.token_to_id(token) in TOKENIZER.encode(f"a{token}b").ids
+    assert REFERENCE.piece_to_id(token) not in REFERENCE.encode(f"a{token}b")
 
 
 @pytest.mark.parametrize("text", [text for text in MIXED if "▁" not in text])

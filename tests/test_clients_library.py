@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bare_process import Bare, unused_port
 from minitron_trtllm.client import ApiKey, AsyncClient, Client, Request, Retry, Tls
 from minitron_trtllm.errors import (
     Cancelled,
@@ -29,43 +28,6 @@ from minitron_trtllm.errors import (
     StreamBroken,
     UsageError,
 )
-
-HERE = Path(__file__).parent
-
-
-class Bare:
-    """A running ``bare_triton`` process."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self._events = folder / "events.jsonl"
-        self._words = [sys.executable, str(HERE / "bare_triton.py"), "--events", str(self._events), *words]
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen([*self._words, "--port", str(self.port)], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        self.port = int(self.process.stdout.readline())
-
-    @property
-    def url(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def events(self, kind: str, request_id: str | None = None) -> list[dict[str, Any]]:
-        lines = map(json.loads, self._events.read_text().splitlines())
-        return [one for one in lines if one["event"] == kind and request_id in (None, one["id"])]
-
-    def wait_for(self, kind: str, request_id: str) -> None:
-        until = time.monotonic() + 5
-        while not self.events(kind, request_id):
-            assert time.monotonic() < until, f"no {kind!r} of {request_id}"
-            time.sleep(0.01)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -349,14 +311,6 @@ def test_no_thread_or_connection_is_left_after_1000_requests(bare: Bare) -> None
                 stream.close()
     time.sleep(0.3)
     assert threading.active_count() <= threads and len(os.listdir("/proc/self/fd")) <= files + 2
-
-
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_server_absent() -> None:

@@ -42,13 +42,21 @@ class Call:
     """
 
     def __init__(
-        self, request_id: str, sender: Any, wanted: Wanted, requested: frozenset[str], metrics: Metrics
+        self,
+        request_id: str,
+        sender: Any,
+        wanted: Wanted,
+        requested: frozenset[str],
+        *,
+        engine: Engine,
+        metrics: Metrics,
     ) -> None:
         """``requested``: the outputs that the client asked for. Raises Refused where a main one is missing."""
         if missing := [name for name in _ALWAYS if name not in requested]:
             raise Refused(f"Output {missing[0]} was not requested: {' and '.join(_ALWAYS)} must be")
         self.request_id = request_id
-        self._sender, self._wanted, self._requested, self._metrics = sender, wanted, requested, metrics
+        self._sender, self._wanted, self._requested = sender, wanted, requested
+        self._engine, self._metrics = engine, metrics
         self._lock = threading.RLock()
         self._sequences = [
             _Sequence(request, row, column)
@@ -62,25 +70,26 @@ class Call:
         """Whether the last response is out."""
         return self._unfinished == 0
 
-    def start(self, engine: Engine) -> None:
+    def start(self) -> None:
         """Hand all sequences to the engine; one that it refuses is answered with the reason."""
         for sequence in self._sequences:
             with self._lock:
                 try:
-                    sequence.generation = engine.submit(sequence.request, self._receiver(sequence))
+                    sequence.generation = self._engine.submit(sequence.request, self._receiver(sequence))
                 except Refused as error:
                     self._take(sequence, Chunk(error=str(error)))
 
-    def cancel(self, engine: Engine) -> None:
+    def cancel(self) -> None:
         """End what is still running; the answers then end as usual."""
         for sequence in self._sequences:
             if sequence.generation is not None:
-                engine.cancel(sequence.generation)
+                self._engine.cancel(sequence.generation)
 
-    def is_cancelled(self) -> bool:
-        """Whether the client went away or cancelled."""
+    def cancel_if_abandoned(self) -> None:
+        """Cancel where the client went away or said so."""
         with self._lock:
-            return not self.is_done and bool(self._sender.is_cancelled())
+            if not self.is_done and self._sender.is_cancelled():
+                self.cancel()
 
     def _receiver(self, sequence: _Sequence) -> Any:
         def receive(chunk: Chunk) -> None:
@@ -104,6 +113,7 @@ class Call:
             log.exception("an answer could not be made")
             response = error_response("The answer could not be made", sequence.generation)
         self._sender.send(response, flags=FINAL if self.is_done else 0)
+        self.cancel_if_abandoned()  # here too, so that a stream ends with the next step, not with the next poll
 
     def _response(self, sequence: _Sequence, chunk: Chunk) -> Any:
         if chunk.error is not None:

@@ -79,12 +79,13 @@ class TritonPythonModel:
             decoupled=self._parameters.decoupled,
             exclude_input=self._parameters.exclude_input_in_output,
         )
-        call = Call(request_id, sender, wanted, frozenset(request.requested_output_names()), self._metrics)
+        requested = frozenset(request.requested_output_names())
+        call = Call(request_id, sender, wanted, requested, engine=self._engine, metrics=self._metrics)
         with self._lock:
             if request_id and any(other.request_id == request_id for other in self._live_calls()):
                 raise Refused(f"Request id {request_id!r} must be unique: the request that has it is not over")
             self._calls[id(call)] = call
-        call.start(self._engine)
+        call.start()
 
     def _stop(self, request_id: str, sender: Any) -> None:
         """Cancel the request that has this id, and answer with nothing, whether there is one or not."""
@@ -92,7 +93,7 @@ class TritonPythonModel:
             raise Refused("A request with 'stop' must have the request id of the one that it stops")
         for call in self._live_calls():
             if call.request_id == request_id:
-                call.cancel(self._engine)
+                call.cancel()
         sender.send(pb_utils.InferenceResponse([]), flags=FINAL)
 
     def _live_calls(self) -> list[Call]:
@@ -119,8 +120,7 @@ class TritonPythonModel:
             self._calls = {key: call for key, call in self._calls.items() if not call.is_done}
             calls = list(self._calls.values())
         for call in calls:
-            if call.is_cancelled():
-                call.cancel(self._engine)
+            call.cancel_if_abandoned()
 
 
 def _input(request: Any, name: str) -> Any:

@@ -1,0 +1,136 @@
+"""The client and its commands against the real Triton with the small Minitron."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import minitron
+from minitron_trtllm.client import AsyncClient, Client, Request
+from minitron_trtllm.errors import DeadlineExceeded, InvalidRequest, NotReady
+
+pytestmark = pytest.mark.server
+
+FRONTS = ("tensorrt_llm_bls", "ensemble")
+PROMPT = "In the beginning"
+
+
+@pytest.fixture(scope="module")
+def url(server: dict[str, Any]) -> str:
+    return str(server["urls"]["grpc"])
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
+
+
+def gauge(server: dict[str, Any], pattern: str) -> float:
+    """The sum of the metrics whose line matches ``pattern``."""
+    with urllib.request.urlopen(f"http://{server['urls']['metrics']}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if re.match(pattern, line))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_chunks_are_the_whole_answer_and_counts_are_the_servers(client: Client, small_model: Path) -> None:
+    from tokenizers import Tokenizer
+
+    whole = client.generate(PROMPT, max_tokens=24)
+    chunks = list(client.stream(PROMPT, max_tokens=24))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert sum(chunk.token_count or 0 for chunk in chunks) == whole.token_count == 24
+    assert whole.finish_reason == chunks[-1].finish_reason == "length"
+    ids = Tokenizer.from_file(str(small_model / "tokenizer.json")).encode(PROMPT).ids
+    assert whole.input_token_count == len(ids)
+    direct = client.generate(Request(input_ids=ids, max_tokens=24), model="tensorrt_llm")
+    decoded = Tokenizer.from_file(str(small_model / "tokenizer.json")).decode([*ids, *direct.token_ids])
+    assert direct.token_count == 24 and decoded.endswith(whole.text)
+
+
+def test_every_dialect_has_its_own_way_to_the_same_tokens(client: Client) -> None:
+    texts = [client.generate(PROMPT, max_tokens=16, model=model).text for model in FRONTS]
+    assert texts[0].strip() == texts[1].strip()
+    assert [client.served_model(model).dialect for model in (*FRONTS, "tensorrt_llm")] == ["bls", "ensemble", "tokens"]
+    assert client.served_model().name == "tensorrt_llm_bls" and client.served_model("ensemble").decoupled
+
+
+def test_stop_words_end_and_ignored_ends_do_not(client: Client) -> None:
+    text = client.generate(PROMPT, max_tokens=24).text
+    word = text.split()[3]
+    stopped = client.generate(PROMPT, max_tokens=24, stop_words=[word])
+    assert stopped.finish_reason == "stop" and len(stopped.text) < len(text)
+    fixed = client.generate(PROMPT, max_tokens=300, min_tokens=300, ignore_end=True)
+    assert fixed.token_count == 300
+
+
+@pytest.mark.parametrize("model", FRONTS)
+def test_cancel_and_deadline_stop_the_engine_and_leave_nothing(
+    client: Client, server: dict[str, Any], model: str
+) -> None:
+    for _ in range(4):
+        with client.stream(PROMPT, max_tokens=1500, ignore_end=True, model=model) as stream:
+            next(stream)
+    with pytest.raises(DeadlineExceeded):
+        client.generate(PROMPT, max_tokens=1500, ignore_end=True, model=model, deadline_s=0.2)
+    wait_until(lambda: gauge(server, r'nv_trt_llm_request_metrics{.*"active"') == 0)
+    # A leaked ensemble would still be counted: every request that came has ended, well or not.
+    wait_until(lambda: gauge(server, r"nv_inference_pending_request_count") == 0)
+
+
+def test_64_streams_each_as_if_alone(url: str) -> None:
+    prompts = [f"{PROMPT} number {number}" for number in range(8)]
+
+    async def main() -> tuple[list[str], list[str]]:
+        async with AsyncClient(url) as client:
+            alone = [answer.text for answer in await client.generate_batch(prompts, concurrency=1, max_tokens=12)]
+
+            async def read(number: int) -> str:
+                return "".join([chunk.text async for chunk in client.stream(prompts[number % 8], max_tokens=12)])
+
+            return alone, list(await asyncio.gather(*map(read, range(64))))
+
+    alone, together = asyncio.run(main())
+    assert together == alone * 8
+
+
+def test_refusals_have_their_types(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="max_seq_len"):
+        client.generate(PROMPT, max_tokens=10**6)
+    with pytest.raises(InvalidRequest, match="not supported"):
+        client.generate(PROMPT, beam_width=2)
+    with pytest.raises(InvalidRequest, match="token id"):
+        client.generate(Request(input_ids=[10**6]), model="tensorrt_llm")
+    with pytest.raises(NotReady, match="unknown model"):
+        client.generate(PROMPT, model="nope")
+    assert client.generate(PROMPT, max_tokens=2).token_count == 2
+
+
+def test_questions(client: Client) -> None:
+    assert client.is_live() and client.is_ready() and client.metadata()["name"] == "triton"
+    assert client.config("ensemble")["platform"] == "ensemble"
+    assert client.statistics()[0]["name"] == "tensorrt_llm_bls"
+
+
+def test_commands(url: str, small_model: Path) -> None:
+    assert len(minitron("generate", PROMPT, "--max-tokens", "8", "--url", url).stdout.split()) > 2
+    words: list[str | Path] = ["--grid", "8:6:2", "--repeats", "2", "--url", url, "--json"]
+    for more in ((), ("--tokenizer", small_model)):  # the server counts, or its tokenizer
+        point = json.loads(minitron("latency", *words, *more).stdout)["points"][0]
+        assert point["input_tokens"] == [8, 8] and point["failures"] == {} and point["requests"] == 8
+        assert point["metrics"]["ttft_ms"]["count"] == 8 and point["metrics"]["itl_ms"]["count"] == 8 * 5

@@ -19,6 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+ERROR = "Executor failed process requestId 7 due to the following error: bad place\nin /opt/secret/place.cpp:13"
 
 
 class TritonPythonModel:
@@ -47,19 +48,26 @@ class TritonPythonModel:
         rows = inputs["input_ids"].shape[0]
         steps = 0
         try:
+            if "seed" in inputs and inputs["seed"].reshape(-1)[0] == 14:
+                raise RuntimeError(ERROR)
             for row in range(rows):
                 for number in range(count):
                     place = {} if rows == 1 else {"batch_index": row}
                     place |= {} if count == 1 else {"sequence_index": number}
                     steps += self._sequence(request_id, inputs, row, place, sender)
+            sender.send(flags=FINAL)
         except RuntimeError as error:
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))))
+            # As our CPU engine: an error that comes first has the final flag, a later one leaves it to an empty response.
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+            later = inputs["seed"].reshape(-1)[0] == 13 and inputs.get("streaming", np.array([False])).any()
+            sender.send(response, flags=0 if later else FINAL)
+            if later:
+                sender.send(flags=FINAL)
         finally:
             with self._log.open("a") as file:
                 file.write(
                     json.dumps({"id": request_id, "steps": steps, "stopped": request_id in self._stopped}) + "\n"
                 )
-            sender.send(flags=FINAL)
 
     def _sequence(self, request_id: str, inputs: dict[str, Any], row: int, place: dict[str, int], sender: Any) -> int:
         def value(name: str, default: Any) -> Any:
@@ -70,7 +78,7 @@ class TritonPythonModel:
         made: list[int] = []
         for step in range(int(value("request_output_len", 0))):
             if value("seed", 0) == 13 and step == 3:
-                raise RuntimeError("Executor failed process requestId 7 due to: \nin /opt/secret/place.cpp:13")
+                raise RuntimeError(ERROR)
             time.sleep(wait_s)
             if request_id in self._stopped:
                 break

@@ -24,10 +24,12 @@ class Prompt:
 
     ``input_ids`` int32 [B, longest], right-padded; ``input_lengths``, ``request_output_len``, ``end_id``, ``pad_id``
     int32 [B, 1]; ``stop_words_list``, ``bad_words_list`` int32 [B, 2, n], n = 0 for none; ``embedding_bias`` float32
-    [B, vocabulary], or [B, 0] for none.
+    [B, vocabulary], or [B, 0] for none. An engine knows one end id; ``more_end_ids`` are the model's others, which are
+    stop words of one token each.
     """
 
     rows: list[list[int]]
+    more_end_ids: tuple[int, ...]
     input_ids: Ints
     input_lengths: Ints
     request_output_len: Ints
@@ -69,12 +71,11 @@ class PromptMaker:
         ends, batch = self._tokenizer.end_ids, len(rows)
         end = _column(end_id, (ends or (-1,))[0], batch)
         pad = _column(pad_id, self._tokenizer.pad_id, batch)
-        # An engine knows one end id; further ones of the model become stop words of one token.
-        more_ends = [[token] for token in ends[1:]] if end_id is None else []
+        more_ends = ends[1:] if end_id is None else ()
         return Prompt(
-            rows, _padded(rows, pad), np.array([[len(row)] for row in rows], np.int32),
+            rows, more_ends, _padded(rows, pad), np.array([[len(row)] for row in rows], np.int32),
             np.array(outputs, np.int32).reshape(-1, 1), end, pad,
-            self._word_lists(stop_words, batch, "stop_words", more_ends),
+            self._word_lists(stop_words, batch, "stop_words", [[token] for token in more_ends]),
             self._word_lists(bad_words, batch, "bad_words"),
             self._bias(bias_words, bias_weights, batch),
         )  # fmt: skip

@@ -26,6 +26,7 @@ class _Sequence:
         self._stops = [StopStrings(stop_words) for _ in range(beams)]
         self.texts = [""] * beams
         self.beside: Tensors = {}
+        self.tokens, self.last_token = 0, -1  # of the first beam
 
     @property
     def stopped(self) -> bool:
@@ -36,6 +37,8 @@ class _Sequence:
         """The new text of each beam."""
         lengths = outputs["sequence_length"].reshape(-1)
         rows = outputs["output_ids"].reshape(len(lengths), -1)
+        if lengths[0]:
+            self.tokens, self.last_token = self.tokens + int(lengths[0]), int(rows[0, lengths[0] - 1])
         return [
             stops.feed(detokenizer.feed(row[:length].tolist()))
             for stops, detokenizer, row, length in zip(self._stops, self._detokenizers, rows, lengths, strict=True)
@@ -61,6 +64,23 @@ class Answers:
         """Whether every sequence of the request has met a stop string, so that the engine works for nothing."""
         expected = self._request.batch * self._request.sequences
         return len(self._sequences) == expected and all(s.stopped for s in self._sequences.values())
+
+    @property
+    def missing(self) -> str | None:
+        """What the engine's responses lack to be whole answers, or None.
+
+        An error behind the first response of the engine does not reach a Python model on Triton 2.51, so an answer that
+        ended early without a reason is one. Such a reason: its length, an end token, a stop string.
+        """
+        for row in range(self._request.batch):
+            most = int(self._prompt.request_output_len[row, 0])
+            ends = {int(self._prompt.end_id[row, 0]), *self._prompt.more_end_ids}
+            for number in range(self._request.sequences):
+                sequence = self._sequences.get((row, number))
+                tokens = 0 if sequence is None else sequence.tokens
+                if sequence is None or not (tokens >= most or sequence.last_token in ends or sequence.stopped):
+                    return f"tensorrt_llm failed after {tokens} of up to {most} tokens; the server's log says why"
+        return None
 
     def feed(self, outputs: Arrays) -> Tensors | None:
         """The response to send for one of the engine, or None when there is nothing to send yet."""

@@ -29,12 +29,13 @@ class EngineRefusal(Exception):
 
 
 class Call:
-    """The client's side of one request: sends, closes, and knows whether the client still listens."""
+    """The client's side of one request: sends, closes, and knows whether anybody waits for what the engine makes."""
 
     def __init__(self, sender: Any) -> None:
         self.id = uuid.uuid4().hex  # towards the engine; clients may use an id twice
-        self.cancelled = False
-        self._sender, self._lock, self._closed = sender, threading.Lock(), False
+        self.satisfied = False  # what the engine still makes is not needed
+        self._cancelled = self._closed = False
+        self._sender, self._lock = sender, threading.Lock()
 
     def send(self, tensors: Tensors) -> None:
         """Send one response; nothing once the client has left."""
@@ -46,7 +47,7 @@ class Call:
 
     def _send(self, response: Any) -> None:
         with self._lock:
-            if not (self._closed or self.cancelled):
+            if not (self._closed or self._cancelled):
                 self._sender.send(response)
 
     def close(self) -> None:
@@ -55,12 +56,12 @@ class Call:
             self._closed = True
             self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def look(self) -> bool:
-        """Whether the client has left (asks the server)."""
+    def is_over(self) -> bool:
+        """Whether the engine works for nobody: the answer is complete, or the client has left (asks the server)."""
         with self._lock:
-            if not (self._closed or self.cancelled):
-                self.cancelled = self._sender.is_cancelled()
-            return self.cancelled and not self._closed
+            if not (self._closed or self._cancelled):
+                self._cancelled = self._sender.is_cancelled()
+            return (self._cancelled or self.satisfied) and not self._closed
 
 
 class TritonPythonModel:
@@ -86,7 +87,7 @@ class TritonPythonModel:
         self._calls: set[Call] = set()
         self._calls_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(int(values["max_concurrency"]), "request")
-        self._stopping = threading.Event()
+        self._stopping, self._wake = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
 
@@ -109,12 +110,13 @@ class TritonPythonModel:
         """Let the requests in flight finish."""
         self._threads.shutdown(wait=True)
         self._stopping.set()
+        self._wake.set()
         self._watcher.join()
 
     def _serve(self, call: Call, arrays: Arrays) -> None:
         """One request from its inputs to the final flag, whatever happens."""
         try:
-            if not call.look():
+            if not call.is_over():
                 self._answer(call, arrays)
         except RequestError as error:
             call.fail(error, pb_utils.TritonError.INVALID_ARG)
@@ -141,16 +143,17 @@ class TritonPythonModel:
             pad_id=arrays.get("pad_id"),
         )
         answers = Answers(self._tokenizer, prompt, request)
-        stopped = False
         for outputs in self._generate(call, request.engine_inputs(prompt)):
             response = answers.feed(outputs)
             if response is not None:
                 call.send(response)
-            if answers.all_stopped and not stopped:
-                stopped = True
-                self._stop_engine(call)
+            call.satisfied = answers.all_stopped
+            if call.is_over():
+                self._wake.set()
         for response in answers.finish():
             call.send(response)
+        if not call.satisfied and answers.missing:
+            raise EngineRefusal(answers.missing)
 
     def _generate(self, call: Call, inputs: Tensors) -> Iterator[Tensors]:
         """The engine's responses; all are taken, also behind an error, so that none is left in the server."""
@@ -162,7 +165,7 @@ class TritonPythonModel:
         for response in request.exec(decoupled=True):
             if response.has_error():
                 refusal = refusal or EngineRefusal(response.error().message())
-                self._stop_engine(call)
+                call.satisfied = True
             elif refusal is None:
                 yield {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         if refusal is not None:
@@ -180,13 +183,18 @@ class TritonPythonModel:
             pass
 
     def _watch(self) -> None:
-        """Look for clients that have left, and stop the engine for them, again until their request has ended."""
-        while not self._stopping.wait(self._period_s):
+        """Stop the engine where it works for nobody, again until the request has ended there.
+
+        Only this thread sends a stop: within the loop over an engine's responses a second request would hang.
+        """
+        while not self._stopping.is_set():
+            self._wake.wait(self._period_s)
+            self._wake.clear()
             with self._calls_lock:
                 calls = list(self._calls)
             for call in calls:
                 try:
-                    if call.look():
+                    if call.is_over():
                         self._stop_engine(call)
                 except Exception as error:  # a stopping server takes no request; what runs ends by itself
                     pb_utils.Logger.log_warn(f"tensorrt_llm_bls: cannot stop a request: {one_line(error)}")

@@ -64,6 +64,7 @@ class Call:
             for column, request in enumerate(requests)
         ]
         self._unfinished = len(self._sequences)
+        self._answered = False
 
     @property
     def is_done(self) -> bool:
@@ -100,6 +101,8 @@ class Call:
 
     def _take(self, sequence: _Sequence, chunk: Chunk) -> None:
         """Answer with a chunk, or keep it until the sequence is whole."""
+        if self.is_done:
+            return
         sequence.token_ids += chunk.token_ids
         sequence.log_probs += chunk.log_probs
         if chunk.is_last:
@@ -112,8 +115,24 @@ class Call:
         except Exception:
             log.exception("an answer could not be made")
             response = error_response("The answer could not be made", sequence.generation)
-        self._sender.send(response, flags=FINAL if self.is_done else 0)
+        self._send(response, failed=chunk.error is not None)
         self.cancel_if_abandoned()  # here too, so that a stream ends with the next step, not with the next poll
+
+    def _send(self, response: Any, *, failed: bool) -> None:
+        """Send one response, the last one with the final flag.
+
+        A Python model that reads this stream (our BLS) never gets an error behind another response, nor an error that
+        comes first without the final flag: it then waits for ever (Triton 2.51). So an error that comes first ends the
+        whole request, and one that comes later leaves the final flag to an empty response, which does arrive.
+        """
+        if failed and not self._answered:
+            self._unfinished = 0
+            self.cancel()
+        apart = failed and self._answered and self.is_done
+        self._answered = True
+        self._sender.send(response, flags=FINAL if self.is_done and not apart else 0)
+        if apart:
+            self._sender.send(flags=FINAL)
 
     def _response(self, sequence: _Sequence, chunk: Chunk) -> Any:
         if chunk.error is not None:

@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "stop": "end a server and whatever a killed one left",
     "generate": "send a prompt and print the text as it streams",
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
+    "load": "send load by a profile, and measure",
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
 }
 

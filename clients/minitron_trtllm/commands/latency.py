@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from minitron_trtllm import files
 from minitron_trtllm.client import Client
 from minitron_trtllm.client.arguments import add_connection, endpoint
 from minitron_trtllm.client.dialect import ServedModel
-from minitron_trtllm.errors import InvalidRequest, UsageError, VerdictError
+from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load import compare, latency
 from minitron_trtllm.load.latency import FIXED_LENGTH, SCHEMA, Effort, Point, PointResult
-from minitron_trtllm.load.prompts import PromptMaker, found_tokenizer, tokenizer_count
+from minitron_trtllm.load.prompts import found_tokenizer, prompt_maker
 from minitron_trtllm.load.statistics import Estimate
 from minitron_trtllm.output import emit_json, table
 from minitron_trtllm.version import VERSION
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     effort = Effort(args.repeats, args.rounds, args.warm_up, args.deadline)
     with Client(server.url, model=args.model, tls=server.tls, api_key=server.api_key) as client:
         model, metadata = client.served_model(), client.metadata()
-        prompts, counted_by = _prompts(args, client, model)
+        prompts, counted_by = prompt_maker(client, model, args.tokenizer or found_tokenizer(args.manifest), args.seed)
         results = asyncio.run(latency.measure(server, model, points, prompts=prompts, effort=effort, progress=log.info))
     document = _document(args, model, results) | {
         "server_version": metadata.get("version"), "prompt_tokens_counted_by": counted_by,
@@ -79,44 +79,6 @@ def run(args: argparse.Namespace) -> int:
         print(_table(results, roofline, compare.speedups(results, beside) if beside else {}))
         print("\n".join(_remarks(args, results, counted_by, roofline)))
     return _verdict(results, baseline, args.tolerance)
-
-
-def _prompts(args: argparse.Namespace, client: Client, model: ServedModel) -> tuple[PromptMaker, str]:
-    """A prompt maker and who counts for it; a tokenizer's count is checked against the server's once."""
-    if model.takes_ids:
-        raise UsageError(f"latency sends text, and model {model.name!r} takes token ids; name another with --model")
-
-    def server_count(text: str) -> int:
-        count = client.generate(text, max_tokens=1).input_token_count
-        if count is None:
-            raise InvalidRequest(
-                f"model {model.name!r} does not count prompt tokens; give its tokenizer with --tokenizer"
-            )
-        return count
-
-    folder = args.tokenizer or found_tokenizer(args.manifest)
-    if folder is None:
-        return PromptMaker(_remembered(server_count), args.seed), "the server"
-    count = tokenizer_count(folder)
-    sample = "the old man and the sea"
-    served = client.generate(sample, max_tokens=1).input_token_count
-    if served is not None and served != count(sample):
-        raise UsageError(
-            f"{folder} counts {count(sample)} tokens where the server counts {served}: it is another tokenizer; "
-            "give the served one with --tokenizer, or none to let the server count"
-        )
-    return PromptMaker(count, args.seed), f"the tokenizer in {folder}"
-
-
-def _remembered(count: Callable[[str], int]) -> Callable[[str], int]:
-    known: dict[str, int] = {}
-
-    def look(text: str) -> int:
-        if text not in known:
-            known[text] = count(text)
-        return known[text]
-
-    return look
 
 
 def _document(args: argparse.Namespace, model: ServedModel, results: Sequence[PointResult]) -> dict[str, Any]:

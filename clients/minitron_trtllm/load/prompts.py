@@ -6,15 +6,15 @@ is too many and one less too few, its last words are drawn again.
 
 from __future__ import annotations
 
-import logging
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.errors import InputError, MissingDependency
-
-log = logging.getLogger(__name__)
+from minitron_trtllm.client.blocking import Client
+from minitron_trtllm.client.dialect import ServedModel
+from minitron_trtllm.errors import InputError, InvalidRequest, MissingDependency, UsageError
 
 _COMMONEST = """
 the and of to a in that it was his he with for as had you not be on at by her which have or from this but all she they
@@ -24,6 +24,7 @@ must two these see know over much down after first good men own never old way da
 """
 _WORDS = _COMMONEST.split()
 _TRIES = 200
+_SAMPLE = "the old man and the sea"
 
 
 class PromptMaker:
@@ -77,3 +78,29 @@ def found_tokenizer(folder: Path | None) -> Path | None:
         return None
     base = folder if folder.is_dir() else folder.parent
     return next((one for one in (base / "tokenizer", base) if (one / "tokenizer.json").is_file()), None)
+
+
+def prompt_maker(client: Client, model: ServedModel, tokenizer: Path | None, seed: int) -> tuple[PromptMaker, str]:
+    """A prompt maker for a model, and who counts for it in words: the ``tokenizer``'s folder, else the server.
+
+    A tokenizer's count is compared with the server's once. Raises UsageError, InputError, ClientError.
+    """
+    if model.takes_ids:
+        raise UsageError(f"prompts are text, and model {model.name!r} takes token ids; name another with --model")
+
+    def server_count(text: str) -> int:
+        count = client.generate(text, model=model.name, max_tokens=1).input_token_count
+        if count is None:
+            raise InvalidRequest(f"model {model.name!r} does not count prompt tokens; give its tokenizer (--tokenizer)")
+        return count
+
+    if tokenizer is None:
+        return PromptMaker(functools.cache(server_count), seed), "the server"
+    count = tokenizer_count(tokenizer)
+    served = client.generate(_SAMPLE, model=model.name, max_tokens=1).input_token_count
+    if served is not None and served != count(_SAMPLE):
+        raise UsageError(
+            f"{tokenizer} counts {count(_SAMPLE)} tokens where the server counts {served}: it is another tokenizer; "
+            "give the served one with --tokenizer, or none to let the server count"
+        )
+    return PromptMaker(count, seed), f"the tokenizer in {tokenizer}"

@@ -1,0 +1,263 @@
+"""A load test from its profile to its result: workers are started, told when to begin, watched, and added up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.errors import ClientError, NotReady, OutputExists
+from minitron_trtllm.load import worker
+from minitron_trtllm.load.profile import Profile
+from minitron_trtllm.load.requests import Sendable
+from minitron_trtllm.load.saturation import SaturationWatch
+from minitron_trtllm.load.schedule import Slice
+from minitron_trtllm.load.server_metrics import Metrics
+from minitron_trtllm.load.summary import Summary, Window, read_records
+from minitron_trtllm.load.timeline import stalls
+from minitron_trtllm.load.worker import Progress, Task
+from minitron_trtllm.version import VERSION
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+RESULT = "run.json"
+_LEAD_S = 0.5  # between telling the workers when to start and the start
+_DRAIN_S = 10.0  # for workers that were told to stop
+
+Show = Callable[[float, Progress], None]
+
+
+@dataclass
+class Outcome:
+    """What a run left: ``stopped`` is None, ``saturated`` or ``interrupted``; ``samples``: server gauges over time."""
+
+    start_ns: int
+    last_sent_ns: int
+    stopped: str | None
+    server_before: Metrics | None = None
+    server_after: Metrics | None = None
+    samples: list[dict[str, float]] = field(default_factory=list)
+
+
+def new_run_folder(folder: Path, share: Slice) -> None:
+    """Make the folder of a run, which several slices may share; raises OutputExists for a slice that is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if list(folder.glob(_records_name(share, "*"))):
+        raise OutputExists(f"{folder} holds records of slice {share.number}/{share.of} already; give another --output")
+
+
+def _records_name(share: Slice, number: object) -> str:
+    return f"requests-{share.number}-of-{share.of}-{number}.jsonl"
+
+
+def execute(
+    profile: Profile, requests: Sequence[Sendable], endpoint: Endpoint, folder: Path, *, model: str,
+    share: Slice | None = None, metrics_url: str | None = None, show: Show = lambda seconds, progress: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Send ``requests`` by ``profile`` and return the result document.
+
+    Records are in ``folder`` as they end. ``model`` is the name under which the server counts the requests. An
+    interrupt ends the sending and keeps what was measured.
+    """
+    share = share or Slice()
+    tasks = [
+        Task(
+            endpoint, list(requests[number :: profile.workers]),
+            Slice(number + 1, profile.workers).share(share.share(profile.arrival.concurrency)),
+            profile.duration_s, profile.deadline_s, folder / _records_name(share, number + 1),
+        )
+        for number in range(profile.workers)
+    ]  # fmt: skip
+    crew = _Crew(tasks)
+    try:
+        outcome = crew.run(profile, metrics_url, show)
+        window = _window(profile, outcome)
+        summaries = crew.summaries(window, profile)
+    finally:
+        crew.end()
+    total = Summary()
+    for one in summaries:
+        total.merge(one)
+    records = [task.records for task in tasks]
+    itl = total.percentiles_ms("itl") or {}
+    everything = (record for path in records for record in read_records(path))
+    return _about(profile, share, outcome) | {
+        "window": asdict(window), "records": [path.name for path in records], "summary": total.document(window),
+        "stalls": stalls(everything, itl.get("p99"), outcome.start_ns),
+        "workers": [one.document(window)["latency_ms"] for one in summaries],
+        "server": {"samples": outcome.samples} | _server_counts(outcome, model, total), "state": total.state(),
+    }  # fmt: skip
+
+
+class _Crew:
+    """The worker processes and the pipes to them."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for task in tasks:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=worker.main, args=(theirs, task), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            self._expect(pipe, "ready")
+
+    def run(self, profile: Profile, metrics_url: str | None, show: Show) -> Outcome:
+        """Start all at one moment and watch them until they are done."""
+        before = Metrics.read(metrics_url) if metrics_url else None
+        start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
+        for pipe in self._pipes:
+            pipe.send(start_ns)
+        outcome = Outcome(start_ns, start_ns, None, server_before=before)
+        watch = SaturationWatch() if profile.stop_when_saturated and profile.arrival.kind != "closed" else None
+        busy, in_flight, second = set(self._pipes), dict.fromkeys(self._pipes, 0), Progress()
+        next_show = start_ns + 10**9
+        while busy:
+            try:
+                for pipe in _readable(busy):
+                    kind, said = self._hear(pipe)
+                    if kind == "done":
+                        busy.discard(pipe)
+                        outcome.last_sent_ns = max(outcome.last_sent_ns, said)
+                    else:
+                        _add(second, said)
+                        in_flight[pipe] = said["in_flight"]
+                if time.monotonic_ns() >= next_show:
+                    next_show += 10**9
+                    second.in_flight = sum(in_flight.values())
+                    seconds = (time.monotonic_ns() - start_ns) / 1e9
+                    show(seconds, second)
+                    self._sample(outcome, metrics_url, seconds)
+                    if watch and outcome.stopped is None:
+                        watch.feed(second.in_flight, second.ttft_ms)
+                        if watch.saturated:
+                            self._stop(outcome, "saturated", busy)
+                    second = Progress()
+            except KeyboardInterrupt:
+                if outcome.stopped:
+                    raise
+                self._stop(outcome, "interrupted", busy)
+        outcome.server_after = _settled(metrics_url) if metrics_url else None
+        return outcome
+
+    def summaries(self, window: Window, profile: Profile) -> list[Summary]:
+        """Let every worker add up its records."""
+        for pipe in self._pipes:
+            pipe.send(((window.start_ns, window.end_ns), profile.slo.model_dump()))
+        return [Summary.of_state(self._expect(pipe, "summary")) for pipe in self._pipes]
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process in self._processes:
+            process.join(timeout=_DRAIN_S if process.exitcode is None else 0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _stop(self, outcome: Outcome, reason: str, busy: set[Connection]) -> None:
+        outcome.stopped = reason
+        log.info("%s: sending has stopped, what was measured is kept", reason)
+        for pipe in busy:
+            pipe.send("stop")
+
+    def _sample(self, outcome: Outcome, url: str | None, seconds: float) -> None:
+        if url is None:
+            return
+        with contextlib.suppress(NotReady):  # a server that dies in the run is seen in the records
+            page = Metrics.read(url, timeout_s=0.5)
+            name = "nv_trt_llm_request_metrics"
+            found = {
+                "active": page.sum(name, request_type="active"), "waiting": page.sum(name, request_type="waiting"),
+                "kv_fraction": page.sum("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="fraction"),
+            }  # fmt: skip
+            outcome.samples.append(
+                {"at_s": seconds} | {key: value for key, value in found.items() if value is not None}
+            )
+
+    def _expect(self, pipe: Connection, kind: str) -> Any:
+        while True:
+            heard, said = self._hear(pipe)
+            if heard == kind:
+                return said
+
+    def _hear(self, pipe: Connection) -> tuple[str, Any]:
+        try:
+            kind, said = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise ClientError(
+                "a sending process ended unexpectedly; its records so far are in the run's folder"
+            ) from None
+        return str(kind), said
+
+
+def _readable(pipes: set[Connection]) -> list[Connection]:
+    return [pipe for pipe in wait(list(pipes), timeout=0.2) if isinstance(pipe, Connection)]
+
+
+def _add(total: Progress, said: dict[str, Any]) -> None:
+    total.sent += said["sent"]
+    total.ended += said["ended"]
+    total.failed += said["failed"]
+    total.ttft_ms += said["ttft_ms"]
+
+
+def _settled(url: str) -> Metrics | None:
+    """The metrics once the server has counted the last request (it does so just after sending its end)."""
+    time.sleep(0.5)
+    with contextlib.suppress(NotReady):
+        return Metrics.read(url)
+    return None
+
+
+def _window(profile: Profile, outcome: Outcome) -> Window:
+    """From the end of the warm-up to the end of sending: what is drained afterwards lies outside."""
+    start = outcome.start_ns + round(profile.warm_up_s * 1e9)
+    planned_end = outcome.start_ns + round(profile.duration_s * 1e9)
+    early = profile.arrival.kind == "closed" or outcome.stopped
+    end = min(outcome.last_sent_ns + 1, planned_end) if early else planned_end
+    return Window(min(start, end), end)
+
+
+def _about(profile: Profile, share: Slice, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "kind": "load", "schema": SCHEMA, "toolkit": VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+        "profile": profile.model_dump(mode="json"), "slice": asdict(share), "stopped": outcome.stopped,
+        "start_ns": outcome.start_ns,
+    }  # fmt: skip
+
+
+def _server_counts(outcome: Outcome, model: str, total: Summary) -> dict[str, Any]:
+    """The server's own counts of the run, and by which share ours differ; what it does not count is absent."""
+    before, after = outcome.server_before, outcome.server_after
+    if before is None or after is None:
+        return {}
+    failed = after.gained(before, "nv_inference_request_failure", model=model) or 0.0
+    counted = {
+        "requests": (after.gained(before, "nv_inference_request_success", model=model), failed, total.sent),
+        "output_tokens": (after.gained(before, "nv_llm_output_token_len_sum"), 0.0, total.all_tokens),
+    }
+    found: dict[str, Any] = {}
+    for name, (gained, more, ours) in counted.items():
+        if gained is not None and gained + more > 0:
+            found[name] = gained + more
+            found[f"{name}_difference"] = (ours - gained - more) / (gained + more)
+    return found

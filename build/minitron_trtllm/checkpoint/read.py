@@ -6,55 +6,61 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from minitron_trtllm.errors import CheckpointError
+from minitron_trtllm.checkpoint import layout
+from minitron_trtllm.checkpoint.plan import Rule, plan_rank
+from minitron_trtllm.checkpoint.spec import Spec
+from minitron_trtllm.errors import CheckpointError, UsageError
 from minitron_trtllm.precision import DTYPES, Precision
-from minitron_trtllm.shape import ModelShape
+from minitron_trtllm.shape import ARCHITECTURE, ModelShape
 from minitron_trtllm.source.safetensors import Entry, SafetensorsFile
+
+_MAX_RANKS = 1024
+_MAX_SIZE = 1 << 31
+#: What TensorRT-LLM's loader does without: it computes the tables, and a tied head is the embedding.
+_OPTIONAL_RULES = (Rule.POSITIONS, Rule.INVERSE_FREQUENCIES, Rule.POSITIONS_FOR_ATTENTION)
+HEAD = "lm_head.weight"
 
 
 class Checkpoint:
     """An open checkpoint folder; a context manager, and safe to read from several threads.
 
-    ``config`` is its config.json; ``shape``, ``dtype`` ("float16" or "bfloat16", of everything that is not a code),
-    ``precision``, ``tp`` and ``pp`` are what that says. ``quantized`` tells whether the linear weights are stored as
-    codes: a weight-only checkpoint whose weights are still floats is to be quantised when an engine is built from it.
+    ``config`` is its config.json and ``spec`` what that says. ``shape``, ``dtype`` ("float16" or "bfloat16", of all
+    that is no code), ``precision``, ``tp`` and ``pp`` are taken from there.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], ranks: list[SafetensorsFile]) -> None:
         self.folder, self.config, self._ranks = folder, config, ranks
-        where = folder / "config.json"
-        self.shape = _shape(config, where)
-        self.dtype: str = _one_of(config, "dtype", DTYPES, where)
-        self.precision = _precision(config, self.dtype, where)
-        mapping = config.get("mapping") or {}
-        self.tp, self.pp = int(mapping.get("tp_size", 1)), int(mapping.get("pp_size", 1))
+        self.spec = _spec(config, folder / "config.json", self.quantized)
+        self.shape, self.dtype, self.precision = self.spec.shape, self.spec.dtype, self.spec.precision
+        self.tp, self.pp = self.spec.tp, self.spec.pp
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
-        """Open ``folder`` and check that its files belong together; raises CheckpointError."""
+        """Open ``folder`` and check that config.json and every rank's tensors fit together; raises CheckpointError."""
         folder = Path(folder)
         config = _load(folder / "config.json")
-        mapping = config.get("mapping") or {}
-        world = mapping.get("world_size", 1) if isinstance(mapping, dict) else None
-        if not isinstance(world, int) or not 0 < world <= 1024 or world != _ranks_of(mapping):
-            raise CheckpointError(
-                f"{folder / 'config.json'}: mapping {mapping!r} makes no sense; convert the model again"
-            )
         ranks: list[SafetensorsFile] = []
         try:
-            for rank in range(world):
+            for rank in range(_world_size(config, folder / "config.json")):
                 ranks.append(SafetensorsFile(folder / f"rank{rank}.safetensors", CheckpointError))
-            return cls(folder, config, ranks)
+            opened = cls(folder, config, ranks)
+            for rank, file in enumerate(ranks):
+                _check_rank(opened.spec, rank, file)
+            return opened
         except BaseException:
-            for opened in ranks:
-                opened.close()
+            for file in ranks:
+                file.close()
             raise
 
     @property
     def quantized(self) -> bool:
-        """Whether linear weights are stored as int8 or int4 codes with a scale per output channel."""
+        """Whether linear weights are stored as codes, with a scale per output channel.
+
+        A weight-only checkpoint where they are not is to be quantised when an engine is built from it.
+        """
         return any(entry.dtype == "I8" for entry in self._ranks[0].entries.values())
 
     def names(self, rank: int = 0) -> list[str]:
@@ -78,6 +84,14 @@ class Checkpoint:
         self.entry(name, rank)
         return self._ranks[rank].rows(name, start, stop)
 
+    def codes(self, name: str, start: int = 0, stop: int | None = None, rank: int = 0) -> npt.NDArray[np.int8]:
+        """Codes int8 [stop - start, in] of output channels ``start`` to ``stop`` (multiples of 64), layout undone."""
+        bits = self.precision.weight_bits
+        ins, packed = self.entry(name, rank).shape
+        stop = packed * 8 // bits if stop is None else stop
+        stored = self._ranks[rank].elements(name, start * ins * bits // 8, stop * ins * bits // 8)
+        return layout.unpack(stored.reshape(ins, -1), bits)
+
     def close(self) -> None:
         """Close the files."""
         for rank in self._ranks:
@@ -94,26 +108,59 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is not there: 'minitron convert MODEL --output {path.parent}' makes it"
-        ) from None
+        advice = f"'minitron convert MODEL --output {path.parent}' makes a checkpoint"
+        raise CheckpointError(f"{path} is not there; {advice}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("architecture") != "NemotronForCausalLM":
+    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
         raise CheckpointError(f"{path} is not of a TensorRT-LLM checkpoint of a Nemotron model (key 'architecture')")
     return config
 
 
-def _ranks_of(mapping: dict[str, Any]) -> int:
-    tp, pp = mapping.get("tp_size", 1), mapping.get("pp_size", 1)
-    return tp * pp if isinstance(tp, int) and isinstance(pp, int) else -1
+def _check_rank(spec: Spec, rank: int, file: SafetensorsFile) -> None:
+    """Compare a rank's header with the plan of what it should hold."""
+    if spec.shape.num_layers > len(file.entries) * spec.pp:  # also keeps an absurd number from being enumerated
+        raise CheckpointError(f"{file.path} has too few tensors for {spec.shape.num_layers} layers; convert again")
+    planned = {tensor.name: tensor for tensor in plan_rank(spec, rank)}
+    for name, tensor in planned.items():
+        found = file.entries.get(name)
+        if found is None:
+            if tensor.rule in _OPTIONAL_RULES or name == HEAD:
+                continue
+            raise CheckpointError(f"{file.path} lacks tensor {name}; convert the model again")
+        if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
+            raise CheckpointError(
+                f"{file.path}: {name} is {found.dtype} {list(found.shape)}, and config.json asks for "
+                f"{tensor.dtype} {list(tensor.shape)}; convert the model again"
+            )
+    extra = next((name for name in file.entries if name not in planned), None)
+    if extra is not None:
+        raise CheckpointError(f"{file.path} has tensor {extra}, unknown to a Nemotron; convert the model again")
 
 
-def _one_of(config: dict[str, Any], key: str, known: tuple[str, ...], where: Path) -> str:
-    value = config.get(key)
-    if value not in known:
-        raise CheckpointError(f"{where}: {key} is {value!r}, and one of {', '.join(known)} is needed")
-    return str(value)
+def _world_size(config: dict[str, Any], where: Path) -> int:
+    mapping = config.get("mapping", {})
+    sizes = [mapping.get(key, 1) for key in ("world_size", "tp_size", "pp_size")] if isinstance(mapping, dict) else []
+    if not all(isinstance(size, int) and 0 < size <= _MAX_RANKS for size in sizes) or not sizes:
+        raise CheckpointError(f"{where}: mapping {mapping!r} makes no sense; convert the model again")
+    if sizes[0] != sizes[1] * sizes[2]:
+        raise CheckpointError(f"{where}: world_size {sizes[0]} is not tp_size {sizes[1]} x pp_size {sizes[2]}")
+    return int(sizes[0])
+
+
+def _spec(config: dict[str, Any], where: Path, quantized: bool) -> Spec:
+    dtype, mapping = config.get("dtype"), config.get("mapping", {})
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{where}: dtype is {dtype!r}, and one of {', '.join(DTYPES)} is needed")
+    precision = _precision(config, dtype, where)
+    try:
+        return Spec(
+            _shape(config, where), precision, dtype, mapping.get("tp_size", 1), mapping.get("pp_size", 1),
+            bool(config.get("use_parallel_embedding", False)), int(bool(config.get("embedding_sharding_dim", 0))),
+            quantize_at_build=precision.is_weight_only and not quantized,
+        )  # fmt: skip
+    except UsageError as error:
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def _precision(config: dict[str, Any], dtype: str, where: Path) -> Precision:
@@ -128,17 +175,17 @@ def _precision(config: dict[str, Any], dtype: str, where: Path) -> Precision:
 def _shape(config: dict[str, Any], where: Path) -> ModelShape:
     def size(key: str) -> int:
         value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MAX_SIZE:
             raise CheckpointError(f"{where}: {key} is {value!r}, and a whole number above 0 is needed")
         return value
 
     def number(key: str) -> float:
         value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e38:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MAX_SIZE:
             raise CheckpointError(f"{where}: {key} is {value!r}, and a number above 0 is needed")
         return float(value)
 
-    return ModelShape(
+    shape = ModelShape(
         vocab_size=size("vocab_size"),
         hidden_size=size("hidden_size"),
         intermediate_size=size("intermediate_size"),
@@ -152,3 +199,8 @@ def _shape(config: dict[str, Any], where: Path) -> ModelShape:
         tied_embeddings=False,
         dtype=config.get("dtype"),
     )
+    if shape.head_size * shape.num_heads != shape.hidden_size or config.get("head_size") != shape.head_size:
+        raise CheckpointError(
+            f"{where}: head_size {config.get('head_size')!r} x {shape.num_heads} heads is not {shape.hidden_size}"
+        )
+    return shape

@@ -101,7 +101,7 @@ class Calculator:
             int(np.count_nonzero(magnitudes(tensor.read(row, min(row + step, tensor.shape[0]))) >= limit))
             for row in range(0, tensor.shape[0], step)
         )
-        raise ModelError(f"{tensor.name} has {count:,} values that are {what}; {advice}")
+        raise ModelError(f"{tensor.file}: {tensor.name} has {count:,} values that are {what}; {advice}")
 
 
 def magnitudes(values: Array) -> Array:

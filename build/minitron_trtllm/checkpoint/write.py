@@ -19,11 +19,11 @@ import numpy as np
 from minitron_trtllm.checkpoint.plan import PlannedTensor, Rule
 from minitron_trtllm.checkpoint.values import Array, Calculator, Values
 
-_BLOCK_ELEMENTS = 2 << 20
+_BLOCK_ELEMENTS = 1 << 18
 _BLOCK_ROWS = 64
 """Blocks have a multiple of this many rows: whole tiles of the layout of codes."""
 
-_BLOCKS_AHEAD = 6
+_BLOCKS_AHEAD = 16
 
 #: Called after each block with its bytes, the tensor's name, and 1 where that was the tensor's last block, else 0.
 Progress = Callable[[int, str, int], None]

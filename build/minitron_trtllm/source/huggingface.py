@@ -73,6 +73,10 @@ class HuggingFaceModel:
                     found[name] = _tensor(shard, name, entry)
         return model.complete(found, self._shape, str(self._folder))
 
+    def provenance(self) -> model.Provenance:
+        """Nothing is known to have happened to the weights."""
+        return model.Provenance()
+
     def files(self) -> dict[str, Path]:
         """config.json, the weights, their index, the tokenizer: those that exist."""
         others = ("config.json", INDEX, GENERATION_CONFIG, *TOKENIZER_FILES)
@@ -94,7 +98,9 @@ class HuggingFaceModel:
 def _tensor(shard: SafetensorsFile, name: str, entry: Entry) -> SourceTensor:
     if entry.dtype not in ("F32", "F16", "BF16"):
         raise ModelError(f"{shard.path}: {name} has dtype {entry.dtype}; F32, F16 and BF16 can be converted")
-    return SourceTensor(name, DTYPES[entry.dtype], entry.shape, lambda start, stop: shard.rows(name, start, stop))
+    return SourceTensor(
+        shard.path, name, DTYPES[entry.dtype], entry.shape, lambda start, stop: shard.rows(name, start, stop)
+    )
 
 
 def weight_files(folder: Path) -> list[str]:

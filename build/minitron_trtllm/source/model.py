@@ -7,7 +7,7 @@ them. Converting never learns which kind of file it reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,15 +26,28 @@ _NAMED_AT_ONCE = 3
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A tensor that is still on the disk: ``read(start, stop)`` gives those rows (first axis) as stored.
+    """A tensor that is still on the disk, in ``file``: ``read(start, stop)`` gives those rows (first axis) as stored.
 
     ``dtype`` is float32, float16 or ml_dtypes.bfloat16. ``read`` may be called from several threads.
     """
 
+    file: Path
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     read: Callable[[int, int], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What had happened to the weights before, as far as the source tells.
+
+    ``stored_types`` names the type of each tensor in a file that may be quantised (Q4_K, F32, ...); ``losses`` are
+    sentences for people. Both are empty for weights as they were trained.
+    """
+
+    stored_types: dict[str, str] = field(default_factory=dict)
+    losses: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -54,6 +67,10 @@ class Source(Protocol):
 
     def tensors(self) -> dict[str, SourceTensor]:
         """All tensors of the model, checked against its shape, in a fixed order; raises ModelError."""
+        ...
+
+    def provenance(self) -> Provenance:
+        """What had happened to the weights before."""
         ...
 
     def files(self) -> dict[str, Path]:

@@ -9,12 +9,21 @@ from minitron_trtllm.source.model import Source
 
 
 def open_model(model: str, revision: str | None = None) -> Source:
-    """Open a local folder, or a Hugging Face id (which downloads what is missing); raises ModelError, UsageError."""
-    folder = Path(model)
-    if folder.is_dir():
-        from minitron_trtllm.source.huggingface import HuggingFaceModel
+    """Open a folder or a GGUF file, or a Hugging Face id (and fetch what is missing); raises ModelError, UsageError."""
+    from minitron_trtllm.source import hub
+    from minitron_trtllm.source.huggingface import HuggingFaceModel
 
+    folder = Path(model)
+    if folder.exists():
         if revision is not None:
-            raise UsageError(f"--revision {revision} is for Hugging Face ids, and {model} is a local folder")
-        return HuggingFaceModel(folder)
-    raise ModelError(f"{model} is no model folder here")
+            raise UsageError(f"--revision {revision} is for Hugging Face ids, and {model} is here")
+        if folder.is_dir():
+            return HuggingFaceModel(folder)
+        if folder.suffix != ".gguf":
+            raise ModelError(f"{model} is a file; a model is a folder with *.safetensors files, or a *.gguf file")
+        from minitron_trtllm.source.gguf import GgufModel
+
+        return GgufModel(folder)
+    if hub.is_id(model):
+        return hub.open_id(model, revision)
+    raise ModelError(f"{model} is not there; MODEL is a model's folder, a *.gguf file or a Hugging Face id (owner/name)")

@@ -56,13 +56,14 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, error: type[InputError] = ModelError) -> None:
         self.path, self._error = path, error
+        self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as cause:
-            raise error(f"{path} cannot be read: {cause.strerror}") from cause
-        try:
             self.nbytes = os.fstat(self._descriptor).st_size
             self.entries = _entries(self._header(), self._data_begin, self.nbytes, self._broken)
+        except OSError as cause:
+            self.close()
+            raise error(f"{path} cannot be read: {cause.strerror}") from cause
         except BaseException:
             self.close()
             raise
@@ -81,19 +82,26 @@ class SafetensorsFile:
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Rows ``start`` to ``stop`` (default: the last) of a tensor as stored; its first axis is the row axis."""
+        shape = self.entries[name].shape
+        stop, width = shape[0] if stop is None else stop, math.prod(shape[1:])
+        return self.elements(name, start * width, stop * width).reshape(-1, *shape[1:])
+
+    def elements(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Elements ``start`` to ``stop`` of a tensor, in the order of the file."""
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise self._error(f"{self.path}: {name} has dtype {entry.dtype}, and one of {', '.join(DTYPES)} is needed")
-        stop = entry.shape[0] if stop is None else stop
-        row_bytes = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
-        array = np.empty((stop - start, *entry.shape[1:]), DTYPES[entry.dtype])
-        self._read_into(array.reshape(-1).view(np.uint8).data, entry.begin + start * row_bytes)
+        array = np.empty(stop - start, DTYPES[entry.dtype])
+        self._read_into(array.view(np.uint8).data, entry.begin + start * array.itemsize)
         return array
 
     def _read_into(self, buffer: memoryview, offset: int) -> None:
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            try:
+                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            except OSError as cause:
+                raise self._error(f"{self.path} cannot be read: {cause.strerror}") from cause
             if count == 0:
                 raise self._broken("became shorter while it was read")
             done += count

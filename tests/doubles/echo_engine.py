@@ -36,14 +36,15 @@ class TritonPythonModel:
         for request in requests:
             inputs = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
             sender = request.get_response_sender()
+            quiet = "no_late_errors" in request.parameters()
             if inputs.get("stop", np.array([False])).any():
                 with self._lock:
                     self._stopped.add(request.request_id())
                 sender.send(flags=FINAL)
             else:
-                threading.Thread(target=self._run, args=(request.request_id(), inputs, sender)).start()
+                threading.Thread(target=self._run, args=(request.request_id(), inputs, sender, quiet)).start()
 
-    def _run(self, request_id: str, inputs: dict[str, Any], sender: Any) -> None:
+    def _run(self, request_id: str, inputs: dict[str, Any], sender: Any, quiet: bool) -> None:
         count = int(inputs.get("num_return_sequences", np.array([1])).reshape(-1)[0])
         rows = inputs["input_ids"].shape[0]
         steps = 0
@@ -57,12 +58,13 @@ class TritonPythonModel:
                     steps += self._sequence(request_id, inputs, row, place, sender)
             sender.send(flags=FINAL)
         except RuntimeError as error:
-            # As our CPU engine: an error that comes first has the final flag, a later one leaves it to an empty response.
-            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-            later = inputs["seed"].reshape(-1)[0] == 13 and inputs.get("streaming", np.array([False])).any()
-            sender.send(response, flags=0 if later else FINAL)
-            if later:
+            # As our CPU engine: an error ends the request, and a late one is left out for who asks for that.
+            late = inputs["seed"].reshape(-1)[0] == 13 and inputs.get("streaming", np.array([False])).any()
+            if late and quiet:
                 sender.send(flags=FINAL)
+            else:
+                response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+                sender.send(response, flags=FINAL)
         finally:
             with self._log.open("a") as file:
                 file.write(
@@ -95,7 +97,7 @@ class TritonPythonModel:
     def _send(
         self, sender: Any, ids: list[int], prompt: list[int], inputs: dict[str, Any], place: dict[str, int]
     ) -> None:
-        outputs = {
+        outputs: dict[str, Any] = {
             "output_ids": np.array([[ids]], np.int32),
             "sequence_length": np.array([[len(ids)]], np.int32),
             **{name: np.array([[number]], np.int32) for name, number in place.items()},

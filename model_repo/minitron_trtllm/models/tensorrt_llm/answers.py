@@ -50,8 +50,12 @@ class Call:
         *,
         engine: Engine,
         metrics: Metrics,
+        late_errors: bool = True,
     ) -> None:
-        """``requested``: the outputs that the client asked for. Raises Refused where a main one is missing."""
+        """``requested``: the outputs that the client asked for. Raises Refused where a main one is missing.
+
+        ``late_errors``: whether an error may follow other responses.
+        """
         if missing := [name for name in _ALWAYS if name not in requested]:
             raise Refused(f"Output {missing[0]} was not requested: {' and '.join(_ALWAYS)} must be")
         self.request_id = request_id
@@ -64,7 +68,7 @@ class Call:
             for column, request in enumerate(requests)
         ]
         self._unfinished = len(self._sequences)
-        self._answered = False
+        self._late_errors, self._answered = late_errors, False
 
     @property
     def is_done(self) -> bool:
@@ -119,20 +123,19 @@ class Call:
         self.cancel_if_abandoned()  # here too, so that a stream ends with the next step, not with the next poll
 
     def _send(self, response: Any, *, failed: bool) -> None:
-        """Send one response, the last one with the final flag.
+        """Send one response, the last one with the final flag. An error that comes first ends the whole request.
 
-        A Python model that reads this stream (our BLS) never gets an error behind another response, nor an error that
-        comes first without the final flag: it then waits for ever (Triton 2.51). So an error that comes first ends the
-        whole request, and one that comes later leaves the final flag to an empty response, which does arrive.
+        A Python model that reads this stream (our BLS) must not get an error behind another response: Triton 2.51 loses
+        it, final flag and all, and then cannot shut down. Such a reader gets the final flag alone.
         """
         if failed and not self._answered:
             self._unfinished = 0
             self.cancel()
-        apart = failed and self._answered and self.is_done
-        self._answered = True
-        self._sender.send(response, flags=FINAL if self.is_done and not apart else 0)
-        if apart:
+        if not failed or not self._answered or self._late_errors:
+            self._sender.send(response, flags=FINAL if self.is_done else 0)
+        elif self.is_done:
             self._sender.send(flags=FINAL)
+        self._answered = True
 
     def _response(self, sequence: _Sequence, chunk: Chunk) -> Any:
         if chunk.error is not None:

@@ -80,7 +80,11 @@ class TritonPythonModel:
             exclude_input=self._parameters.exclude_input_in_output,
         )
         requested = frozenset(request.requested_output_names())
-        call = Call(request_id, sender, wanted, requested, engine=self._engine, metrics=self._metrics)
+        asked = json.loads(request.parameters() or "{}")
+        call = Call(
+            request_id, sender, wanted, requested, engine=self._engine, metrics=self._metrics,
+            late_errors=not asked.get("no_late_errors", False),
+        )  # fmt: skip
         with self._lock:
             if request_id and any(other.request_id == request_id for other in self._live_calls()):
                 raise Refused(f"Request id {request_id!r} must be unique: the request that has it is not over")

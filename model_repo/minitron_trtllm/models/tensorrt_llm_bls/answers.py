@@ -69,8 +69,8 @@ class Answers:
     def missing(self) -> str | None:
         """What the engine's responses lack to be whole answers, or None.
 
-        An error behind the first response of the engine does not reach a Python model on Triton 2.51, so an answer that
-        ended early without a reason is one. Such a reason: its length, an end token, a stop string.
+        Where an error behind the first response cannot reach a Python model (Triton 2.51), an answer that ended early
+        without a reason stands for it. A reason is: its length, an end token, a stop string.
         """
         for row in range(self._request.batch):
             most = int(self._prompt.request_output_len[row, 0])

@@ -15,7 +15,7 @@ from pathlib import Path
 from minitron_trtllm.errors import MissingDependency
 from minitron_trtllm.repository.options import IMAGE
 from minitron_trtllm.server.flags import flags
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, Tls
+from minitron_trtllm.server.launch import MARK_VARIABLE, UNLOAD_S, Launch, Options, Ports, Served, Tls
 
 _SHM_SIZE = "2g"
 _STACK_BYTES = 64 << 20
@@ -45,7 +45,7 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
     words = [
         "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
-        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--stop-timeout={options.exit_timeout_s + 15}",
+        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--stop-timeout={options.exit_timeout_s + UNLOAD_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",
         f"--publish={options.http_host}:{ports.http}:{_INSIDE.http}",
         f"--publish={options.http_host}:{ports.metrics}:{_INSIDE.metrics}",

@@ -22,6 +22,8 @@ API_KEY_HEADER = "api-key"
 
 log = logging.getLogger(__name__)
 
+#: Seconds that unloading the models may take after the exit timeout for the streams.
+UNLOAD_S = 10
 _LOOPBACK = "127.0.0.1"
 
 

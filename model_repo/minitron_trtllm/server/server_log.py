@@ -19,7 +19,8 @@ _NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<re
 # tritonserver 2.51.0 does not notice this and waits for ever.
 _STUB_ENDED = re.compile(r"Failed to preinitialize Python stub: (?P<reason>.*)")
 _PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
-_HARMLESS = ("CudaDriverHelper has not been initialized",)  # printed on every machine without a GPU
+# Both are printed on machines without a GPU.
+_HARMLESS = ("CudaDriverHelper has not been initialized", "CUDA driver version is insufficient")
 _TAIL_LINES = 200
 
 

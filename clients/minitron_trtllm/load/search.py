@@ -22,6 +22,7 @@ Measure = Callable[[Profile, Path], dict[str, Any]]
 
 _CLOSE = 1.1  # the search ends when the carried and the broken rate are within 10 %
 _MOST_DOUBLINGS = 16
+_FEWEST_REQUESTS = 8  # a run of fewer says nothing
 _REPEATS = 3
 
 
@@ -40,7 +41,7 @@ def find_capacity(profile: Profile, measure: Measure, folder: Path, bound: float
         log.info("%.4g requests/s: %.1f %% good, %s", rate, 100 * (summary["goodput_share"] or 0), _word(good))
         return good
 
-    low, high = _bracket(profile.arrival.rate, carried)
+    low, high = _bracket(profile.arrival.rate, carried, lowest=_FEWEST_REQUESTS / profile.duration_s)
     while high / low > _CLOSE:
         middle = (low * high) ** 0.5
         if carried(middle):
@@ -56,7 +57,7 @@ def find_capacity(profile: Profile, measure: Measure, folder: Path, bound: float
     }  # fmt: skip
 
 
-def _bracket(rate: float, carried: Callable[[float], bool]) -> tuple[float, float]:
+def _bracket(rate: float, carried: Callable[[float], bool], lowest: float) -> tuple[float, float]:
     """A rate that is carried and a higher one, at most twice it, that is not."""
     if carried(rate):
         for _ in range(_MOST_DOUBLINGS):
@@ -64,7 +65,7 @@ def _bracket(rate: float, carried: Callable[[float], bool]) -> tuple[float, floa
                 return rate, rate * 2
             rate *= 2
         raise VerdictError(f"the server carried every rate up to {rate:.4g} requests/s; start higher or send from more")
-    for _ in range(_MOST_DOUBLINGS):
+    while rate / 2 >= lowest:
         if carried(rate / 2):
             return rate / 2, rate
         rate /= 2

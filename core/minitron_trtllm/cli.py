@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "generate": "send a prompt and print the text as it streams",
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",
+    "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
 }
 

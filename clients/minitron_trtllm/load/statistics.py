@@ -39,7 +39,7 @@ def percentile(values: Sequence[float] | NDArray[np.float64], share: float) -> f
     return float(ordered[max(math.ceil(share / 100 * len(ordered)), 1) - 1])
 
 
-def percentiles(repeats: Sequence[Sequence[float]], seed: int = 0) -> dict[int, Estimate]:
+def percentiles(repeats: Sequence[Sequence[float] | NDArray[np.float64]], seed: int = 0) -> dict[int, Estimate]:
     """``PERCENTILES`` of the pooled values of all repeats with bootstrap intervals; empty where there are no values."""
     groups = [np.asarray(values, np.float64) for values in repeats if len(values)]
     if not groups:

@@ -1,0 +1,1 @@
+"""Reports of load tests: one run or several beside each other, as a table, JSON, CSV and one HTML page."""

@@ -20,7 +20,7 @@ from minitron_trtllm.manifest import FileRecord, Input, Manifest
 from minitron_trtllm.output import Progress
 from minitron_trtllm.precision import DTYPES, Precision
 from minitron_trtllm.shape import ModelShape
-from minitron_trtllm.source.huggingface import TOKENIZER_CORE
+from minitron_trtllm.source import huggingface
 from minitron_trtllm.source.model import Source
 from minitron_trtllm.source.opening import open_model
 
@@ -54,13 +54,16 @@ def convert(
     use_parallel_embedding: bool = False,
     embedding_sharding_dim: int = 0,
     quantize_at_build: bool = False,
+    tokenizer: str | Path | None = None,
     force: bool = False,
 ) -> Conversion:
-    """Turn ``model`` (a folder, or a Hugging Face id) into a TensorRT-LLM checkpoint in the folder ``output``.
+    """Turn ``model`` (a folder, a GGUF file or a Hugging Face id) into the TensorRT-LLM checkpoint ``output``.
 
     ``precision``: "auto" or a value of ``Precision``; ``dtype``: "auto", "float16" or "bfloat16", for the weight-only
     precisions. "auto" is what the model's config.json says, float16 for float32 or silence, as the official converter
-    has it. Raises UsageError, ModelError, OutputError and, when the disk cannot hold the result, NoSpace.
+    has it. ``tokenizer``: folder of a tokenizer to take instead of the model's own.
+
+    Raises UsageError, ModelError, OutputError and, when the disk cannot hold the result, NoSpace.
     """
     started = time.monotonic()
     output = Path(output)
@@ -68,13 +71,14 @@ def convert(
     arguments = {
         "model": str(model), "revision": revision, "precision": precision, "dtype": dtype, "tp": tp, "pp": pp,
         "use_parallel_embedding": use_parallel_embedding, "embedding_sharding_dim": embedding_sharding_dim,
-        "quantize_at_build": quantize_at_build,
+        "quantize_at_build": quantize_at_build, "tokenizer": None if tokenizer is None else str(tokenizer),
     }  # fmt: skip
     source = open_model(str(model), revision)
     try:
         spec = Spec(source.shape(), *resolve(source.shape(), precision, dtype), tp, pp,
                     use_parallel_embedding, embedding_sharding_dim, quantize_at_build)  # fmt: skip
-        record, tensors = _convert(source, spec, output, arguments, force)
+        tokenizer_files = _tokenizer(source, tokenizer)
+        record, tensors = _convert(source, spec, tokenizer_files, output, arguments, force=force)
         before = sum(file.size for file in record.input.files.values())
     finally:
         source.close()
@@ -103,10 +107,21 @@ def _refuse_to_replace_the_model(model: Path, output: Path) -> None:
         raise UsageError(f"--output {output} holds the model or the working directory; choose another folder")
 
 
-def _convert(source: Source, spec: Spec, output: Path, arguments: dict[str, Any], force: bool) -> tuple[Manifest, int]:
+def _tokenizer(source: Source, folder: str | Path | None) -> dict[str, bytes]:
+    """The tokenizer's files: the source's own, or those in ``folder``."""
+    if folder is None:
+        return source.tokenizer_files()
+    found = huggingface.tokenizer_files(Path(folder))
+    if not any(name in found for name in huggingface.TOKENIZER_CORE):
+        raise ModelError(f"--tokenizer {folder} has none of {', '.join(huggingface.TOKENIZER_CORE)}")
+    return {huggingface.GENERATION_CONFIG: source.generation_config()} | found
+
+
+def _convert(
+    source: Source, spec: Spec, tokenizer: dict[str, bytes], output: Path, arguments: dict[str, Any], *, force: bool
+) -> tuple[Manifest, int]:
     calculator = Calculator(spec, source.tensors())
     plans = [plan_rank(spec, rank) for rank in range(spec.world_size)]
-    tokenizer = source.tokenizer_files()
     weight_bytes = sum(planned.nbytes for plan in plans for planned in plan)
     needed = weight_bytes + sum(len(header(plan)) for plan in plans) + sum(map(len, tokenizer.values()))
     with files.new_folder(output, force=force, needed_bytes=needed + _SMALL_FILES_BYTES) as folder:
@@ -118,9 +133,18 @@ def _convert(source: Source, spec: Spec, output: Path, arguments: dict[str, Any]
         record = manifest.write(
             folder, "checkpoint",
             Input(source.kind, source.path, manifest.digest_of(inputs), source.revision, inputs),
-            arguments=arguments, details=_details(spec, tokenizer, weight_bytes), known_sha256=outputs,
+            arguments=arguments, known_sha256=outputs,
+            details=_details(spec, tokenizer, weight_bytes) | _provenance(source),
         )  # fmt: skip
     return record, sum(map(len, plans))
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    """What had happened to the weights before, where that is known."""
+    before = source.provenance()
+    if not before.stored_types:
+        return {}
+    return {"source_types": before.stored_types, "lost_before": list(before.losses)}
 
 
 def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict[str, Any]:
@@ -131,7 +155,7 @@ def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict
         "pp": spec.pp,
         "quantize_at_build": spec.quantize_at_build,
         "vocab_size": spec.shape.vocab_size,
-        "has_tokenizer": any(name in tokenizer for name in TOKENIZER_CORE),
+        "has_tokenizer": any(name in tokenizer for name in huggingface.TOKENIZER_CORE),
         "weight_bytes": weight_bytes,
         "shape": asdict(spec.shape),
     }

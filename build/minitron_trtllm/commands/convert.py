@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from minitron_trtllm import memory, output
@@ -11,7 +12,7 @@ from minitron_trtllm.precision import DTYPES, Precision
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, or a Hugging Face id (owner/name)")
+    parser.add_argument("model", metavar="MODEL", help="model folder, GGUF file, or a Hugging Face id (owner/name)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument("--precision", default="auto", choices=["auto", *(kind.value for kind in Precision)],
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="split it by vocabulary (0, default) or by hidden size (1)")  # fmt: skip
     parser.add_argument("--quantize-at-build", action="store_true",
                         help="leave floats for trtllm-build to quantise, on a GPU of any family")  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer, instead of the model's own")
     parser.add_argument("--force", action="store_true", help="replace an existing output, once the new one is complete")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
@@ -50,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
         "seconds": round(done.seconds, 3),
         "peak_memory_bytes": memory.peak_bytes(),
     }
+    if "source_types" in details:
+        summary["source_types"] = dict(Counter(details["source_types"].values()).most_common())
+        summary["lost_before"] = details["lost_before"]
     if args.json:
         output.emit_json(summary)
     else:
@@ -58,8 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 _OPTIONS = ("revision", "precision", "dtype", "tp", "pp", "use_parallel_embedding", "embedding_sharding_dim",
-            "quantize_at_build", "force")  # fmt: skip
+            "quantize_at_build", "tokenizer", "force")  # fmt: skip
 
 
 def _cell(key: str, value: Any) -> Any:
+    if key == "source_types":
+        return ", ".join(f"{kind} x {count}" for kind, count in value.items())
+    if key == "lost_before":
+        return "; ".join(value)
     return output.human_bytes(value) if key.endswith("_bytes") else value

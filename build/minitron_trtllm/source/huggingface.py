@@ -51,14 +51,13 @@ class HuggingFaceModel:
         return self._shape
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files that exist, and generation_config.json (made from config.json's ids if need be)."""
-        found = {name: (self._folder / name).read_bytes() for name in TOKENIZER_FILES if (self._folder / name).exists()}
-        generation = self._folder / GENERATION_CONFIG
-        return found | {
-            GENERATION_CONFIG: generation.read_bytes() if generation.exists() else self._generation_config()
-        }
+        """The tokenizer's files that exist, and generation_config.json."""
+        return tokenizer_files(self._folder) | {GENERATION_CONFIG: self.generation_config()}
 
-    def _generation_config(self) -> bytes:
+    def generation_config(self) -> bytes:
+        """generation_config.json, made from config.json's ids where there is none."""
+        if (self._folder / GENERATION_CONFIG).exists():
+            return (self._folder / GENERATION_CONFIG).read_bytes()
         ids = {key: self._config[key] for key in _IDS if self._config.get(key) is not None}
         return (json.dumps(ids, indent=2) + "\n").encode()
 
@@ -93,6 +92,11 @@ class HuggingFaceModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Content of a tokenizer's files in ``folder`` by name; none where there is no tokenizer."""
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
 
 
 def _tensor(shard: SafetensorsFile, name: str, entry: Entry) -> SourceTensor:

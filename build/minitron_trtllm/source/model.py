@@ -65,6 +65,10 @@ class Source(Protocol):
         """Content of the tokenizer's files by name, none if there is no tokenizer; always generation_config.json."""
         ...
 
+    def generation_config(self) -> bytes:
+        """generation_config.json, made from the ids that the model names where it has none."""
+        ...
+
     def tensors(self) -> dict[str, SourceTensor]:
         """All tensors of the model, checked against its shape, in a fixed order; raises ModelError."""
         ...

@@ -26,4 +26,4 @@ def open_model(model: str, revision: str | None = None) -> Source:
         return GgufModel(folder)
     if hub.is_id(model):
         return hub.open_id(model, revision)
-    raise ModelError(f"{model} is not there; MODEL is a model's folder, a *.gguf file or a Hugging Face id (owner/name)")
+    raise ModelError(f"{model} is not there; MODEL is a folder, a *.gguf file or a Hugging Face id (owner/name)")

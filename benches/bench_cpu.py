@@ -1,0 +1,410 @@
+"""The server against the bare OpenVINO pipeline: the same engine, settings and prompts, in alternating rounds.
+
+A token of a dense model reads every weight once, so that one stream is bound by memory bandwidth, and a prompt by
+arithmetic. What a server may add is small against both, and this shows how small: "server" is the way of a client's
+text through Triton's gRPC, the BLS front, the CPU engine's model and back as text; "bare" is a loop around
+``openvino_genai.ContinuousBatchingPipeline`` in a process of its own. Both are loaded once and measured in turns.
+
+    python benches/bench_cpu.py                                        # a random 1B model
+    python benches/bench_cpu.py --shape 4b --executions exact fast     # the full Minitron-4B shape, random weights
+
+tokens/s is output tokens by the wall clock from the first request to the last token, prompts included; TTFT is that of
+one prompt of ``--prompt-tokens``; the streams have prompts of ``--stream-prompt-tokens``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import output
+from minitron_trtllm.precision import Precision
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {"1b": "1b", "4b": "minitron-4b"}
+_WORDS = (
+    "river",
+    "stone",
+    "light",
+    "house",
+    "morning",
+    "water",
+    "garden",
+    "winter",
+    "letter",
+    "road",
+    "voice",
+    "table",
+)
+
+
+def main() -> int:
+    """Measure, print a table, write JSON."""
+    args = _arguments()
+    if args.bare:
+        return _be_bare(args)
+    rows = []
+    for precision in args.precisions:
+        for execution in args.executions:
+            rows.append(_measure(args, precision, execution))
+            _write(args, rows)
+            print(_table(args, rows[-1:]), flush=True)
+    print("\n" + _table(args, rows))
+    print(f"\nwritten to {args.json}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--shape", choices=SHAPES, default="1b", help="random model of this shape, made once")
+    add("--model", type=Path, help="a Hugging Face folder instead")
+    add("--precisions", nargs="+", choices=[kind.value for kind in Precision],
+        default=["bfloat16", "int8_weight_only", "int4_weight_only"])  # fmt: skip
+    add("--executions", nargs="+", choices=("exact", "fast"), default=["exact"])
+    add("--streams", nargs="+", type=int, default=[1, 4])
+    add("--prompt-tokens", type=int, default=512, help="of the request that TTFT is measured with")
+    add("--stream-prompt-tokens", type=int, default=32)
+    add("--output-tokens", type=int, default=64, help="of each stream")
+    add("--rounds", type=int, default=5)
+    add("--work", type=Path, default=ROOT / "out" / "bench-cpu", help="where models, engines and figures go")
+    add("--json", type=Path, help="default: WORK/bench-cpu-SHAPE.json")
+    add("--bare", type=Path, metavar="ENGINE", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.json = args.json or args.work / f"bench-cpu-{args.model.name if args.model else args.shape}.json"
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[str, Any]:
+    """Everything about one engine."""
+    model = args.model or _random_model(args)
+    checkpoint, engine, repository = (args.work / f"{model.name}-{precision}{end}" for end in ("", "-engine", "-repo"))
+    if not checkpoint.exists():
+        _minitron("convert", model, "--output", checkpoint, "--precision", precision)
+    longest = max(args.prompt_tokens, args.stream_prompt_tokens) + args.output_tokens
+    built = _minitron(
+        "build", checkpoint, "--target", "cpu", "--output", engine, "--force", "--json", "--execution", execution,
+        "--max-batch-size", max(args.streams), "--max-seq-len", longest, "--max-input-len", longest,
+    )  # fmt: skip
+    shutil.rmtree(repository, ignore_errors=True)
+    _minitron("repo", "render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", _kv_tokens(args))
+    with _bare(args, engine) as bare, _server(args, repository) as server:
+        rounds = [_round(args, number, bare, server) for number in range(args.rounds)]
+        memory = {"bare": bare.memory(), "server": server.memory()}
+        load = {"bare": bare.load_s, "server": server.load_s}
+    shutil.rmtree(repository)
+    shutil.rmtree(engine)
+    return {
+        "precision": precision,
+        "execution": execution,
+        "build": {key: built[key] for key in ("seconds", "peak_memory_bytes", "bytes")},
+        "load_s": load,
+        "memory_bytes": memory,
+        **_medians(rounds),
+        "rounds": rounds,
+    }
+
+
+def _round(args: argparse.Namespace, number: int, *sides: Any) -> dict[str, Any]:
+    """Each side measured once, the order turned around every second round."""
+    found: dict[str, Any] = {}
+    for side in sides[:: 1 if number % 2 == 0 else -1]:
+        figures: dict[str, Any] = {}
+        prompts = _prompts(args, f"{number} a", 1, args.prompt_tokens)
+        figures["ttft_s"] = side.ask(prompts, 1)["ttft_s"]
+        for streams in args.streams:
+            prompts = _prompts(args, f"{number} {streams}", streams, args.stream_prompt_tokens)
+            done = side.ask(prompts, args.output_tokens)
+            assert done["tokens"] == streams * args.output_tokens, done
+            figures[f"tokens_per_s_{streams}"] = done["tokens"] / done["seconds"]
+        found[side.name] = figures
+    print(f"round {number + 1}: {json.dumps(found)}", file=sys.stderr, flush=True)
+    return found
+
+
+def _medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median of each figure, and the median of the ratio server : bare of each round."""
+    sides = {
+        side: {key: statistics.median(found[side][key] for found in rounds) for key in rounds[0][side]}
+        for side in ("bare", "server")
+    }
+    kept = {
+        key: statistics.median(found["server"][key] / found["bare"][key] for found in rounds)
+        for key in rounds[0]["server"]
+    }
+    return sides | {"server_to_bare": kept}
+
+
+def _random_model(args: argparse.Namespace) -> Path:
+    model: Path = args.work / f"random-{args.shape}"
+    if not model.exists():
+        _run([sys.executable, ROOT / "models" / "random_model.py", "--shape", SHAPES[args.shape], "--output", model])
+    return model
+
+
+def _prompts(args: argparse.Namespace, mark: str, count: int, tokens: int) -> list[str]:
+    """Texts of exactly ``tokens`` tokens, each beginning in its own way, so that no cached beginning is met again."""
+    from tokenizers import Tokenizer
+
+    folder = args.model or args.work / f"random-{args.shape}"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = []
+    for number in range(count):
+        text = f"{mark} {number}"
+        while (length := len(tokenizer.encode(text, add_special_tokens=False).ids)) < tokens:
+            text += f" {_WORDS[length % len(_WORDS)]}" if tokens - length > 12 else "."
+        texts.append(text)
+    return texts
+
+
+def _kv_tokens(args: argparse.Namespace) -> int:
+    """KV cache for all streams at once, and for as much again that earlier rounds left behind."""
+    longest = max(args.prompt_tokens, args.stream_prompt_tokens) + args.output_tokens
+    return 2 * max(args.streams) * (longest // 32 + 2) * 32
+
+
+class _Bare:
+    """A child process with the bare pipeline; a line of JSON goes in for each measurement, and one comes out."""
+
+    name = "bare"
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        self.load_s: float = self._read()["load_s"]
+
+    def ask(self, prompts: list[str], tokens: int) -> Any:
+        assert self._child.stdin is not None
+        print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._child.stdin, flush=True)
+        return self._read()
+
+    def memory(self) -> dict[str, int]:
+        return _memory(self._child.pid)
+
+    def _read(self) -> Any:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        assert line, "the bare pipeline ended"
+        return json.loads(line)
+
+
+@contextmanager
+def _bare(args: argparse.Namespace, engine: Path) -> Iterator[_Bare]:
+    words = [sys.executable, __file__, "--bare", engine, *("--streams", *args.streams), "--work", args.work]
+    words += ["--prompt-tokens", args.prompt_tokens, "--output-tokens", args.output_tokens]
+    words += ["--stream-prompt-tokens", args.stream_prompt_tokens]
+    child = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield _Bare(child)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _be_bare(args: argparse.Namespace) -> int:
+    """The child: the pipeline exactly as the CPU engine opens it, and the plainest loop around it."""
+    from tokenizers import Tokenizer
+
+    from minitron_trtllm.models.tensorrt_llm import pipeline
+    from minitron_trtllm.models.tensorrt_llm.engine_config import EngineConfig
+    from minitron_trtllm.models.tensorrt_llm.generation_request import Request
+
+    began = time.perf_counter()
+    engine = EngineConfig.read(args.bare)
+    blocks = pipeline.kv_blocks(engine, _kv_tokens(args))
+    opened = pipeline.open_pipeline(engine, kv_blocks=blocks, reuse_kv_cache=True)
+    tokenizer = Tokenizer.from_file(str(args.bare / "tokenizer" / "tokenizer.json"))
+    _generate(opened, [Request([0, 0], 2)], 0)
+    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
+    for number, line in enumerate(sys.stdin, 1):
+        asked = json.loads(line)
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]
+        print(json.dumps(_generate(opened, [Request(prompt, asked["tokens"]) for prompt in ids], number)), flush=True)
+    return 0
+
+
+def _generate(opened: Any, requests: list[Any], number: int) -> dict[str, Any]:
+    from minitron_trtllm.models.tensorrt_llm import pipeline
+
+    began = time.perf_counter()
+    handles = [
+        opened.add_request(1000 * number + index, pipeline.input_ids(request), pipeline.generation_config(request))
+        for index, request in enumerate(requests)
+    ]
+    tokens, first = 0, 0.0
+    while opened.has_non_finished_requests():
+        opened.step()
+        for handle in handles:
+            while handle.can_read():
+                tokens += sum(len(part.generated_ids) for part in handle.read().values())
+                first = first or time.perf_counter()
+    return {"ttft_s": first - began, "seconds": time.perf_counter() - began, "tokens": tokens}
+
+
+class _Server:
+    """``minitron serve``, spoken to as a client speaks to it: text in, streamed text out."""
+
+    name = "server"
+
+    def __init__(self, process: subprocess.Popen[str], url: str, load_s: float) -> None:
+        import tritonclient.grpc as triton
+
+        self._process, self.load_s = process, load_s
+        self._clients = [(triton.InferenceServerClient(url), queue.SimpleQueue[Any]()) for _ in range(64)]
+        self._open = 0
+
+    def ask(self, prompts: list[str], tokens: int) -> dict[str, Any]:
+        """All prompts at once, a stream each; counts what the responses say they carry."""
+        while self._open < len(prompts):
+            client, arrived = self._clients[self._open]
+            client.start_stream(lambda result, error, into=arrived: into.put((time.perf_counter(), result, error)))
+            self._open += 1
+        began = time.perf_counter()
+        for (client, _), text in zip(self._clients, prompts, strict=False):
+            client.async_stream_infer("tensorrt_llm_bls", _inputs(text, tokens), enable_empty_final_response=True)
+        parts = [part for _, arrived in self._clients[: len(prompts)] for part in _until_final(arrived)]
+        counted = [(moment, int(result.as_numpy("num_output_tokens").sum())) for moment, result in parts]
+        first = min(moment for moment, count in counted if count)
+        last = max(moment for moment, _ in counted)
+        return {"ttft_s": first - began, "seconds": last - began, "tokens": sum(count for _, count in counted)}
+
+    def memory(self) -> dict[str, int]:
+        """Of all processes of the server."""
+        import psutil
+
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        found = [_memory(process.pid) for process in children]
+        return {key: sum(figures[key] for figures in found) for key in found[0]}
+
+
+@contextmanager
+def _server(args: argparse.Namespace, repository: Path) -> Iterator[_Server]:
+    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", repository, "--json", "--state", args.work / "state"]
+    words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    began = time.perf_counter()
+    with open(args.work / "server.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            text = ""
+            while not text.endswith("}\n"):
+                line = process.stdout.readline()
+                assert line, f"the server did not start, see {log.name}"
+                text += line
+            yield _Server(process, json.loads(text)["urls"]["grpc"], time.perf_counter() - began)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _inputs(text: str, tokens: int) -> list[Any]:
+    import numpy as np
+    import tritonclient.grpc as triton
+
+    values = {
+        "text_input": np.array([[text.encode()]], dtype=object),
+        "max_tokens": np.array([[tokens]], np.int32),
+        "min_tokens": np.array([[tokens]], np.int32),  # no end token before the last
+        "stream": np.array([[True]]),
+        "return_num_output_tokens": np.array([[True]]),
+    }
+    kinds = {"O": "BYTES", "i": "INT32", "b": "BOOL"}
+    inputs = []
+    for name, value in values.items():
+        tensor = triton.InferInput(name, list(value.shape), kinds[value.dtype.kind])
+        tensor.set_data_from_numpy(value)
+        inputs.append(tensor)
+    return inputs
+
+
+def _until_final(arrived: Any) -> Iterator[tuple[float, Any]]:
+    """The responses that carry outputs, with their moments."""
+    final = False
+    while not final:
+        moment, result, error = arrived.get(timeout=900)
+        assert error is None, error
+        raw = result.get_response()
+        final = raw.parameters["triton_final_response"].bool_param
+        if any(item.name == "num_output_tokens" for item in raw.outputs):
+            yield moment, result
+
+
+def _memory(process: int) -> dict[str, int]:
+    """Peak resident memory, mapped files included, and what of it is private now (proc(5), status)."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    values = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+    return {"peak": int(values["VmHWM"]) * 1024, "private": int(values["RssAnon"]) * 1024}
+
+
+def _table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
+    streams = [f"tokens_per_s_{count}" for count in args.streams]
+    head = ["engine", "", "load s", f"TTFT {args.prompt_tokens} s", *(f"tok/s {count}" for count in args.streams)]
+    lines = []
+    for row in rows:
+        name = f"{row['precision']} {row['execution']}"
+        for side in ("bare", "server"):
+            figures, memory = row[side], row["memory_bytes"][side]
+            rates = [f"{figures[key]:.1f}" for key in streams]
+            lines.append([name, side, f"{row['load_s'][side]:.1f}", f"{figures['ttft_s']:.2f}", *rates,
+                          output.human_bytes(memory["peak"]), output.human_bytes(memory["private"])])  # fmt: skip
+        kept = row["server_to_bare"]
+        lines.append([name, "ratio", "", f"{kept['ttft_s']:.2f}", *(f"{kept[key]:.3f}" for key in streams), "", ""])
+        built = row["build"]
+        lines.append([name, "build", f"{built['seconds']:.1f}", "", *("" for _ in streams),
+                      output.human_bytes(built["peak_memory_bytes"]), ""])  # fmt: skip
+    return output.table(lines, [*head, "peak memory", "private"])
+
+
+def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    report = {
+        "machine": _machine(),
+        "model": str(args.model.name if args.model else f"random weights, shape {SHAPES[args.shape]}"),
+        "prompt_tokens": args.prompt_tokens,
+        "stream_prompt_tokens": args.stream_prompt_tokens,
+        "output_tokens": args.output_tokens,
+        "rounds": args.rounds,
+        "rows": rows,
+    }
+    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _machine() -> dict[str, Any]:
+    import importlib.metadata
+    import platform
+
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = ("openvino", "openvino-genai", "nvidia-pytriton", "tritonclient", "numpy")
+    return {
+        "cpu": cpu[0].split(":", 1)[1].strip() if cpu else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load_average": os.getloadavg(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _minitron(*words: object) -> Any:
+    """Run a command; its JSON document where it prints one."""
+    done = _run([sys.executable, "-m", "minitron_trtllm.cli", *words])
+    return json.loads(done) if "--json" in words else None
+
+
+def _run(words: list[Any]) -> str:
+    return subprocess.run(list(map(str, words)), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -35,6 +36,14 @@ ROOMS = ("core", "build", "model_repo", "clients")
 def small_model() -> Path:
     """The small Minitron's Hugging Face folder."""
     return SMALL_MODEL
+
+
+@pytest.fixture(scope="session")
+def answered_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``answered_model(name)``: the folder of a model that ``answers.py`` is about, made once."""
+    from answers import make_model
+
+    return functools.cache(lambda name: make_model(name, lambda: tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from answers import Answers, dtype_of, make_model, sha256_of_weights
+from answers import Answers, dtype_of, sha256_of_weights
 from conftest import minitron
 from minitron_trtllm import shape as model_shape
 from minitron_trtllm.precision import Precision
@@ -31,20 +31,10 @@ LOGIT_ERROR = 1e-3
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make_model(name, lambda: tmp_path_factory.mktemp("model"))
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def checkpoint(
-    model: Callable[[str], Path], small_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    answered_model: Callable[[str], Path],
+    small_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, Precision], Path]:
     made: dict[Precision, Path] = {}
 
@@ -53,7 +43,7 @@ def checkpoint(
             return small_checkpoint(precision.value)
         if precision not in made:
             made[precision] = tmp_path_factory.mktemp("checkpoint") / precision.value
-            minitron("convert", model(name), "--output", made[precision], "--precision", precision.value)
+            minitron("convert", answered_model(name), "--output", made[precision], "--precision", precision.value)
         return made[precision]
 
     return get
@@ -62,10 +52,10 @@ def checkpoint(
 @pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_read_back_is_the_source_rounded_as_the_contract_says(
-    name: str, precision: Precision, model: Callable[[str], Path], checkpoint: Callable[[str, Precision], Path]
+    name: str, precision: Precision, answered_model: Callable[[str], Path], checkpoint: Callable[[str, Precision], Path]
 ) -> None:
     """Bit for bit, every tensor; the expected values are worked out from the source, not by the converter."""
-    expected = rounded_weights(source_weights(model(name)), precision, dtype_of(precision, name))
+    expected = rounded_weights(source_weights(answered_model(name)), precision, dtype_of(precision, name))
     found = checkpoint_weights(checkpoint(name, precision))
     assert found.keys() == expected.keys()
     assert [name for name in expected if not np.array_equal(found[name], expected[name])] == []
@@ -74,10 +64,10 @@ def test_a_checkpoint_read_back_is_the_source_rounded_as_the_contract_says(
 @pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_on_a_checkpoint_equal_those_of_transformers(
-    name: str, precision: Precision, model: Callable[[str], Path], checkpoint: Callable[[str, Precision], Path]
+    name: str, precision: Precision, answered_model: Callable[[str], Path], checkpoint: Callable[[str, Precision], Path]
 ) -> None:
     answers = Answers.load(name)
-    shape = model_shape.read(model(name) / "config.json")
+    shape = model_shape.read(answered_model(name) / "config.json")
     found = rows_of_logits(checkpoint_weights(checkpoint(name, precision)), shape, answers)
     assert np.abs(found - answers.variants[precision].logits).max() < LOGIT_ERROR
     ends = [row for row, (i, position) in enumerate(answers.places) if position == len(answers.prompts[i]) - 1]
@@ -88,20 +78,20 @@ def test_logits_on_a_checkpoint_equal_those_of_transformers(
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_wrong_checkpoint_is_noticed(
-    name: str, mutation: str, model: Callable[[str], Path], checkpoint: Callable[[str, Precision], Path]
+    name: str, mutation: str, answered_model: Callable[[str], Path], checkpoint: Callable[[str, Precision], Path]
 ) -> None:
     """The comparison above fails by far once the norm offset, the rotary share or the order of Q, K, V is wrong."""
     answers = Answers.load(name)
-    shape = model_shape.read(model(name) / "config.json")
+    shape = model_shape.read(answered_model(name) / "config.json")
     weights, shape = MUTATIONS[mutation](checkpoint_weights(checkpoint(name, Precision.BFLOAT16)), shape)
     found = rows_of_logits(weights, shape, answers)
     assert np.abs(found - answers.variants[Precision.BFLOAT16].logits).max() > 100 * LOGIT_ERROR
 
 
-def test_answers_are_complete_and_about_the_models_of_today(model: Callable[[str], Path]) -> None:
+def test_answers_are_complete_and_about_the_models_of_today(answered_model: Callable[[str], Path]) -> None:
     for name in MODELS:
         answers = Answers.load(name)
-        assert answers.model_sha256 == sha256_of_weights(model(name))
+        assert answers.model_sha256 == sha256_of_weights(answered_model(name))
         assert len(answers.prompts) == 20
         assert set(answers.variants) == set(Precision)
         for variant in answers.variants.values():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from answers import Answers, dtype_of, make_model
+from answers import Answers, dtype_of
 from conftest import DATA, SMALL_MODEL, minitron
 from minitron_trtllm import shape as model_shape
 from minitron_trtllm.precision import Precision
@@ -36,18 +36,6 @@ def transformers() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make_model(name, lambda: tmp_path_factory.mktemp("model"))
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precision], Path]:
     made: dict[tuple[str, Precision], Path] = {}
 
@@ -64,9 +52,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precis
 @pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("name", ["small", "other"])
 def test_the_committed_answers_come_out_again(
-    name: str, precision: Precision, transformers: Any, model: Callable[[str], Path]
+    name: str, precision: Precision, transformers: Any, answered_model: Callable[[str], Path]
 ) -> None:
-    answers, folder = Answers.load(name), model(name)
+    answers, folder = Answers.load(name), answered_model(name)
     shape = model_shape.read(folder / "config.json")
     weights = rounded_weights(source_weights(folder), precision, dtype_of(precision, name))
     built = transformers.transformers_model(shape, weights)
@@ -86,7 +74,7 @@ def test_transformers_reads_the_same_shape_and_weights_from_the_folder(folder: P
     assert np.array_equal(transformers.logits(loaded.eval(), ids), transformers.logits(built, ids))
 
 
-def test_greedy_ids_are_those_of_generate(transformers: Any, model: Callable[[str], Path]) -> None:
+def test_greedy_ids_are_those_of_generate(transformers: Any, answered_model: Callable[[str], Path]) -> None:
     import torch
 
     prompt = Answers.load("small").prompts[3]

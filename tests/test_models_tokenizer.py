@@ -44,7 +44,7 @@ def test_ids_equal_sentencepieces_on_anything(text: str) -> None:
 
 @pytest.mark.parametrize("token", tokenizer_files.SPECIAL_TOKENS)
 def test_a_special_token_in_the_text_is_one_for_tokenizers_and_plain_text_for_sentencepiece(token: str) -> None:
-    """The one known difference, and the same in every tokenizer.json that transformers made of a SentencePiece model."""
+    """The one known difference: every tokenizer.json that transformers makes of a SentencePiece model has it."""
     assert TOKENIZER.token_to_id(token) in TOKENIZER.encode(f"a{token}b").ids
     assert REFERENCE.piece_to_id(token) not in REFERENCE.encode(f"a{token}b")
 

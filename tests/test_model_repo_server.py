@@ -6,9 +6,12 @@ ports and limits from Triton's documentation; numbers are worked out by hand bes
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import platform
 import shlex
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -273,11 +276,11 @@ def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
 
 def test_old_glibc_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(bundled.platform, "libc_ver", lambda: ("glibc", "2.31"))
+        patch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
         with pytest.raises(MachineError, match=r"glibc 2\.35.*2\.31"):
             bundled.find()
     with monkeypatch.context() as patch:
-        patch.setattr(bundled.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependency, match=r"pip install 'minitron-trtllm\[cpu\]'"):
             bundled.find()
     with pytest.raises(MissingDependency, match=r"libpython3\.99.*enable-shared"):
@@ -286,7 +289,7 @@ def test_old_glibc_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch)
 
 def test_too_little_shared_memory(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 5 << 20})
-    monkeypatch.setattr(bundled.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MachineError, match=r"/dev/shm has 5 MiB free.*--shm-size"):
         bundled.check_machine(Served.read(echo))
 

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 
 from minitron_trtllm import output, recipe
-from minitron_trtllm.errors import UsageError
+from minitron_trtllm.errors import RepositoryError, UsageError
 from minitron_trtllm.repository.options import FROM_RECIPE, RepositoryOptions, from_recipe
 
 
@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     render.add_argument("--force", action="store_true", help="replace DIR if it is there")
     render.add_argument("--copy", action="store_true", help="copy the engine's files instead of hard-linking them")
     render.add_argument("--json", action="store_true", help="print one JSON document")
+    check = commands.add_parser("check", help="say what in a model repository cannot work")
+    check.add_argument("repository", type=Path, metavar="DIR", help="folder that 'minitron repo render' made")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
     recipe.add_flags(render, *FROM_RECIPE, "container.image_tag")
     _add_options(render.add_argument_group("serving options that no recipe knows"))
 
@@ -62,7 +65,24 @@ def _options(args: argparse.Namespace) -> RepositoryOptions:
 
 def run(args: argparse.Namespace) -> int:
     """Render or check."""
-    return _render(args)
+    return _check(args) if args.action == "check" else _render(args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from minitron_trtllm.repository.check import check
+
+    findings = check(args.repository)
+    errors = sum(finding.is_error for finding in findings)
+    if args.json:
+        kinds = [{"level": "error" if f.is_error else "warning", "file": f.file, "field": f.field,
+                  "message": f.message} for f in findings]  # fmt: skip
+        output.emit_json({"repository": str(args.repository.absolute()), "ok": not errors, "findings": kinds})
+    else:
+        for finding in findings:
+            place = " ".join(filter(None, (finding.file, finding.field)))
+            print(f"{'error' if finding.is_error else 'note'}: {place}: {finding.message}")
+        print(f"{args.repository}: {errors} errors" if errors else f"{args.repository}: nothing is wrong")
+    return RepositoryError.exit_code if errors else 0
 
 
 def _render(args: argparse.Namespace) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minitron_trtllm.errors import UsageError
-from minitron_trtllm.repository import parameters, tensors
+from minitron_trtllm.repository import ensemble, parameters, tensors
 from minitron_trtllm.repository.engine_folder import EngineFacts
+from minitron_trtllm.repository.ensemble import Step
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.tensors import Tensor
 
@@ -18,20 +19,11 @@ _BACKEND_KV_CACHE_FRACTION = 0.9  # the C++ backend's own default
 
 @dataclass(frozen=True)
 class Queue:
-    """Triton's dynamic batcher in front of a model; ``max_size`` 0 = no limit."""
+    """Triton's dynamic batcher in front of a model; ``max_size`` None = no limit."""
 
-    max_size: int = 0
+    max_size: int | None = None
     max_delay_us: int = 0
     preserve_ordering: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One model inside an ensemble; the maps go from the model's tensor to the ensemble's."""
-
-    model: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -168,62 +160,9 @@ def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits:
 
 
 def _ensemble(batch: int, logits: str) -> ModelConfig:
-    """The three models in a row. Names that start with an underscore exist only between the steps."""
-    prompt = Step(
-        "preprocessing",
-        {
-            "QUERY": "text_input",
-            "REQUEST_OUTPUT_LEN": "max_tokens",
-            "BAD_WORDS_DICT": "bad_words",
-            "STOP_WORDS_DICT": "stop_words",
-            "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
-            "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
-            "END_ID": "end_id",
-            "PAD_ID": "pad_id",
-        },
-        {
-            "REQUEST_INPUT_LEN": "_REQUEST_INPUT_LEN",
-            "INPUT_ID": "_INPUT_ID",
-            "REQUEST_OUTPUT_LEN": "_REQUEST_OUTPUT_LEN",
-            "STOP_WORDS_IDS": "_STOP_WORDS_IDS",
-            "BAD_WORDS_IDS": "_BAD_WORDS_IDS",
-            "EMBEDDING_BIAS": "_EMBEDDING_BIAS",
-            "OUT_END_ID": "_PREPROCESSOR_END_ID",
-            "OUT_PAD_ID": "_PREPROCESSOR_PAD_ID",
-        },
-    )
-    same = {tensor.name for tensor in tensors.ENSEMBLE_INPUTS} & {tensor.name for tensor in tensors.ENGINE_INPUTS}
-    tokens = Step(
-        "tensorrt_llm",
-        {
-            "input_ids": "_INPUT_ID",
-            "input_lengths": "_REQUEST_INPUT_LEN",
-            "request_output_len": "_REQUEST_OUTPUT_LEN",
-            "end_id": "_PREPROCESSOR_END_ID",
-            "pad_id": "_PREPROCESSOR_PAD_ID",
-            "embedding_bias": "_EMBEDDING_BIAS",
-            "stop_words_list": "_STOP_WORDS_IDS",
-            "bad_words_list": "_BAD_WORDS_IDS",
-            "runtime_top_k": "top_k",
-            "runtime_top_p": "top_p",
-            "len_penalty": "length_penalty",
-            "streaming": "stream",
-            **{name: name for name in sorted(same - {"end_id", "pad_id"})},
-        },
-        {
-            "output_ids": "_TOKENS_BATCH",
-            "sequence_length": "_SEQUENCE_LENGTH",
-            **{tensor.name: tensor.name for tensor in tensors.RESULT_OUTPUTS},
-        },
-    )
-    text = Step(
-        "postprocessing",
-        {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH"},
-        {"OUTPUT": "text_output"},
-    )
     return ModelConfig(
         "ensemble", "", batch, tensors.ENSEMBLE_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits),
-        steps=(prompt, tokens, text),
+        steps=ensemble.STEPS,
     )  # fmt: skip
 
 

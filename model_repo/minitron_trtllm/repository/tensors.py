@@ -214,3 +214,12 @@ acceptance_rate              FP32    1
 total_accepted_draft_tokens  INT32   1
 total_draft_tokens           INT32   1
 """)
+
+#: Inputs and outputs of the five models; logits are not filled in (``with_logits``).
+BY_MODEL = {
+    "preprocessing": (PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS),
+    "tensorrt_llm": (ENGINE_INPUTS, ENGINE_OUTPUTS),
+    "postprocessing": (POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS),
+    "ensemble": (ENSEMBLE_INPUTS, TEXT_OUTPUTS),
+    "tensorrt_llm_bls": (BLS_INPUTS, TEXT_OUTPUTS),
+}

@@ -1,0 +1,131 @@
+"""Read a finished repository and say what in it cannot work. Knows the folder, Triton's protobuf and the contract of
+the models (``tensors``, ``parameters``, ``ensemble``), not how a repository is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import files, manifest
+from minitron_trtllm.errors import EngineError, InputError, RepositoryError
+from minitron_trtllm.repository import check_config, check_together, config_text, engine_folder, tokenizer_files
+from minitron_trtllm.repository.engine_folder import EngineFacts
+from minitron_trtllm.repository.finding import Finding, error, warning
+from minitron_trtllm.repository.layout import MODELS
+
+_LEFTOVER = re.compile(r"\$\{[^}]*\}?|\{\{.*?\}\}|\{%.*?%\}")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in a repository folder; ``configs`` by model, those that could be read."""
+
+    folder: Path
+    details: dict[str, Any]
+    configs: dict[str, Any]
+    engine: EngineFacts | None
+
+
+def check(folder: Path) -> list[Finding]:
+    """Everything that is wrong with (error) or worth knowing about (warning) the repository in ``folder``.
+
+    Raises RepositoryError where there is no repository at all.
+    """
+    if not folder.is_dir():
+        raise RepositoryError(f"{folder} is not a folder; 'minitron repo render' makes a model repository")
+    try:
+        made = manifest.read(folder, "repository")
+    except InputError as problem:
+        raise RepositoryError(str(problem)) from problem
+    configs: dict[str, Any] = {}
+    findings = [*_files(folder, made)]
+    for model in MODELS:
+        found, config = _config(folder, model)
+        findings += found
+        if config is not None:
+            configs[model] = config
+    engine, problems = _engine(folder)
+    findings += problems
+    contents = Contents(folder, made.details, configs, engine)
+    for model, config in configs.items():
+        findings += check_config.check(model, config, engine)
+    findings += check_together.check(contents.configs, engine, made.details)
+    findings += _tokenizer(contents)
+    return _without_repeats(findings)
+
+
+def _config(folder: Path, model: str) -> tuple[list[Finding], Any]:
+    """What is wrong with a model's files, and its config if it can be read."""
+    path, where = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
+    if not path.is_file():
+        return [error(where, "", "is missing: render the repository again")], None
+    findings = []
+    if not (folder / model / "1").is_dir():
+        findings.append(error(f"{model}/1", "", "is missing: Triton loads no model without its version folder"))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.lstrip().startswith("#") and (leftover := _LEFTOVER.search(line)):
+            findings.append(error(where, f"line {number}", f"{leftover[0]!r} is a placeholder that nobody filled in"))
+    try:
+        config = config_text.parse(text, where)
+    except RepositoryError as problem:
+        return [*findings, error(where, "", " ".join(str(problem).split()))], None
+    if config.backend == "python" and not (folder / model / "1" / "model.py").is_file():
+        findings.append(error(f"{model}/1/model.py", "", "is missing: it is the model of the backend 'python'"))
+    return findings, config
+
+
+def _files(folder: Path, made: manifest.Manifest) -> Iterator[Finding]:
+    """Files against the manifest: the small ones by content, the engine's by size."""
+    for name, record in made.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield error(name, "", "is missing, and it was there when the repository was rendered")
+        elif path.stat().st_size != record.size and name.startswith("engine/"):
+            yield error(name, "", f"has {path.stat().st_size} bytes, and {record.size} were rendered: another engine")
+        elif not name.startswith("engine/") and files.sha256_file(path) != record.sha256:
+            changed = "is not the file that was rendered"
+            if name.startswith("tokenizer/"):
+                yield error(name, "", f"{changed}: it may be the tokenizer of another model; render again")
+            else:
+                yield warning(name, "", f"{changed}: it was edited since")
+
+
+def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
+    try:
+        details = json.loads((folder / "engine" / manifest.NAME).read_text(encoding="utf-8")).get("details", {})
+    except (OSError, ValueError, AttributeError):
+        details = {}
+    try:
+        return engine_folder.read(folder / "engine", details), []
+    except EngineError as problem:
+        return None, [error("engine/config.json", "", str(problem).replace(str(folder) + "/", ""))]
+
+
+def _tokenizer(contents: Contents) -> Iterator[Finding]:
+    """The tokenizer against the engine and against what was rendered."""
+    where = "tokenizer/tokenizer.json"
+    try:
+        tokenizer_files.present(contents.folder / "tokenizer")
+        size = tokenizer_files.vocabulary_size(contents.folder / "tokenizer")
+    except EngineError as problem:
+        yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
+        return
+    rendered = contents.details.get("tokenizer_vocab_size")
+    if size != rendered:
+        yield error(where, "vocab", f"knows {size} tokens, and the one that was rendered {rendered}: another tokenizer")
+    if contents.engine and size is not None and size > contents.engine.vocab_size:
+        yield error(
+            where, "vocab", f"has ids up to {size - 1}, and the engine knows {contents.engine.vocab_size} tokens"
+        )
+
+
+def _without_repeats(findings: list[Finding]) -> list[Finding]:
+    """Errors first; the remark that a file was edited goes where an error says what is wrong in it."""
+    named = {finding.file for finding in findings if finding.is_error}
+    kept = [f for f in findings if f.is_error or f.file not in named or not f.message.endswith("edited since")]
+    return sorted(dict.fromkeys(kept), key=lambda finding: not finding.is_error)

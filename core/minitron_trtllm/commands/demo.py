@@ -30,7 +30,7 @@ _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
 _PROMPT = "In the beginning"
 _SECONDS_TO_STOP = 15.0
-_ENOUGH_FOR_A_LOOK = ["--grid", "32:32:1", "32:32:4"]
+_GRID = ("32:32:1", "32:32:4")  # input tokens : output tokens : streams
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +85,7 @@ class _Demo:
             "build", checkpoint, "--target", "cpu", "--execution", execution, "--output", engine,
         )  # fmt: skip
         self._make("repository", repository, engine, {}, "repo", "render", engine, "--output", repository)
+        self._run("repo", "check", repository)
         return repository
 
     def serve_and_ask(self, repository: Path, prompt: str) -> None:
@@ -94,7 +95,7 @@ class _Demo:
         text = self._run("serve", repository, "--detach", *free, "--state", self._state, "--json", captured=True)
         url = json.loads(text)["urls"]["grpc"]
         self._run("generate", prompt, "--max-tokens", "64", "--url", url)
-        self._run("latency", *_ENOUGH_FOR_A_LOOK, "--url", url)
+        self._run("latency", "--grid", *_GRID, "--tokenizer", repository / "tokenizer", "--url", url)
         self.stop()
 
     def stop(self) -> None:
@@ -108,9 +109,9 @@ class _Demo:
         """Run the command that makes the folder ``made``, unless what it would make is there."""
         if not self._fresh and _is_up_to_date(stage, made, source, arguments):
             print(f"\n$ minitron {shlex.join(map(str, words))}\n(up to date, skipped)", flush=True)
-            self.times.append((str(words[0]), "-"))
+            self.times.append((_name(words), "-"))
         else:
-            self._run(*words, "--force")
+            self._run(*words, *(["--force"] if made.exists() else []))
 
     def _run(self, *words: str | Path, captured: bool = False) -> str:
         """Show a command, run it, note its time; returns its stdout if ``captured``.
@@ -131,8 +132,13 @@ class _Demo:
             raise
         if child.returncode:
             raise subprocess.CalledProcessError(child.returncode, child.args)
-        self.times.append((str(words[0]), f"{time.monotonic() - started:.1f}"))
+        self.times.append((_name(words), f"{time.monotonic() - started:.1f}"))
         return text or ""
+
+
+def _name(words: tuple[str | Path, ...]) -> str:
+    """What a command is called: "convert", "repo render"."""
+    return " ".join(map(str, words[:2] if words[0] == "repo" else words[:1]))
 
 
 def _interrupt(child: subprocess.Popen[str]) -> None:

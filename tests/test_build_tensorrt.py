@@ -1,0 +1,480 @@
+"""Building for an A100 with a stand-in for trtllm-build (doubles/trtllm_build.py), and the command line it is given.
+
+Expected command lines are the hand-written ones of data/trtllm_build, expected flags those of TensorRT-LLM 1.2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import DATA, ROOMS, ROOT, SMALL_MODEL, minitron
+from doubles import trtllm_build as double
+from minitron_trtllm import cli, manifest, recipe
+from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_trtllm.engine import tensorrt, tensorrt_check, tensorrt_flags
+from minitron_trtllm.errors import MinitronError, NotEnoughMemory, OutputExists, ToolError, UsageError
+from minitron_trtllm.plan import engine_plan, model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """trtllm-build and docker on PATH, and a cache folder of our own."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in (("trtllm-build", "trtllm_build.py"), ("docker", "docker.py")):
+        wrapper = programs / name
+        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/doubles/{script} "$@"\n')
+        wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("DOCKER_DOUBLE_LOG", str(tmp_path / "docker.log"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in words])
+        caught = capsys.readouterr()
+        return code, caught.out, caught.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's int8 checkpoint for two GPUs."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "small-tp2"
+    minitron("convert", SMALL_MODEL, "--output", folder, "--precision", "int8_weight_only", "--tp", "2")
+    return folder
+
+
+# --- the command line
+
+
+GOLDEN = {
+    "a100-float16": ("a100-float16", {}),
+    "a100-bfloat16": ("a100-bfloat16", {}),
+    "a100-int8": ("a100-int8", {}),
+    "a100-int4": ("a100-int4", {}),
+    "a100-int8-tp2": ("a100-int8", {"tensor_parallel": 2}),
+}
+
+
+def golden(name: str) -> list[str]:
+    lines = (DATA / "trtllm_build" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    assert all(re.fullmatch(r"--\w+ \S+ +# \S.*", line) for line in lines), "one flag, its value and why, on each line"
+    return ["trtllm-build", *(word for line in lines for word in line.split(" #")[0].split())]
+
+
+def planned(name: str, flags: dict[str, Any] | None = None) -> engine_plan.EnginePlan:
+    wanted = recipe.load(name, {}, flags).recipe
+    return engine_plan.plan(wanted, model.look_up(wanted.model))
+
+
+def arguments(plan: engine_plan.EnginePlan, **more: Any) -> dict[str, Any]:
+    return tensorrt_flags.arguments(plan, "CHECKPOINT", "ENGINE", output_timing_cache="ENGINE/.timing.cache", more=more)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_plan_of_each_recipe_becomes_its_golden_command_line(name: str) -> None:
+    assert tensorrt_flags.argv(arguments(planned(*GOLDEN[name]))) == golden(name)
+
+
+# Defaults as TensorRT-LLM 1.2 has them (tensorrt_llm/commands/build.py, plugin/plugin.py, builder.py).
+DEFAULTS = {
+    "checkpoint_dir": None, "output_dir": "engine_outputs", "model_config": None, "build_config": None,
+    "max_batch_size": 2048, "max_input_len": 1024, "max_seq_len": None, "max_num_tokens": 8192, "opt_num_tokens": None,
+    "max_beam_width": 1, "kv_cache_type": None, "max_prompt_embedding_table_size": 0, "workers": 1,
+    "weight_streaming": False, "strip_plan": False, "weight_sparsity": False, "enable_debug_output": False,
+    "dry_run": False, "monitor_memory": False, "fast_build": False, "input_timing_cache": None,
+    "output_timing_cache": "model.cache", "profiling_verbosity": "layer_names_only", "visualize_network": None,
+    "log_level": "info", "logits_dtype": None, "gather_context_logits": False, "gather_generation_logits": False,
+    "gather_all_token_logits": False, "lora_dir": None, "lora_target_modules": None, "max_lora_rank": 64,
+    "speculative_decoding_mode": None, "max_draft_len": 0, "gpt_attention_plugin": "auto", "gemm_plugin": None,
+    "remove_input_padding": "enable", "context_fmha": "enable", "use_paged_context_fmha": "enable",
+    "use_fp8_context_fmha": "enable", "tokens_per_block": 32, "multiple_profiles": "disable",
+    "reduce_fusion": "disable", "user_buffer": "disable", "norm_quant_fusion": "disable", "use_fused_mlp": "enable",
+    "nccl_plugin": "auto", "bert_attention_plugin": "auto", "moe_plugin": "auto", "mamba_conv1d_plugin": "auto",
+    "lora_plugin": None, "dora_plugin": "disable", "gemm_swiglu_plugin": None, "fp8_rowwise_gemm_plugin": None,
+    "low_latency_gemm_plugin": None, "low_latency_gemm_swiglu_plugin": None, "gemm_allreduce_plugin": None,
+    "fuse_fp4_quant": "disable", "streamingllm": "disable", "pp_reduce_scatter": "disable",
+    "bert_context_fmha_fp32_acc": "disable", "paged_state": "enable",
+}  # fmt: skip
+
+
+def test_the_data_file_has_every_flag_with_its_default() -> None:
+    known = tensorrt_flags.flags()
+    assert {name: known[name].default for name in DEFAULTS} == DEFAULTS
+    assert known["max_seq_len"].alias == "max_decoder_seq_len"
+    assert set(known["gemm_plugin"].choices) == {
+        "auto", "float16", "bfloat16", "float32", "int32", "disable", "fp8", "nvfp4",
+    }  # fmt: skip
+    assert known["kv_cache_type"].choices == ("continuous", "paged", "disabled")
+
+
+def other_value(flag: tensorrt_flags.Flag, now: Any) -> Any:
+    """A value that a flag could have instead of ``now``."""
+    if flag.type == "int":
+        return (now or 0) + 1
+    if flag.type == "switch":
+        return True
+    if flag.type == "text":
+        return "elsewhere"
+    return next(choice for choice in flag.choices if choice != now)
+
+
+@pytest.mark.parametrize("name", sorted(tensorrt_flags.flags()))
+def test_flipping_any_flag_is_noticed(name: str) -> None:
+    """In a recipe: a rule refuses it, or the command line is no longer the golden one."""
+    flag = tensorrt_flags.flags()[name]
+    value = other_value(flag, arguments(planned("a100-int8")).get(name, flag.default))
+    if flag.use == "recipe":
+        assert tensorrt_flags.argv(arguments(planned("a100-int8"), **{name: value})) != golden("a100-int8")
+        return
+    with pytest.raises(UsageError, match=rf"trtllm_build\.{name}: "):
+        arguments(planned("a100-int8"), **{name: value})
+
+
+#: Flags whose value another one would still be a good build: where things are, and how many ranks at a time.
+ELSEWHERE = {"checkpoint_dir", "output_dir", "output_timing_cache", "workers"}
+
+
+@pytest.mark.parametrize("name", sorted(set(arguments(planned("a100-int8"))) - ELSEWHERE))
+def test_an_engine_built_with_another_value_is_refused(
+    name: str, small_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind our back: the flag that reaches trtllm-build differs from the one that was decided."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = small_checkpoint("int8_weight_only")
+    asked = arguments(planned("a100-int8")) | {
+        "checkpoint_dir": str(checkpoint), "output_dir": str(tmp_path / "engine"), "output_timing_cache": "timing",
+    }  # fmt: skip
+    told = asked | {name: other_value(tensorrt_flags.flags()[name], asked[name])}
+    monkeypatch.setattr(sys, "argv", tensorrt_flags.argv(told))
+    double.main()
+    with Checkpoint.open(checkpoint) as source, pytest.raises(ToolError, match=name):
+        tensorrt_check.check(tmp_path / "engine", source, asked, "1.2.1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max_batch_sise", "3"],
+        ["--max_batch_size", "many"],
+        ["--max_batch_size", "0"],
+        ["--kv_cache_type", "infinite"],
+        ["--gemm_plugin", "int5"],
+        ["--use_paged_context_fmha", "auto"],
+        ["--max_batch", "3"],
+    ],
+)
+def test_the_double_rejects_what_argparse_would(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["trtllm-build", *words])
+    with pytest.raises(SystemExit) as refused:
+        double.main()
+    assert refused.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"max_batch_size": 3}, "the plan sets"),
+        ({"max_batch_sise": 3}, "has no flag"),
+        ({"opt_num_tokens": 0}, "1 is the least"),
+        ({"opt_num_tokens": "all"}, "a whole number"),
+        ({"monitor_memory": "yes"}, "true or false"),
+        ({"profiling_verbosity": "loud"}, "layer_names_only, detailed, none"),
+        ({"streamingllm": "enable"}, "refuses it for Nemotron"),
+    ],
+)
+def test_wrong_flags_in_a_recipe_are_refused(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        arguments(planned("a100-int8"), **flags)
+
+
+# --- building
+
+
+PRECISION = {"a100-float16": "float16", "a100-int8": "int8_weight_only", "a100-int4": "int4_weight_only"}
+
+
+@pytest.mark.parametrize("name", PRECISION)
+def test_an_engine_is_built_then_found(name: str, small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    checkpoint = small_checkpoint(PRECISION[name])
+    code, out, _ = run("build", checkpoint, "--recipe", name, "--json")
+    assert code == 0
+    made = json.loads(out)
+    engine = doubles / made["output"]
+    assert re.fullmatch(rf"out/engines/{checkpoint.name}-a100-(80|40)gb-[0-9a-f]{{12}}", made["output"])
+    config = json.loads((engine / "config.json").read_text())
+    assert set(config) == {"version", "pretrained_config", "build_config"}
+    assert config["build_config"]["max_batch_size"] == made["limits"]["max_batch_size"]
+    record = manifest.read(engine, "engine")
+    assert set(record.files) >= {"config.json", "rank0.engine", "tokenizer/tokenizer.json"}
+    assert ".timing.cache" not in record.files
+    assert record.input.digest == manifest.read(checkpoint, "checkpoint").digest
+    details = record.details
+    assert (details["tensorrt_llm"], details["architecture"], details["precision"]) == (
+        "1.2.1",
+        "sm80",
+        PRECISION[name],
+    )
+    assert details["plan"]["limits"] == details["limits"]
+    assert details["kv_cache_free_gpu_mem_fraction"] == details["plan"]["kv_cache_free_gpu_mem_fraction"]
+    assert details["build_peak_bytes"] > 1_000_000
+    assert "rank 0 serialised" in engine.with_name(engine.name + ".build.log").read_text()
+    code, out, _ = run("build", checkpoint, "--recipe", name)
+    assert code == 0
+    assert "is there already and is what was asked for" in out
+    assert manifest.read(engine, "engine") == record
+
+
+def test_ranks_are_built_side_by_side(two_ranks: Path, doubles: Path, run: Run) -> None:
+    code, _, _ = run("build", two_ranks, "--recipe", "a100-int8", "--output", "engine")
+    assert code == 0
+    assert "building with 2 workers" in Path("engine.build.log").read_text()
+    assert {path.name for path in Path("engine").glob("*.engine")} == {"rank0.engine", "rank1.engine"}
+    assert run("build", two_ranks, "--recipe", "a100-int8", "--output", "one", "--workers", "1")[0] == 0
+
+
+def test_the_timing_cache_is_kept_outside_the_current_folder(small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "one")
+    kept = doubles / "cache" / "minitron-trtllm" / "timing-tensorrt-llm-1.2.1-sm80.cache"
+    assert kept.read_bytes() == b"timing cache"
+    assert not list(doubles.glob("*.cache"))
+    _, out, _ = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "two", "--dry-run")
+    assert f"--input_timing_cache {kept}" in out
+
+
+def test_another_engine_at_the_output_is_refused_without_force(small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    checkpoint = small_checkpoint("float16")
+    assert run("build", checkpoint, "--recipe", "a100-float16", "--output", "engine")[0] == 0
+    before = manifest.read(Path("engine"), "engine")
+    other = ("build", checkpoint, "--recipe", "a100-float16", "--output", "engine", "--concurrency", "3")
+    code, _, err = run(*other)
+    assert code == OutputExists.exit_code
+    assert "holds something else than the engine asked for" in err
+    assert manifest.read(Path("engine"), "engine") == before
+    assert run(*other, "--force")[0] == 0
+    assert manifest.read(Path("engine"), "engine").details["limits"]["max_batch_size"] == 3
+
+
+def test_a_damaged_engine_is_no_hit(small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    words = ("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    assert run(*words)[0] == 0
+    Path("engine", "rank0.engine").unlink()
+    assert run(*words)[0] == OutputExists.exit_code
+    assert run(*words, "--force")[0] == 0
+    assert Path("engine", "rank0.engine").exists()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("fail", ToolError, "Engine building failed"),
+        ("killed", NotEnoughMemory, "was killed at"),
+        ("cuda-out-of-memory", NotEnoughMemory, "CUDA out of memory"),
+        ("missing-rank", ToolError, "wrote no rank0.engine"),
+        ("no-config", ToolError, "without a config.json"),
+        ("wrong:max_batch_size=8", ToolError, "max_batch_size 8, and 32 was asked"),
+        ("wrong:max_seq_len=null", ToolError, "max_seq_len None, and 2048 was asked"),
+        ("wrong:plugin_config={}", ToolError, "gemm_plugin None, and 'auto' was asked"),
+    ],
+    ids=lambda fault: fault[0],
+)
+def test_a_build_that_goes_wrong_leaves_nothing(
+    fault: tuple[str, type[MinitronError], str],
+    small_checkpoint: Any,
+    doubles: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    how, kind, said = fault
+    monkeypatch.setenv("TRTLLM_BUILD_DOUBLE", how)
+    code, out, err = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "out/engine")
+    assert code == kind.exit_code
+    assert said in err.splitlines()[-1]
+    assert out == ""
+    assert [path.name for path in Path("out").iterdir()] == ["engine.build.log"]
+    assert not (doubles / "cache" / "minitron-trtllm" / "timing-tensorrt-llm-1.2.1-sm80.cache").exists()
+
+
+def test_an_engine_of_another_version_is_refused(
+    small_checkpoint: Any, doubles: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTLLM_BUILD_DOUBLE_VERSION", "1.1.0")
+    code, _, err = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    assert code == ToolError.exit_code
+    assert "version '1.1.0', and '1.2.1' was asked" in err
+    assert not Path("engine").exists()
+
+
+def test_a_build_that_hangs_is_stopped(
+    small_checkpoint: Any, doubles: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTLLM_BUILD_DOUBLE", f"hang:{doubles}/pid")
+    words = ("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine", "--timeout", "2")
+    code, _, err = run(*words)
+    assert code == ToolError.exit_code
+    assert "did not end within 2 s" in err
+    assert not Path("engine").exists()
+    assert not alive(int(Path("pid").read_text()))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", [(), ("--container",)])
+def test_interrupting_ends_the_child_and_leaves_nothing(
+    sign: signal.Signals, where: tuple[str, ...], small_checkpoint: Any, doubles: Path
+) -> None:
+    pid_file = doubles / "pid"
+    words = ["build", str(small_checkpoint("float16")), "--recipe", "a100-float16", "--output", "engine", *where]
+    environment = os.environ | {
+        "TRTLLM_BUILD_DOUBLE": f"hang:{pid_file}",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "minitron_trtllm.cli", *words], env=environment, stderr=subprocess.PIPE, text=True
+    ) as child:
+        wait_for(lambda: pid_file.exists() and pid_file.read_text() != "")
+        child.send_signal(sign)
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted" in err
+    assert not Path("engine").exists()
+    wait_for(lambda: not alive(int(pid_file.read_text())))
+    if where:
+        calls = [json.loads(line) for line in Path("docker.log").read_text().splitlines()]
+        assert calls[1] == ["kill", calls[0][calls[0].index("--name") + 1]]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+# --- in the container
+
+
+def test_the_container_gets_what_it_needs(small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    code, _, _ = run("build", small_checkpoint("int8_weight_only"), "--recipe", "a100-int8", "--container",
+                     "--output", "engine")  # fmt: skip
+    assert code == 0
+    (call,) = (json.loads(line) for line in Path("docker.log").read_text().splitlines())
+
+    def value(flag: str) -> list[str]:
+        return [call[i + 1] for i, word in enumerate(call) if word == flag]
+
+    assert value("--gpus") == ["all"]
+    assert value("--ulimit") == ["memlock=-1", "stack=67108864"]
+    assert value("--shm-size") == [str(2 << 30)]
+    assert value("--user") == [f"{os.getuid()}:{os.getgid()}"]
+    mounted = [volume.split(":")[1] for volume in value("--volume")]
+    assert mounted == ["/checkpoint", "/engine", "/cache"]
+    assert "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3" in call
+    assert call[call.index("trtllm-build") + 1 :][:4] == ["--checkpoint_dir", "/checkpoint", "--output_dir", "/engine"]
+    details = manifest.read(Path("engine"), "engine").details
+    assert (details["tensorrt_llm"], details["image"]) == ("1.2.1", "26.07-trtllm-python-py3")
+    assert {path.name for path in Path("engine").iterdir()} == {
+        "config.json", "manifest.json", "rank0.engine", "tokenizer",
+    }  # fmt: skip
+
+
+def test_dry_run_prints_the_command_and_writes_nothing(small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    words = ("build", small_checkpoint("int8_weight_only"), "--recipe", "a100-int8", "--output", "engine", "--dry-run")
+    _, out, _ = run(*words)
+    assert out.startswith("trtllm-build --checkpoint_dir ")
+    assert out.count("\n") == 1
+    _, out, _ = run(*words, "--container")
+    assert out.startswith("docker run --rm ")
+    _, out, _ = run(*words, "--json")
+    assert json.loads(out)["argv"][0] == "trtllm-build"
+    assert {path.name for path in doubles.iterdir()} == {"bin"}
+
+
+# --- what cannot be built
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipe", "a100-float16"), "holds precision int8_weight_only, and recipe a100-float16 says float16"),
+        (("--recipe", "a100-int8", "--tp", "2"), "holds tensor_parallel 1, and flag --tp says 2"),
+        (("--recipe", "a100-llmapi",), "backend llmapi needs no engine"),
+        (("--recipe", "a100-int8", "--target", "h100-80gb"), "convert the model with --quantize-at-build"),
+        (("--recipe", "a100-int8", "--image-tag", "27.01-trtllm-python-py3"), "not in compat.yaml"),
+        (("--recipe", "a100-int8", "--max-seq-len", "4096"), "more than the 2048 positions"),
+        (("--target", "cpu", "--container"), "are for GPU targets"),
+    ],
+)  # fmt: skip
+def test_combinations_that_cannot_be_are_refused(
+    words: tuple[str, ...], said: str, small_checkpoint: Any, doubles: Path, run: Run
+) -> None:
+    code, _, err = run("build", small_checkpoint("int8_weight_only"), *words)
+    assert code in (2, 3)
+    assert said in err
+    assert {path.name for path in doubles.iterdir()} == {"bin"}
+
+
+def test_a_missing_trtllm_build_says_what_to_do(
+    small_checkpoint: Any, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", tmp_path / "engine")
+    code, _, err = run(*words)
+    assert code == 5
+    assert "use --container" in err
+    code, _, err = run(*words, "--container")
+    assert code == 5
+    assert "docker is not installed" in err
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_gpu_of_another_kind_is_refused(small_checkpoint: Any, doubles: Path, run: Run) -> None:
+    smi = doubles / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0, 580.65.06'\n")
+    smi.chmod(0o755)
+    words = ("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    code, _, err = run(*words)
+    assert code == 5
+    assert "compute capability 8.0 and the GPU here 9.0" in err
+    smi.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920, 8.0, 580.65.06'\n")
+    assert run(*words)[0] == 0
+
+
+def test_the_version_comes_from_the_python_that_runs_trtllm_build(doubles: Path) -> None:
+    assert tensorrt.installed_version() is None  # the double's is a shell script
+    fake = doubles / "python"
+    fake.write_text("#!/bin/sh\necho 1.2.0\n")
+    fake.chmod(0o755)
+    (doubles / "bin" / "trtllm-build").write_text(f"#!{fake}\n")
+    assert tensorrt.installed_version() == "1.2.0"

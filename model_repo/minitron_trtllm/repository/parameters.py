@@ -27,7 +27,10 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """How a parameter's value (always a string for Triton) has to look."""
+    """How a parameter's value (always a string for Triton) has to look.
+
+    ``required``: it has to be there, because its reader fails without it or falls back to a default in silence.
+    """
 
     kind: str
     allowed: tuple[str, ...] = ()
@@ -51,21 +54,21 @@ ENGINE: Mapping[str, Parameter] = {
     "tokenizer_dir": Parameter("path", required=True),
     "xgrammar_tokenizer_info_path": Parameter("path", ("",), required=True),
     "guided_decoding_backend": Parameter("text", ("",), required=True),
-    "max_beam_width": Parameter("count"),
+    "max_beam_width": Parameter("count", required=True),
     "max_tokens_in_paged_kv_cache": Parameter("count"),
-    "kv_cache_free_gpu_mem_fraction": Parameter("share"),
+    "kv_cache_free_gpu_mem_fraction": Parameter("share", required=True),
     "kv_cache_host_memory_bytes": Parameter("size"),
     "kv_cache_onboard_blocks": Parameter("bool"),
     "max_attention_window_size": Parameter("ids"),
     "sink_token_length": Parameter("size"),
-    "enable_kv_cache_reuse": Parameter("bool"),
-    "batch_scheduler_policy": Parameter("text", ("guaranteed_no_evict", "max_utilization")),
-    "enable_chunked_context": Parameter("bool"),
-    "decoding_mode": Parameter("text", ("top_k", "top_p", "top_k_top_p", "beam_search")),
+    "enable_kv_cache_reuse": Parameter("bool", required=True),
+    "batch_scheduler_policy": Parameter("text", ("guaranteed_no_evict", "max_utilization"), required=True),
+    "enable_chunked_context": Parameter("bool", required=True),
+    "decoding_mode": Parameter("text", ("top_k", "top_p", "top_k_top_p", "beam_search"), required=True),
     "normalize_log_probs": Parameter("bool"),
-    "exclude_input_in_output": Parameter("bool"),
-    "cancellation_check_period_ms": Parameter("count"),
-    "stats_check_period_ms": Parameter("count"),
+    "exclude_input_in_output": Parameter("bool", required=True),
+    "cancellation_check_period_ms": Parameter("count", required=True),
+    "stats_check_period_ms": Parameter("count", required=True),
     "recv_poll_period_ms": Parameter("size"),
     "iter_stats_max_iterations": Parameter("size"),
     "request_stats_max_iterations": Parameter("size"),

@@ -99,7 +99,11 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         "--max-batch-size", max(args.streams), "--max-seq-len", longest, "--max-input-len", longest,
     )  # fmt: skip
     shutil.rmtree(repository, ignore_errors=True)
-    _minitron("repo", "render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", _kv_tokens(args))
+    # No limit on the queue: with one, Triton 2.51 lets requests that come together wait (docs/cpu-engine.md).
+    _minitron(
+        "repo", "render", engine, "--output", repository,
+        "--max-tokens-in-paged-kv-cache", _kv_tokens(args), "--max-queue-size", 0,
+    )  # fmt: skip
     with _bare(args, engine) as bare, _server(args, repository) as server:
         rounds = [_round(args, number, bare, server) for number in range(args.rounds)]
         memory = {"bare": bare.memory(), "server": server.memory()}

@@ -42,7 +42,6 @@ class TritonPythonModel:
             )
         except Exception as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {' '.join(str(error).split())}") from None
-        self._inputs = [tensor["name"] for tensor in config["input"]]
         self._metrics = Metrics(args["model_name"], args["model_version"])
         self._calls: dict[int, Call] = {}
         self._lock = threading.Lock()
@@ -69,7 +68,7 @@ class TritonPythonModel:
         self._engine.close()
 
     def _take(self, request: Any, sender: Any) -> None:
-        tensors = {name: tensor.as_numpy() for name in self._inputs if (tensor := _input(request, name)) is not None}
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         request_id = request.request_id()
         if "stop" in tensors and tensors["stop"].any():
             self._stop(request_id, sender)
@@ -125,10 +124,6 @@ class TritonPythonModel:
             calls = list(self._calls.values())
         for call in calls:
             call.cancel_if_abandoned()
-
-
-def _input(request: Any, name: str) -> Any:
-    return pb_utils.get_input_tensor_by_name(request, name)
 
 
 def _answer_error(sender: Any, text: str) -> None:

@@ -45,11 +45,13 @@ def test_the_4b_preset_has_the_parameters_of_minitron_4b() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_weights_are_of_a_real_models_kind(tmp_path: Path, dtype: str) -> None:
-    random_model.write_random_model(tmp_path / "m", dataclasses.replace(TINY, dtype=dtype), tokenizer=False)
+    """Magnitudes, norms that do something, and distinct rows in a matrix longer than the pool of random numbers."""
+    shape = dataclasses.replace(TINY, dtype=dtype, vocab_size=17001)
+    random_model.write_random_model(tmp_path / "m", shape, tokenizer=False)
     weights = source_weights(tmp_path / "m")
     embedding = weights["model.embed_tokens.weight"]
     assert abs(embedding.std() * TINY.hidden_size**0.5 - 1) < 0.02
-    assert len(np.unique(embedding, axis=0)) == TINY.vocab_size
+    assert len(np.unique(embedding, axis=0)) == 17001
     norms = [value for name, value in weights.items() if "norm" in name]
     assert norms
     assert all(0.01 < value.std() < 0.2 and abs(value.mean()) < 0.1 for value in norms)
@@ -116,6 +118,7 @@ def test_every_id_of_a_filled_up_tokenizer_decodes(tmp_path: Path) -> None:
     assert model.vocab_size() == 2999
     assert model.decode([2998, 2000]) == "<2998> <2000>"
     assert model.encode(text) == tokenizer.encode(text).ids
+    assert [i for i in range(2999) if model.is_unused(i)] == list(range(original.get_vocab_size(), 2999))
 
 
 def test_a_vocabulary_below_the_tokenizers_is_refused_and_nothing_written(tmp_path: Path) -> None:

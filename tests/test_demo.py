@@ -1,0 +1,140 @@
+"""``minitron demo``: every command by name, in order, skipped when up to date, and nothing left, interrupted or not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
+from minitron_trtllm.commands import demo
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "out"
+
+
+@pytest.fixture(scope="module")
+def first_run(output: Path) -> subprocess.CompletedProcess[str]:
+    return minitron("demo", "--model", SMALL_MODEL, "--output", output, "--prompt", "And the")
+
+
+def ours(output: Path) -> list[str]:
+    """Living processes that have the demo's folder on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                words = (entry / "cmdline").read_bytes()
+                if str(output).encode() in words:
+                    found.append(words.replace(b"\0", b" ").decode("utf-8", "replace"))
+        except OSError:
+            continue
+    return found
+
+
+def segments() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("minitron-")}
+
+
+def commands(stdout: str) -> list[str]:
+    return re.findall(r"^\$ minitron (repo \w+|\w+)", stdout, re.MULTILINE)
+
+
+def wait_for(running: subprocess.Popen[str], command: str) -> None:
+    assert running.stdout is not None
+    assert any(line.startswith(f"$ minitron {command}") for line in running.stdout)
+
+
+def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
+    assert commands(first_run.stdout) == [
+        "convert", "build", "repo render", "repo check", "serve", "generate", "latency", "stop"]  # fmt: skip
+    answer = first_run.stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron latency")[0]
+    assert len(answer.split()) > 10
+    figures = first_run.stdout.partition("$ minitron latency")[2]
+    for metric in ("TTFT", "ITL", "TPOT", "E2E", "tokens/s"):
+        assert metric in figures
+    assert "a100-80gb" in first_run.stdout
+    assert ours(output) == []
+
+
+def test_what_is_up_to_date_is_skipped(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
+    again = minitron("demo", "--model", SMALL_MODEL, "--output", output)
+    assert again.stdout.count("(up to date, skipped)") == 3
+    assert commands(again.stdout) == commands(first_run.stdout)
+
+
+def test_what_is_not_up_to_date(output: Path, first_run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, engine, repository = (output / name for name in ("checkpoint", "engine", "repository"))
+    arguments = {"target": "cpu", "execution": "exact"}
+    assert demo._is_up_to_date("engine", engine, checkpoint, arguments)
+    assert demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL, {"precision": "auto"})
+    assert demo._is_up_to_date("repository", repository, engine, {})
+    # Other arguments, another input, not there.
+    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments | {"execution": "fast"})
+    assert not demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL.parent, {})
+    assert not demo._is_up_to_date("repository", repository, checkpoint, {})
+    assert not demo._is_up_to_date("engine", output / "nowhere", checkpoint, arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "VERSION", "9.9.9")
+        assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
+    moved = repository.rename(output / "moved")  # its configs name the place where it was rendered
+    assert not demo._is_up_to_date("repository", moved, engine, {})
+    moved.rename(repository)
+    (engine / "openvino" / "openvino_model.xml").touch()
+    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
+
+
+def test_a_stage_that_fails_ends_it_with_its_code(tmp_path: Path) -> None:
+    done = minitron("demo", "--model", tmp_path / "nowhere", "--output", tmp_path / "out", check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("minitron: error:") == 1
+    assert commands(done.stdout) == ["convert"]
+
+
+def test_two_demos_in_one_folder_are_refused(interrupted: subprocess.Popen[str], output: Path) -> None:
+    wait_for(interrupted, "convert")
+    done = minitron("demo", "--model", SMALL_MODEL, "--output", output, check=False)
+    assert done.returncode == 2
+    assert "another demo" in done.stderr
+
+
+@pytest.fixture
+def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[str]]:
+    """A demo in a process group of its own, as a terminal gives it; it is ended whatever a test does."""
+    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    words = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "minitron_trtllm.cli", *words], start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": rooms},
+    )  # fmt: skip
+    yield child
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGINT)
+    child.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("moment", ["convert", "serve", "latency"])
+def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path, moment: str) -> None:
+    before = segments()
+    wait_for(interrupted, moment)
+    time.sleep(0.1 if moment == "convert" else 0.8)  # in the middle of it
+    os.killpg(interrupted.pid, signal.SIGINT)
+    said, _ = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130, said
+    deadline = time.monotonic() + 10
+    while ours(output) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ours(output) == []
+    assert segments() <= before
+    assert not (output / "servers").exists() or os.listdir(output / "servers") == []

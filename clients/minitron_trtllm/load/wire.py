@@ -72,16 +72,20 @@ class Wire:
     async def _receive(self, call: Any, record: Record) -> None:
         final = False
         while (response := await call.read()) is not grpc.aio.EOF:
-            now_ns = time.monotonic_ns()
-            if response.error_message:
-                raise failures.of_text(response.error_message, self._url)
-            infer = response.infer_response
-            record.responses.append((now_ns, _tokens(infer)))
-            if record.input_tokens is None:
-                record.input_tokens = _number(infer, ("num_input_tokens",))
-            final = infer.parameters["triton_final_response"].bool_param
+            final = self._take(response, record, time.monotonic_ns())
         if not final:
             raise StreamBroken(f"{self._url}: the stream ended before the last response; the answer is incomplete")
+
+
+    def _take(self, response: Any, record: Record, received_ns: int) -> bool:
+        """Note a response in the record; whether it was the last."""
+        if response.error_message:
+            raise failures.of_text(response.error_message, self._url)
+        infer = response.infer_response
+        record.responses.append((received_ns, _tokens(infer)))
+        if record.input_tokens is None:
+            record.input_tokens = _number(infer, ("num_input_tokens",))
+        return bool(infer.parameters["triton_final_response"].bool_param)
 
 
 def _fail(record: Record, error: ClientError) -> None:

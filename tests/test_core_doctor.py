@@ -1,0 +1,182 @@
+"""doctor: what is missing is named with its remedy; GPU, driver and docker are played by small programs on PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import minitron
+from minitron_trtllm import compat, recipe
+from minitron_trtllm.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
+from minitron_trtllm.errors import UsageError
+
+A100 = "NVIDIA A100-SXM4-80GB, 81920, 8.0, 590.44.01"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH that holds only what a test puts into it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def put(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def put_gpu_machine(folder: Path, gpus: str = A100) -> None:
+    put(folder, "nvidia-smi", f"echo '{gpus}'")
+    put(folder, "docker", """case $1 in version) echo 28.0.1;; info) echo '{"nvidia":{},"runc":{}}';; esac""")
+
+
+def diagnosed(name: str, **flags: object) -> Diagnosis:
+    return diagnose(recipe.load(name, {}, flags).recipe, Path.cwd())
+
+
+def of(found: Diagnosis, subject: str) -> Check:
+    return next(check for check in found.checks if check.subject == subject)
+
+
+def test_without_a_gpu_the_cpu_path_is_what_can_run(programs: Path) -> None:
+    found = diagnosed("cpu")
+    assert found.healthy
+    assert of(found, "GPU").level == WARN
+    assert any("build and serve for target cpu" in line for line in found.can)
+    assert any("a100" in line for line in found.cannot)
+
+
+def test_a_gpu_recipe_without_a_gpu_fails_with_remedies(programs: Path) -> None:
+    found = diagnosed("a100-int8")
+    assert not found.healthy
+    assert {check.subject for check in found.checks if check.level == FAIL} == {"GPU", "docker"}
+    assert all(check.remedy for check in found.checks if check.level != OK)
+    assert any("a100-80gb" in line for line in found.cannot)
+    assert any(line.startswith("plan, convert") for line in found.can)
+
+
+def test_an_a100_machine_is_fine(programs: Path) -> None:
+    put_gpu_machine(programs)
+    found = diagnosed("a100-int8")
+    assert found.healthy
+    for subject in ("GPU", "GPU memory", "driver", "docker", "NVIDIA runtime"):
+        assert of(found, subject).level == OK
+    assert any("a100-80gb" in line for line in found.can)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "subject", "level", "said"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559, 9.0, 590.44.01", "GPU", FAIL, "compute capability 8.0"),
+        ("NVIDIA A100-SXM4-40GB, 40960, 8.0, 590.44.01", "GPU memory", WARN, "choose a smaller target"),
+        ("NVIDIA A100-SXM4-80GB, 81920, 8.0, 575.57.08", "driver", FAIL, "25.10-trtllm-python-py3"),
+    ],
+)
+def test_a_gpu_that_does_not_fit_is_named(programs: Path, gpus: str, subject: str, level: str, said: str) -> None:
+    put_gpu_machine(programs, gpus)
+    check = of(diagnosed("a100-int8"), subject)
+    assert check.level == level
+    assert said in check.remedy
+
+
+def test_an_older_image_takes_an_older_driver(programs: Path) -> None:
+    put_gpu_machine(programs, "NVIDIA A100-SXM4-80GB, 81920, 8.0, 575.57.08")
+    assert diagnosed("a100-int8", **{"container.image_tag": "25.10-trtllm-python-py3"}).healthy
+
+
+def test_two_ranks_need_two_gpus(programs: Path) -> None:
+    put_gpu_machine(programs)
+    assert of(diagnosed("a100-int8", tensor_parallel=2), "GPU").level == FAIL
+    put_gpu_machine(programs, f"{A100}\n{A100}")
+    assert of(diagnosed("a100-int8", tensor_parallel=2), "GPU").level == OK
+
+
+def test_docker_without_its_daemon_or_without_nvidia_is_told_apart(programs: Path) -> None:
+    put_gpu_machine(programs)
+    put(programs, "docker", "exit 1")
+    assert "daemon does not answer" in of(diagnosed("a100-int8"), "docker").message
+    put(programs, "docker", """case $1 in version) echo 28.0.1;; info) echo '{"runc":{}}';; esac""")
+    assert of(diagnosed("a100-int8"), "NVIDIA runtime").level == FAIL
+
+
+def test_inside_the_image_no_docker_is_needed(programs: Path) -> None:
+    put_gpu_machine(programs)
+    (programs / "docker").unlink()
+    assert not diagnosed("a100-int8").healthy
+    put(programs, "trtllm-build", "")
+    found = diagnosed("a100-int8")
+    assert found.healthy
+    assert of(found, "docker").level == WARN
+
+
+def test_a_busy_port_is_named(programs: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        check = of(diagnosed("cpu", **{"serving.grpc_port": port}), "grpc port")
+    assert check.level == WARN
+    assert str(port) in check.message
+
+
+def test_the_command_exits_by_its_findings(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{Path(sys.executable).parent}")
+    assert minitron("doctor", "--recipe", "cpu").returncode == 0
+    done = minitron("doctor", "--recipe", "a100-int8", "--json", check=False)
+    assert done.returncode == 5
+    document = json.loads(done.stdout)
+    assert document["ok"] is False
+    assert {check["level"] for check in document["checks"]} <= {OK, WARN, FAIL}
+    assert document["can"] and document["cannot"]
+
+
+# --- compat.yaml. Rows from Triton's docs/introduction/compatibility.md (r26.08), tensorrtllm_backend's Docker files
+
+
+def test_the_default_image_is_the_newest_that_builds_engines() -> None:
+    image = compat.image()
+    assert image.reference == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
+    assert (image.server, image.tensorrt_llm, image.tensorrt, image.cuda, image.driver) == (
+        "2.71", "1.2.1", "10.14.1.48", "13.1.0", "590.44.01",
+    )  # fmt: skip
+    assert compat.images()[0] == image
+    assert [each.tag[:5] for each in compat.images() if each.tensorrt_llm == "1.2.1"] == [
+        "26.07", "26.06", "26.05", "26.04",
+    ]  # fmt: skip
+    assert (image.least_driver, compat.image("25.10-trtllm-python-py3").least_driver) == ("580", "525.60.13")
+
+
+@pytest.mark.parametrize(
+    ("version", "engines"), [("1.2.1", True), ("0.21.0", True), ("1.3.0", False), ("1.3.0rc21", False), ("2.0", False)]
+)
+def test_the_engine_path_ends_before_1_3(version: str, engines: bool) -> None:
+    assert compat.has_engine_path(version) is engines
+
+
+def test_combinations_that_are_ruled_out_are_refused() -> None:
+    engine = {"tensorrt_llm": "1.2.1", "architecture": "sm80"}
+    newest = compat.image()
+    compat.check_engine(engine, "engine", newest, "8.0")
+    compat.check_engine(engine, "engine", compat.image("26.04-trtllm-python-py3"))
+    compat.check_engine({}, "engine", newest, "9.0")  # a CPU engine
+    with pytest.raises(UsageError, match=r"built with TensorRT-LLM 1\.2\.1 and image 26\.02-.* has 1\.1\.0"):
+        compat.check_engine(engine, "engine", compat.image("26.02-trtllm-python-py3"))
+    with pytest.raises(UsageError, match=r"built for sm80 and this GPU has compute capability 9\.0"):
+        compat.check_engine(engine, "engine", newest, "9.0")
+    with pytest.raises(UsageError, match=r"not in compat\.yaml"):
+        compat.image("27.01-trtllm-python-py3")
+
+
+def test_an_image_without_the_engine_path_points_to_llmapi() -> None:
+    gone = compat.Image("27.01-trtllm-python-py3", None, "1.3.0", "11.0", "13.2.0", "600.0", engine_path=False)
+    with pytest.raises(UsageError, match="--backend llmapi"):
+        compat.check_can_build(gone)
+    with pytest.raises(UsageError, match="--backend llmapi"):
+        compat.check_engine({"tensorrt_llm": "1.2.1", "architecture": "sm80"}, "engine", gone)

@@ -44,11 +44,14 @@ class Values:
 
 
 class Calculator:
-    """Computes values for one ``spec`` from the source's ``tensors``; may be used by several threads."""
+    """Computes values for one ``spec`` from the source's ``tensors``; may be used by several threads.
 
-    def __init__(self, spec: Spec, tensors: Mapping[str, SourceTensor]) -> None:
+    ``dtype`` takes the place of the spec's where weights are wanted unrounded.
+    """
+
+    def __init__(self, spec: Spec, tensors: Mapping[str, SourceTensor], dtype: np.dtype[Any] | None = None) -> None:
         self._spec, self._tensors = spec, tensors
-        self._dtype = BFLOAT16 if spec.dtype == "bfloat16" else np.dtype(np.float16)
+        self._dtype = dtype or (BFLOAT16 if spec.dtype == "bfloat16" else np.dtype(np.float16))
 
     def values(self, planned: PlannedTensor, start: int, stop: int) -> Values:
         """Rows ``start`` to ``stop`` of ``planned``; raises ModelError for weights that are not finite."""
@@ -65,7 +68,7 @@ class Calculator:
         return Values(layout.pack(quantized, bits), scales)
 
     def rows(self, planned: PlannedTensor, start: int, stop: int) -> Array:
-        """Rows ``start`` to ``stop`` of the matrix that ``planned``'s parts make, in the checkpoint's dtype."""
+        """Rows ``start`` to ``stop`` of the matrix that ``planned``'s parts make, rounded to the dtype."""
         pieces, offset = [], 0
         for part in planned.parts:
             first, last = max(start - offset, 0), min(stop - offset, part.stop - part.start)

@@ -43,7 +43,7 @@ demo: $(VENV)/.ready ## weights to streamed tokens on this machine (MODEL=, PREC
 .PHONY: test
 test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
 	@echo "Left out here: tests marked 'reference' (make test-reference runs them)."
-	@$(BIN)/python -m pytest -q -m "not reference" $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not reference and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import minitron
+from conftest import ROOT, minitron
 from minitron_trtllm.client import AsyncClient, Client, Request
 from minitron_trtllm.errors import DeadlineExceeded, InvalidRequest, NotReady
 
@@ -134,3 +136,26 @@ def test_commands(url: str, small_model: Path) -> None:
         point = json.loads(minitron("latency", *words, *more).stdout)["points"][0]
         assert point["input_tokens"] == [8, 8] and point["failures"] == {} and point["requests"] == 8
         assert point["metrics"]["ttft_ms"]["count"] == 8 and point["metrics"]["itl_ms"]["count"] == 8 * 5
+
+
+@pytest.mark.parametrize("example", sorted(one.name for one in (ROOT / "examples").glob("*.py")))
+def test_examples_run(url: str, example: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / example), url], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() and not done.stderr
+
+
+def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Path, small_model: Path) -> None:
+    run = tmp_path / "run"
+    words: list[str | Path] = [
+        "--arrival", "poisson", "--rate", "15", "--duration", "5", "--warm-up", "1", "--input-tokens", "12",
+        "--output-tokens", "8", "--workers", "2", "--tokenizer", small_model, "--output", run,
+        "--metrics-url", server["urls"]["metrics"], "--url", server["urls"]["grpc"], "--json",
+    ]  # fmt: skip
+    result = json.loads(minitron("load", *words).stdout)
+    summary, counted = result["summary"], result["server"]
+    assert summary["outcomes"] == {"ok": summary["sent"]} and summary["output_tokens"] == 8 * summary["sent"]
+    assert counted["requests"] == summary["sent"] and counted["output_tokens"] == summary["output_tokens"]
+    minitron("report", run)
+    assert "<svg" in (run / "report.html").read_text()

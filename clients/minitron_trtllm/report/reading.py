@@ -46,7 +46,7 @@ def read(folder: Path) -> Run:
     """Read a run's folder, putting its slices together; raises InputError."""
     paths = sorted(folder.glob("run-*-of-*.json")) or [folder / RESULT]
     parts = [_document(path) for path in paths]
-    if parts[0]["kind"] == "capacity" or len(parts) == 1:
+    if parts[0]["kind"] == "capacity" or parts[0]["slice"]["of"] == 1:
         return Run(folder.name, folder, parts[0], parts)
     _check_slices(folder, parts)
     return Run(folder.name, folder, _together(folder, parts), parts)

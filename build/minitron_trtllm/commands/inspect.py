@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     head = ["rank", "tensor", "dtype", "shape", "bytes", "relative error"]
     print(output.table([row if args.source else row[:-1] for row in rows], head if args.source else head[:-1]))
-    by_type = {
-        dtype: sum(t.nbytes for t in tensors if t.dtype == dtype) for dtype in sorted({t.dtype for t in tensors})
-    }
-    parts = ", ".join(f"{dtype} {output.human_bytes(count)}" for dtype, count in by_type.items())
+    by_type = Counter[str]()
+    for tensor in tensors:
+        by_type[tensor.dtype] += tensor.nbytes
+    parts = ", ".join(f"{dtype} {output.human_bytes(count)}" for dtype, count in sorted(by_type.items()))
     print(f"\n{len(tensors):,} tensors, {output.human_bytes(total)} ({parts})")
     return 0

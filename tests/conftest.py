@@ -83,6 +83,21 @@ def server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
         yield document
 
 
+@pytest.fixture(scope="session")
+def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A server whose engine says its prompt again and again (doubles/echo_engine.py) behind our own models.
+
+    ``steps`` in its document: the file with a line for every request that ended in the engine.
+    """
+    import hand_made
+    from serving import server as serve
+
+    folder = tmp_path_factory.mktemp("echo")
+    repository = hand_made.echo_repository(folder)
+    with serve(repository, "--exit-timeout", "10") as document:
+        yield document | {"steps": repository / "tensorrt_llm" / "steps"}
+
+
 def _once_per_precision(
     folders: pytest.TempPathFactory, stage: str, make: Callable[[str, Path], object]
 ) -> Callable[[str], Path]:

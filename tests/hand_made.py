@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import tokenizer_files
 from minitron_trtllm import manifest
+from minitron_trtllm.repository.options import RepositoryOptions
+from minitron_trtllm.repository.render import render
 
 WORDS = ("▁the", "▁quick", "▁brown", "▁fox", "▁jumps", "▁stop", "ped", "▁here", "and", "▁now", "é", "日")
 
@@ -64,3 +67,14 @@ def engine_folder(
     details = {"target": "cpu" if cpu else "a100-80gb", "vocab_size": size, "has_tokenizer": tokenizer}
     manifest.write(folder, "engine", made_from, arguments={}, details=details)
     return folder
+
+
+def echo_repository(folder: Path, **options: Any) -> Path:
+    """Render a repository of a hand-made CPU engine and put the echo engine in the slot of the real one."""
+    engine = engine_folder(folder / "engine", cpu=True, limits={"max_input_len": 512, "max_seq_len": 2048})
+    render(engine, folder / "repository", RepositoryOptions(**options))
+    version = folder / "repository" / "tensorrt_llm" / "1"
+    for file in version.iterdir():
+        file.unlink()
+    shutil.copyfile(Path(__file__).parent / "doubles" / "echo_engine.py", version / "model.py")
+    return folder / "repository"

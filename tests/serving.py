@@ -18,8 +18,6 @@ import tritonclient.grpc as triton
 
 from conftest import ROOMS, ROOT
 
-TYPES = {"text_input": "BYTES", "stop_words": "BYTES", "bad_words": "BYTES", "embedding_bias_words": "BYTES"}
-
 
 @contextlib.contextmanager
 def server(repository: Path, *flags: str) -> Iterator[dict[str, Any]]:
@@ -82,6 +80,11 @@ class Stream:
                 found.append(outputs)
             if final:
                 return found
+
+    def infer(self, model: str, **inputs: Any) -> dict[str, Any]:
+        """Outputs of a model that answers once."""
+        result = self.client.infer(model, [_tensor(name, value) for name, value in inputs.items()])
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     def error(self, model: str, **inputs: Any) -> str:
         """The error that a request is answered with, asked on a stream of its own."""

@@ -40,7 +40,8 @@ def with_other(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any
 
 @pytest.mark.parametrize("name", ["source", "precision", "dtype", "runtime", "architecture"])
 def test_every_ingredient_changes_the_digest(name: str) -> None:
-    assert replace(KEY, **{name: "other"}).digest != KEY.digest
+    changes: dict[str, Any] = {name: "other"}
+    assert replace(KEY, **changes).digest != KEY.digest
 
 
 @pytest.mark.parametrize("path", leaves(PLAN), ids=".".join)

@@ -152,7 +152,9 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert f"workload.concurrency {made.limits.max_batch_size}" in made.remedies
     for remedy in made.remedies:
         path, value = remedy.split()
-        changes: dict[str, Any] = {"target": "a100-40gb", "workload__concurrency": 200} | {path.replace(".", "__"): value}
+        changes: dict[str, Any] = {"target": "a100-40gb", "workload__concurrency": 200} | {
+            path.replace(".", "__"): value
+        }
         again = planned("a100-float16", **changes)
         assert (again.memory.sequences_that_fit or 0) >= again.concurrency
 
@@ -173,6 +175,8 @@ def test_a_model_larger_than_the_gpu_does_not_fit() -> None:
     ("changes", "said"),
     [
         ({"tensor_parallel": 5}, "try 1, 2, 4, 8"),
+        ({"tensor_parallel": 2, "target": "cpu"}, "target cpu takes tensor_parallel 1"),
+        ({"backend": "llmapi", "precision": "float16", "dtype": "auto", "target": "cpu"}, "needs a GPU target"),
         ({"pipeline_parallel": 33}, "more than the 32 layers"),
         ({"workload__output_tokens": 3073}, "more than the 4096 positions"),
         ({"limits__max_seq_len": 512}, "max_input_len 1024 is more than max_seq_len 512"),

@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
+    "make": "bring checkpoint, engine and repository of a recipe up to date",
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
 }
 

@@ -143,10 +143,6 @@ class Recipe(_Section):
     def _combination(self) -> Recipe:
         if self.backend == "llmapi" and self.precision in ("int8_weight_only", "int4_weight_only"):
             raise ValueError(f"precision {self.precision} needs a TensorRT engine; llmapi takes float16 or bfloat16")
-        if self.backend == "llmapi" and self.target == "cpu":
-            raise ValueError("backend llmapi needs a GPU target such as a100-80gb")
-        if self.target == "cpu" and self.tensor_parallel * self.pipeline_parallel > 1:
-            raise ValueError("target cpu takes tensor_parallel 1 and pipeline_parallel 1")
         if self.dtype != "auto" and self.precision in ("float16", "bfloat16") and self.dtype != self.precision:
             raise ValueError(f"dtype {self.dtype} does not go with precision {self.precision}; leave dtype out")
         return self

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace something else at the output, on success")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     recipe.add_flags(
-        parser, "target", "precision", "tensor_parallel", "pipeline_parallel",
+        parser, "model.source", "target", "precision", "tensor_parallel", "pipeline_parallel",
         "workload.concurrency", "workload.input_tokens", "workload.output_tokens",
         "limits.max_batch_size", "limits.max_input_len", "limits.max_seq_len", "limits.max_num_tokens",
         "cpu.execution", "cpu.lm_head", "container.image_tag",
@@ -59,7 +59,9 @@ def _build_gpu(args: argparse.Namespace, effective: Effective, started: float) -
     from minitron_trtllm.engine import tensorrt
 
     options = tensorrt.Options(args.container, args.workers, args.timeout, args.force)
-    decided = tensorrt.decide(effective, args.checkpoint, args.output, options)
+    ahead = args.dry_run and not args.checkpoint.exists()
+    decide = tensorrt.decide_ahead if ahead else tensorrt.decide
+    decided = decide(effective, args.checkpoint, args.output, options)
     if args.dry_run:
         argv = decided.command()
         output.emit_json({"output": str(decided.output), "argv": argv}) if args.json else print(shlex.join(argv))

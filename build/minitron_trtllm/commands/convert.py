@@ -6,24 +6,19 @@ import argparse
 from collections import Counter
 from typing import Any
 
-from minitron_trtllm import memory, output
-from minitron_trtllm.precision import DTYPES, Precision
+from minitron_trtllm import memory, output, recipe
+from minitron_trtllm.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, GGUF file, or a Hugging Face id (owner/name)")
+    parser.add_argument("model", metavar="MODEL", nargs="?",
+                        help="model folder, GGUF file, or a Hugging Face id (default: the recipe's)")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the checkpoint")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
-    parser.add_argument("--precision", default="auto", choices=["auto", *(kind.value for kind in Precision)],
-                        help="how linear weights are stored (default: auto, as in the model)")  # fmt: skip
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES],
-                        help="what everything else is stored in, for the weight-only precisions")  # fmt: skip
-    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel ranks (default: 1)")
-    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline parallel ranks (default: 1)")
-    parser.add_argument("--use-parallel-embedding", action="store_true", help="split the embedding over tp ranks")
-    parser.add_argument("--embedding-sharding-dim", type=int, default=0, choices=[0, 1],
-                        help="split it by vocabulary (0, default) or by hidden size (1)")  # fmt: skip
+    recipe.add_flags(
+        parser, "model.revision", "precision", "dtype", "tensor_parallel", "pipeline_parallel",
+        "use_parallel_embedding", "embedding_sharding_dim",
+    )  # fmt: skip
     parser.add_argument("--quantize-at-build", action="store_true",
                         help="leave floats for trtllm-build to quantise, on a GPU of any family")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer, instead of the model's own")
@@ -35,8 +30,24 @@ def run(args: argparse.Namespace) -> int:
     """Convert and say what came of it."""
     from minitron_trtllm.checkpoint.convert import convert
 
-    options = {name: value for name, value in vars(args).items() if name in _OPTIONS}
-    done = convert(args.model, args.output, **options)
+    effective = recipe.from_args(args)
+    wanted = effective.recipe
+    if effective.name == "defaults" and effective.origins["model.source"] == "default":
+        raise UsageError("say which MODEL to convert, or a --recipe that does")
+    done = convert(
+        wanted.model.source,
+        args.output,
+        revision=wanted.model.revision,
+        precision=wanted.precision,
+        dtype=wanted.dtype,
+        tp=wanted.tensor_parallel,
+        pp=wanted.pipeline_parallel,
+        use_parallel_embedding=wanted.use_parallel_embedding,
+        embedding_sharding_dim=wanted.embedding_sharding_dim,
+        quantize_at_build=args.quantize_at_build,
+        tokenizer=args.tokenizer,
+        force=args.force,
+    )
     details = done.manifest.details
     summary: dict[str, Any] = {
         "output": str(done.folder),
@@ -60,10 +71,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(output.table([[key, _cell(key, value)] for key, value in summary.items()], ["", ""]))
     return 0
-
-
-_OPTIONS = ("revision", "precision", "dtype", "tp", "pp", "use_parallel_embedding", "embedding_sharding_dim",
-            "quantize_at_build", "tokenizer", "force")  # fmt: skip
 
 
 def _cell(key: str, value: Any) -> Any:

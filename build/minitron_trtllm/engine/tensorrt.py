@@ -20,7 +20,9 @@ from minitron_trtllm.engine.tensorrt_flags import Value
 from minitron_trtllm.errors import CheckpointError, MachineError, NotEnoughMemory, UsageError
 from minitron_trtllm.gpu import Gpu
 from minitron_trtllm.plan.engine_plan import EnginePlan
+from minitron_trtllm.plan.engine_plan import plan as plan_recipe
 from minitron_trtllm.plan.for_checkpoint import plan_checkpoint
+from minitron_trtllm.plan.model import look_up
 from minitron_trtllm.recipe import Effective
 from minitron_trtllm.recipe_model import Recipe
 
@@ -95,29 +97,49 @@ def decide(effective: Effective, checkpoint: Path, output: Path | None, options:
 
     Raises CheckpointError, UsageError, NotEnoughMemory.
     """
-    recipe = effective.recipe
-    image = compat.image(recipe.container.image_tag)
-    compat.check_can_build(image)
     with Checkpoint.open(checkpoint) as source:
         plan = plan_checkpoint(effective, source)
         _check_layout(source, plan)
         made_from = folder.checkpoint_input(checkpoint)
+    return _decide(effective.recipe, plan, made_from.digest, checkpoint=checkpoint, output=output, options=options)
+
+
+def decide_ahead(effective: Effective, checkpoint: Path, output: Path | None, options: Options) -> EngineBuild:
+    """The same for a checkpoint that is not there yet, for showing the command: planned from the recipe's model."""
+    recipe = effective.recipe
+    log.warning("%s is not there yet: planned from the recipe's model", checkpoint)
+    plan = plan_recipe(recipe, look_up(recipe.model))
+    return _decide(recipe, plan, "not there yet", checkpoint=checkpoint, output=output, options=options)
+
+
+def _decide(
+    recipe: Recipe, plan: EnginePlan, source_digest: str, *, checkpoint: Path, output: Path | None, options: Options
+) -> EngineBuild:
+    image = compat.image(recipe.container.image_tag)
+    compat.check_can_build(image)
     if not plan.fits:
         raise NotEnoughMemory(f"{plan.notes[0]}; what would: {'; or '.join(plan.remedies)}")
     if plan.gpu is None:
         raise UsageError(f"target {plan.target} is no GPU")
     version = image.tensorrt_llm if options.container else installed_version() or image.tensorrt_llm
     key = EngineKey(
-        source=made_from.digest,
+        source=source_digest,
         precision=plan.precision.value,
         dtype=plan.dtype,
         plan=plan.identity() | {"trtllm_build": dict(recipe.trtllm_build)},
         runtime=f"tensorrt-llm {version}",
         architecture=plan.gpu.architecture,
     )
-    name = f"{checkpoint.absolute().name}-{plan.target}"
+    place = output or cache.default_output(f"{checkpoint.absolute().name}-{plan.target}", key)
     return EngineBuild(
-        checkpoint, output or cache.default_output(name, key), recipe, plan, plan.gpu, image, key, options
+        checkpoint=checkpoint,
+        output=place,
+        recipe=recipe,
+        plan=plan,
+        gpu=plan.gpu,
+        image=image,
+        key=key,
+        options=options,
     )
 
 

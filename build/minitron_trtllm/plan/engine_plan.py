@@ -128,6 +128,10 @@ def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity
     split = recipe.embedding_sharding_dim if recipe.use_parallel_embedding else None
     parallel = Parallel(recipe.tensor_parallel, recipe.pipeline_parallel, split)
     weights.check(model.shape, precision, parallel)
+    if recipe.target == "cpu" and parallel.world_size > 1:
+        raise UsageError("target cpu takes tensor_parallel 1 and pipeline_parallel 1")
+    if recipe.target == "cpu" and recipe.backend == "llmapi":
+        raise UsageError("backend llmapi needs a GPU target such as a100-80gb")
     gpu = None
     if recipe.target != "cpu":
         gpu = gpus.find(recipe.target)

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import echo_repository
+import hand_made
 from conftest import minitron
 from minitron_trtllm.errors import (
     InputError,
@@ -31,6 +33,8 @@ from minitron_trtllm.errors import (
     ServerError,
     UsageError,
 )
+from minitron_trtllm.repository.options import RepositoryOptions
+from minitron_trtllm.repository.render import render
 from minitron_trtllm.server import bundled, container, launch, leftovers, memory, state
 from minitron_trtllm.server.launch import Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
@@ -441,3 +445,19 @@ def test_nothing_to_see_and_nothing_to_stop(tmp_path: Path) -> None:
 def test_three_different_ports_are_needed() -> None:
     with pytest.raises(UsageError):
         Reservation(Options(), Ports(1, 1, 2))
+
+
+def test_the_compose_file_starts_what_serve_starts(tmp_path: Path) -> None:
+    repository = tmp_path / "gpu"
+    render(hand_made.engine_folder(tmp_path / "engine", cpu=False), repository, RepositoryOptions())
+    (service,) = yaml.safe_load((repository / "docker-compose.yaml").read_text())["services"].values()
+    docker, inside = docker_words(repository, "--exit-timeout", "60")
+    theirs, ours = (
+        [word for word in words if "shm-region-prefix" not in word] for words in (service["command"], inside)
+    )
+    assert theirs == [word for word in ours if "server-key=" not in word]  # which is made anew for each server
+    assert service["image"] == docker[-1]
+    for port in service["ports"]:
+        assert f"--publish={port}" in docker
+    assert {"--ulimit=memlock=-1", "--ulimit=stack=67108864"} <= set(docker)
+    assert service["ulimits"] == {"memlock": -1, "stack": 67108864}

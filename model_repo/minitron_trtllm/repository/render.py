@@ -13,6 +13,8 @@ from minitron_trtllm.errors import EngineError, InputError, UsageError
 from minitron_trtllm.repository import config_text, engine_folder, layout, tokenizer_files
 from minitron_trtllm.repository.layout import ModelConfig, Repository
 from minitron_trtllm.repository.options import RepositoryOptions
+from minitron_trtllm.server import container
+from minitron_trtllm.server.launch import Served
 
 ROOM = Path(__file__).parent.parent
 TEMPLATES = ROOM / "templates"
@@ -65,7 +67,9 @@ def render(
         for name in engine_files:
             _place(engine / name, folder / "engine" / name, copy=copy)
         if not facts.is_cpu:
-            _write(folder / "docker-compose.yaml", _text("docker-compose.yaml.j2", repository=plan, options=options))
+            command = container.composed(_served(plan, output), exit_timeout_s=60)
+            text = _text("docker-compose.yaml.j2", repository=plan, options=options, command=command)
+            _write(folder / "docker-compose.yaml", text)
         known = {f"engine/{name}": record.sha256 for name, record in engine_manifest.files.items()}
         manifest.write(
             folder, "repository", made_from,
@@ -74,6 +78,13 @@ def render(
             known_sha256=known,
         )  # fmt: skip
     return plan
+
+
+def _served(plan: Repository, folder: Path) -> Served:
+    return Served(
+        folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
+        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image,
+    )  # fmt: skip
 
 
 def _input(engine: Path) -> tuple[manifest.Input, manifest.Manifest]:

@@ -84,6 +84,11 @@ def command(served: Served, options: Options, mark: str) -> list[str]:
     return words
 
 
+def composed(served: Served, exit_timeout_s: int) -> list[str]:
+    """The same for a compose file, which is written once for all starts and so holds no key."""
+    return command(served, _inside(Options(exit_timeout_s=exit_timeout_s, server_key="")), "compose")
+
+
 def _inside(options: Options) -> Options:
     """The same options as the server in the container sees them: it listens everywhere, Docker publishes less."""
     return replace(options, host=_ALL, tls=_tls_inside(options.tls) if options.tls else None)

@@ -72,10 +72,12 @@ def _tls(options: Options) -> list[str]:
 
 
 def _restrictions(options: Options) -> list[str]:
-    """Which interfaces demand which key; health is always open.
+    """Which interfaces demand which key; health is always open. Without a server key none does.
 
     HTTP has no TLS: where TLS was asked for, it answers health alone, or it would be a way round.
     """
+    if not options.server_key:
+        return []
     grpc: list[tuple[tuple[str, ...], str, str]] = [(_ADMIN, "server-key", options.server_key)]
     if options.api_key:
         grpc.append((_USER, API_KEY_HEADER, options.api_key))

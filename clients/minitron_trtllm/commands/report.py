@@ -12,6 +12,7 @@ from typing import Any
 
 from minitron_trtllm import files
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.load.summary import METRICS
 from minitron_trtllm.output import emit_json, table
 from minitron_trtllm.report import page, reading
 from minitron_trtllm.report.comparison import Difference, compare
@@ -66,7 +67,7 @@ def _figures(runs: Sequence[Run]) -> str:
     for metric in ("ttft_intended", "itl", "tpot", "e2e_intended", "send_lateness"):
         for share in ("p50", "p99"):
             values = [one.document["summary"]["latency_ms"].get(metric, {}).get(share) for one in runs]
-            rows.append([f"{metric.replace('_', ' ')} {share} ms", *(_cell(value, ".2f") for value in values)])
+            rows.append([f"{METRICS[metric]} {share} ms", *(_cell(value, ".2f") for value in values)])
     return table(rows, ["", *(one.name for one in runs)])
 
 

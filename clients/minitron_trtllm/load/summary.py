@@ -13,8 +13,11 @@ from minitron_trtllm.load.profile import Slo
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.statistics import PERCENTILES
 
-#: Latencies in the order in which they are shown; "intended" counts from when the schedule wanted the request sent.
-METRICS = ("send_lateness", "ttft_intended", "ttft", "itl", "tpot", "e2e_intended", "e2e")
+#: Latencies and their names for people; "intended" counts from when the schedule wanted the request sent.
+METRICS = {
+    "send_lateness": "send lateness", "ttft_intended": "TTFT, intended", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT",
+    "e2e_intended": "E2E, intended", "e2e": "E2E",
+}  # fmt: skip
 _PARTS = 10
 
 

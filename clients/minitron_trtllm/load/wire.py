@@ -76,7 +76,6 @@ class Wire:
         if not final:
             raise StreamBroken(f"{self._url}: the stream ended before the last response; the answer is incomplete")
 
-
     def _take(self, response: Any, record: Record, received_ns: int) -> bool:
         """Note a response in the record; whether it was the last."""
         if response.error_message:

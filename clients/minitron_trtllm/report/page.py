@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from minitron_trtllm.load.record import OK, Record
+from minitron_trtllm.load.summary import METRICS
 from minitron_trtllm.report.comparison import Difference
 from minitron_trtllm.report.reading import Run
 from minitron_trtllm.report.svg import Series, plot
@@ -26,8 +27,8 @@ def render(runs: Sequence[Run], differences: Sequence[tuple[Run, list[Difference
     loads = [run for run in runs if run.kind == "load"]
     plots = [*map(_sweep, (run for run in runs if run.kind == "capacity")), *(_plots(loads) if loads else [])]
     return environment.from_string(template).render(
-        runs=runs, loads=loads, differences=differences, flat=_flat, plots=[Markup(one) for one in plots],
-    )  # fmt: skip
+        runs=runs, loads=loads, differences=differences, flat=_flat, labels=METRICS, plots=[*map(Markup, plots)]
+    )
 
 
 def _plots(runs: Sequence[Run]) -> list[str]:

@@ -59,14 +59,15 @@ class _Axis:
         return self._start + (at - self._low) / (self._high - self._low) * (self._end - self._start)
 
     def ticks(self) -> list[float]:
-        """Powers of ten, or steps of 1, 2 or 5 times one."""
-        if self._log and self._high - self._low >= 1:
-            return [10.0**power for power in range(math.ceil(self._low), math.floor(self._high) + 1)]
-        low, high = (10**self._low, 10**self._high) if self._log else (self._low, self._high)
-        rough = (high - low) / 5
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough)
-        return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        """1, 2 and 5 times powers of ten: all of them within a logarithmic axis, steps of one of them on any other."""
+        if self._log:
+            powers = range(math.floor(self._low), math.ceil(self._high) + 1)
+            found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+            return [value for value in found if self._low <= math.log10(value) <= self._high]
+        rough = (self._high - self._low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
+        return [number * step for number in range(math.ceil(self._low / step), math.floor(self._high / step) + 1)]
 
 
 def _axes(across: _Axis, up: _Axis, x_name: str, y_name: str) -> str:

@@ -38,16 +38,95 @@ setup: $(VENV)/.ready ## make the virtual environment (the other targets do it b
 demo: $(VENV)/.ready ## weights to streamed tokens on this machine (MODEL=, PRECISION=, EXECUTION=)
 	@$(MINITRON) demo --model $(MODEL) --precision $(PRECISION) --execution $(EXECUTION) $(ARGS)
 
+# --- a recipe, stage by stage -------------------------------------------------------------------------------------
+#
+# Each does what its manifest says is not done yet, and no more; what is done is told by size and time of the files, and
+# only `verify` hashes. DRY_RUN=1 prints the commands instead; CONTAINER=1 builds in the pinned image.
+
+RECIPE ?= cpu
+OUT ?= out/$(basename $(notdir $(RECIPE)))-$(notdir $(MODEL))
+PROMPT ?= In the beginning
+RUN ?= $(OUT)/load
+STAGES = $(MINITRON) make --directory $(OUT) --recipe $(RECIPE) --model $(MODEL) \
+  $(if $(DRY_RUN),--dry-run) $(if $(CONTAINER),--container)
+
+.PHONY: doctor
+doctor: $(VENV)/.ready ## what this machine can do for a recipe (RECIPE=)
+	@$(MINITRON) doctor --recipe $(RECIPE) $(ARGS)
+
+.PHONY: plan
+plan: $(VENV)/.ready ## memory, limits and roofline, before anything is built (RECIPE=, MODEL=)
+	@$(MINITRON) plan --recipe $(RECIPE) --model $(MODEL) $(ARGS)
+
+.PHONY: convert
+convert: $(VENV)/.ready ## model to checkpoint (RECIPE=, MODEL=)
+	@$(STAGES) convert
+
+.PHONY: build
+build: $(VENV)/.ready ## ... and checkpoint to engine; 'engine' is the same (RECIPE=, MODEL=)
+	@$(STAGES) build
+
+.PHONY: engine
+engine: build
+
+.PHONY: repo
+repo: $(VENV)/.ready ## ... and engine to model repository (RECIPE=, MODEL=)
+	@$(STAGES) repo
+
+.PHONY: serve
+serve: repo ## ... and Triton on it, until Ctrl-C (ARGS=--detach: until 'make stop')
+	@$(if $(DRY_RUN),echo) $(MINITRON) serve $(OUT)/repository $(ARGS)
+
+.PHONY: a100
+a100: $(VENV)/.ready ## the whole way for a GPU, in the container (RECIPE=a100-int8, MODEL=, DRY_RUN=1)
+	@$(STAGES) a100
+
+.PHONY: inspect
+inspect: convert ## list the checkpoint's tensors
+	@$(if $(DRY_RUN),echo) $(MINITRON) inspect $(OUT)/checkpoint $(ARGS)
+
+.PHONY: verify
+verify: $(VENV)/.ready ## hash the repository again, and all it was made from
+	@$(if $(DRY_RUN),echo) $(MINITRON) verify $(OUT)/repository $(ARGS)
+
+.PHONY: status
+status: $(VENV)/.ready ## servers that were started
+	@$(MINITRON) status $(ARGS)
+
+.PHONY: stop
+stop: $(VENV)/.ready ## end the server of this recipe and model
+	@$(if $(DRY_RUN),echo) $(MINITRON) stop $(OUT)/repository $(ARGS)
+
+.PHONY: generate
+generate: $(VENV)/.ready ## stream an answer from the running server (PROMPT=)
+	@$(if $(DRY_RUN),echo) $(MINITRON) generate "$(PROMPT)" $(ARGS)
+
+.PHONY: latency
+latency: $(VENV)/.ready ## TTFT, ITL, E2E and tokens/s of the running server
+	@$(if $(DRY_RUN),echo) $(MINITRON) latency --tokenizer $(OUT)/repository/tokenizer $(ARGS)
+
+.PHONY: load
+load: $(VENV)/.ready ## send load to the running server, into RUN= (PROFILE=)
+	@$(if $(DRY_RUN),echo) $(MINITRON) load $(if $(PROFILE),--profile $(PROFILE)) --tokenizer $(OUT)/repository/tokenizer --output $(RUN) $(ARGS)
+
+.PHONY: report
+report: $(VENV)/.ready ## turn load tests into a page (RUN=)
+	@$(if $(DRY_RUN),echo) $(MINITRON) report $(RUN) $(ARGS)
+
 # --- tests and checks ---------------------------------------------------------------------------------------------
 
 .PHONY: test
 test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
-	@echo "Left out here: tests marked 'reference' (make test-reference runs them)."
+	@echo "Left out here: tests marked 'reference' (make test-reference runs them) and 'browser' (.ci/run does)."
 	@$(BIN)/python -m pytest -q -m "not reference and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)
 	@$(REFERENCE_VENV)/bin/python -m pytest -q -m reference $(ARGS)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs Debian's package chromium)
+	@$(BIN)/python -m pytest -q -m browser $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
@@ -69,6 +148,10 @@ docs: $(VENV)/.ready ## write docs/cli.md anew from the command line's own help
 .PHONY: bench-cpu
 bench-cpu: $(VENV)/.ready ## the server against the bare OpenVINO pipeline, in alternating runs
 	@$(BIN)/python benches/bench_cpu.py $(ARGS)
+
+.PHONY: bench-client
+bench-client: $(VENV)/.ready ## the load generator's own error, against a server with a known schedule
+	@$(BIN)/python benches/bench_client.py $(ARGS)
 
 .PHONY: bench-convert
 bench-convert: $(VENV)/.ready ## conversions of a full 4B shape against a plain copy, in alternating runs

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "convert": "turn a model into a TensorRT-LLM checkpoint",
     "inspect": "list the tensors of a checkpoint",
     "build": "build an engine from a checkpoint",
+    "quality": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
     "verify": "hash a checkpoint, engine or repository again, and what it was made from",
     "repo": "render a Triton model repository from an engine",
     "serve": "run Triton on a model repository, until told to stop",

@@ -1,0 +1,66 @@
+"""``minitron quality``: what a precision or a quantisation costs, measured before a GPU is rented."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron_trtllm import output
+from minitron_trtllm.errors import UsageError, VerdictError
+
+if TYPE_CHECKING:
+    from minitron_trtllm.quality.compare import Report
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("candidates", nargs="+", metavar="CANDIDATE",
+                        help="model folder, GGUF file, checkpoint or CPU engine")  # fmt: skip
+    parser.add_argument("--reference", required=True, metavar="MODEL",
+                        help="what they are compared with: any of these, unquantised")  # fmt: skip
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE",
+                        help="UTF-8 text to predict, which the model was not trained on")  # fmt: skip
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: 512)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="take only the first N tokens of the text")
+    parser.add_argument("--max-kl", type=float, metavar="NATS",
+                        help="fail where the mean KL divergence of a candidate is larger")  # fmt: skip
+    parser.add_argument("--scratch", type=Path, metavar="DIR",
+                        help="folder for engines and distributions (default: the system's temporary one)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, show, and judge by --max-kl."""
+    from minitron_trtllm.quality.compare import compare
+
+    if args.tokens is not None and args.tokens < 2:
+        raise UsageError(f"--tokens {args.tokens} leaves nothing to predict; at least 2 are needed")
+    report = compare(args.reference, args.candidates, args.text, context=args.context, tokens=args.tokens,
+                     scratch=args.scratch)  # fmt: skip
+    if args.json:
+        output.emit_json(vars(report) | {"max_kl": args.max_kl})
+    else:
+        print(table(report))
+    if not report.complete:
+        raise KeyboardInterrupt
+    worst = report.worst()
+    if args.max_kl is not None and worst is not None and not worst["mean_kl"] <= args.max_kl:
+        raise VerdictError(
+            f"{worst['name']} has a mean KL divergence of {worst['mean_kl']:.6g}, more than {args.max_kl:g}"
+        )
+    return 0
+
+
+def table(report: Report) -> str:
+    """The figures, the reference first."""
+    rows = [_cells(row) for row in ([report.reference] if report.reference else []) + report.candidates]
+    return output.table(rows, ["", "stored", "size", "tokens", "perplexity", "mean KL", "99 % KL", "top-1 agreement"])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    figures = ["", "", ""]
+    if "mean_kl" in row:
+        figures = [f"{row['mean_kl']:.6f}", f"{row['p99_kl']:.6f}", f"{100 * row['top1_agreement']:.2f} %"]
+    size = output.human_bytes(row["bytes"])
+    return [row["name"], row["precision"], size, str(row["tokens"]), f"{row['perplexity']:.4f}", *figures]

@@ -1,0 +1,104 @@
+"""What can be measured: a model, a GGUF file, a checkpoint or a CPU engine; each becomes an engine folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm.errors import EngineError, UsageError
+
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".xml")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to measure, by the ``name`` that the user gave. ``size`` is that of its weights, in bytes."""
+
+    name: str
+    kind: str
+    size: int
+    engine: Path
+    config: dict[str, Any]
+
+    @property
+    def execution(self) -> str:
+        """How the engine calculates: "exact" or "fast"."""
+        return str(self.config["cpu"]["execution"])
+
+    @property
+    def precision(self) -> str:
+        """How weights are stored and calculated, in words."""
+        model, cpu = self.config["pretrained_config"], self.config["cpu"]
+        stored = model["quantization"]["quant_algo"] or model["dtype"]
+        head = ", int8 head" if cpu["lm_head"] == "int8" else ""
+        return f"{stored}{head}{', fast' if cpu['execution'] == 'fast' else ''}"
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.config["pretrained_config"]["vocab_size"])
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that the engine takes at once."""
+        return int(self.config["build_config"]["max_seq_len"])
+
+    def check_reference(self) -> None:
+        """Raise UsageError unless this is unquantised and calculates exactly."""
+        cpu = self.config["cpu"]
+        if self.config["pretrained_config"]["quantization"]["quant_algo"] is not None:
+            raise UsageError(
+                f"--reference {self.name} is quantised; take the model, or a float16 or bfloat16 checkpoint"
+            )
+        if (cpu["execution"], cpu["lm_head"]) != ("exact", "as_is"):
+            raise UsageError(f"--reference {self.name} does not calculate exactly; build it with --execution exact")
+
+
+def prepare(name: str, scratch: Path) -> Subject:
+    """Convert and build what is not an engine yet, below ``scratch``; raises what those stages raise."""
+    from minitron_trtllm.checkpoint.convert import convert
+    from minitron_trtllm.engine import openvino
+
+    path = Path(name)
+    kind = _kind(path)
+    size = sum(file.stat().st_size for file in _weights(path))
+    if kind == "engine":
+        return Subject(name, kind, size, path, _engine_config(path))
+    checkpoint = path
+    if kind == "model":
+        done = convert(name, scratch / "checkpoint")
+        checkpoint, size = done.folder, size or done.source_bytes
+    openvino.build(checkpoint, scratch / "engine", openvino.CpuOptions())
+    return Subject(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"))
+
+
+def _kind(path: Path) -> str:
+    config = _load(path / "config.json") if path.is_dir() else {}
+    if "build_config" in config:
+        return "engine"
+    return "checkpoint" if "pretrained_config" not in config and "architecture" in config else "model"
+
+
+def _engine_config(folder: Path) -> dict[str, Any]:
+    config = _load(folder / "config.json")
+    if not isinstance(config.get("cpu"), dict):
+        raise EngineError(f"{folder} is an engine for a GPU; build its checkpoint with --target cpu to measure it here")
+    return config
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # whoever opens the folder next says what is wrong with it
+    return raw if isinstance(raw, dict) else {}
+
+
+def _weights(path: Path) -> list[Path]:
+    """The files that hold the weights; all parts of a split GGUF file."""
+    if path.is_file():
+        stem, split, rest = path.name.partition("-00001-of-")
+        return list(path.parent.glob(f"{stem}-*-of-{rest}")) if split else [path]
+    return [file for file in path.rglob("*") if file.suffix in _WEIGHTS] if path.is_dir() else []

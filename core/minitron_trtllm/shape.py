@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,7 @@ def _size(raw: Mapping[str, Any], key: str, where: str) -> int:
 
 def _number(raw: Mapping[str, Any], key: str, where: str) -> float:
     value = raw.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
         raise ModelError(f"{where}: {key} is {value!r}, and a number above 0 is needed")
     return float(value)
 

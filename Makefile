@@ -63,11 +63,11 @@ convert: $(VENV)/.ready ## model to checkpoint (RECIPE=, MODEL=)
 	@$(STAGES) convert
 
 .PHONY: build
-build: $(VENV)/.ready ## ... and checkpoint to engine; 'engine' is the same (RECIPE=, MODEL=)
+build: $(VENV)/.ready ## ... and checkpoint to engine (RECIPE=, MODEL=)
 	@$(STAGES) build
 
 .PHONY: engine
-engine: build
+engine: build ## the same as build
 
 .PHONY: repo
 repo: $(VENV)/.ready ## ... and engine to model repository (RECIPE=, MODEL=)

@@ -420,6 +420,21 @@ def test_dry_run_prints_the_command_and_writes_nothing(small_checkpoint: Any, do
     assert {path.name for path in doubles.iterdir()} == {"bin"}
 
 
+def test_the_engine_is_rendered_for_the_image_that_built_it_only(
+    small_checkpoint: Any, doubles: Path, run: Run
+) -> None:
+    run("build", small_checkpoint("int8_weight_only"), "--recipe", "a100-int8", "--output", "engine")
+    render = ("repo", "render", "engine", "--output", "repository")
+    code, _, err = run(*render, "--image-tag", "26.02-trtllm-python-py3")
+    assert code == UsageError.exit_code
+    assert "was built with TensorRT-LLM 1.2.1 and image 26.02-trtllm-python-py3 has 1.1.0" in err
+    assert not Path("repository").exists()
+    assert run(*render)[0] == 0
+    config = Path("repository", "tensorrt_llm", "config.pbtxt").read_text()
+    planned = manifest.read(Path("engine"), "engine").details["kv_cache_free_gpu_mem_fraction"]
+    assert re.search(rf'"kv_cache_free_gpu_mem_fraction"\s*value:?\s*{{\s*string_value:\s*"{planned}"', config)
+
+
 # --- what cannot be built
 
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import files, manifest
+from minitron_trtllm import compat, files, manifest
 from minitron_trtllm.errors import EngineError, InputError, UsageError
 from minitron_trtllm.repository import config_text, engine_folder, layout, tokenizer_files
 from minitron_trtllm.repository.layout import ModelConfig, Repository
@@ -44,6 +44,9 @@ def render(
     engine, output = Path(os.path.abspath(engine)), Path(os.path.abspath(output))
     made_from, engine_manifest = _input(engine)
     facts = engine_folder.read(engine, engine_manifest.details)
+    if not facts.is_cpu:
+        built_with = {"tensorrt_llm": facts.version}
+        compat.check_engine(built_with, str(engine), compat.image(options.image.rpartition(":")[2]))
     tokenizer = engine / "tokenizer"
     names = tokenizer_files.present(tokenizer)
     size = tokenizer_files.vocabulary_size(tokenizer)

@@ -13,7 +13,7 @@ import asyncio
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ class Behaviour:
     reject_times: int = 0  # how often this prompt is refused before it is answered
     die_after: int = -1  # responses before the process ends
     silent: bool = False
-    log_probs: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    unfinished: bool = False  # ends the stream in good order, but without the last response
 
     @classmethod
     def of(cls, prompt: str) -> Behaviour:
@@ -147,6 +146,8 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             yield _response(request, self._outputs(request, behaviour, inputs, tokens, sent), final=last)
             if last:
                 return
+        if behaviour.unfinished:
+            return
         if request.model_name == "ensemble":
             yield _response(request, self._outputs(request, behaviour, inputs, [], sent), final=True)
         else:

@@ -195,6 +195,11 @@ def test_errors_are_told_apart_by_their_text(bare: Bare, text: str, kind: type[C
     assert type(caught.value) is kind and "\n" not in str(caught.value) and "/secret" not in str(caught.value)
 
 
+def test_a_stream_that_ends_before_the_last_response_is_broken(client: Client) -> None:
+    with pytest.raises(StreamBroken, match="before the last response"):
+        list(client.stream(prompt(unfinished=True)))
+
+
 def test_full_server_is_asked_again_until_the_first_token(client: Client, bare: Bare) -> None:
     asked = prompt(tokens=3, reject_times=2)
     list(stream := client.stream(asked))

@@ -325,6 +325,19 @@ def test_killing_the_server_loses_no_request_and_counts_none_twice(bare: Bare, t
     assert {f"load-0-{one.index}" for one in records if one.outcome == "ok"} <= ended
 
 
+def test_every_kind_of_failure_is_an_outcome(bare: Bare, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = [
+        {"unfinished": True}, {"error": "Maximum queue size of 4 has been reached"}, {"silent": True}, {}
+    ]  # fmt: skip
+    lines = [json.dumps({"prompt": json.dumps(one), "max_tokens": 8}) for one in asked]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    settings: dict[str, Any] = {"arrival__kind": "closed", "arrival__requests": 4, "warm_up_s": 0, "deadline_s": 1,
+                                "prompts__kind": "file", "prompts__path": tmp_path / "p.jsonl"}  # fmt: skip
+    minitron(*words(bare, tmp_path / "run", **settings))
+    outcomes = {one.index: one.outcome for one in records_of(tmp_path / "run")}
+    assert outcomes == {0: "StreamBroken", 1: "Rejected", 2: "DeadlineExceeded", 3: "ok"}
+
+
 def test_an_interrupt_keeps_what_was_measured(bare: Bare, tmp_path: Path) -> None:
     process = start(*words(bare, tmp_path / "run", arrival__rate=50, duration_s=60), "--json")
     while not list(tmp_path.glob("run/*.jsonl")) or len(records_of(tmp_path / "run")) < 80:

@@ -203,30 +203,44 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert document["peak_memory_bytes"] < 180e6
 
 
-def test_nothing_is_sent_or_written_about_the_user(tmp_path: Path) -> None:
-    """Importing OpenVINO as it comes starts an analytics thread and writes ~/intel; building and running must not."""
-    home = tmp_path / "home"
-    home.mkdir()
-    script = f"""
-import sys
+WATCH = """
+import sys, time
 seen = []
 network = ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request")
 sys.addaudithook(lambda event, args: seen.append(event) if event in network else None)
+"""
+BUILD = """
 from pathlib import Path
 from minitron_trtllm.engine import openvino as cpu
+cpu.build(Path({checkpoint!r}), Path({output!r}), cpu.CpuOptions())
+"""
+GENERATE = """
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
 from minitron_trtllm.models.tensorrt_llm.generation_request import Request
-cpu.build(Path({str(cpu_engines.checkpoint("small", INT4))!r}), Path({str(tmp_path / "engine")!r}), cpu.CpuOptions())
-engine = Engine.load({str(tmp_path / "engine")!r}, kv_cache_tokens=256)
+engine = Engine.load({engine!r}, kv_cache_tokens=256)
 assert sum(len(chunk.token_ids) for chunk in engine.generate(Request([5, 6], 4))) == 4
 engine.close()
-import time; time.sleep(1)
+"""
+REPORT = """
+time.sleep(1)
 print(seen, [name for name in sys.modules if name.startswith("openvino_telemetry.")])
 """
-    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+
+
+@pytest.mark.parametrize("work", [BUILD, GENERATE], ids=["build", "generate"])
+def test_nothing_is_sent_or_written_about_the_user(work: str, tmp_path: Path) -> None:
+    """Importing OpenVINO as it comes starts an analytics thread and writes ~/intel; building and running must not."""
+    home = tmp_path / "home"
+    home.mkdir()
+    places = {
+        "checkpoint": str(cpu_engines.checkpoint("small", INT4)),
+        "engine": str(cpu_engines.engine("small", INT4)),
+        "output": str(tmp_path / "engine"),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120,
-        env=os.environ | {"HOME": str(home), "PYTHONPATH": rooms},
+        [sys.executable, "-c", WATCH + work.format(**places) + REPORT],
+        capture_output=True, text=True, check=True, timeout=120,
+        env=os.environ | {"HOME": str(home), "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)},
     )  # fmt: skip
     assert done.stdout.strip() == "[] []"
     assert os.listdir(home) == []

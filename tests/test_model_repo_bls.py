@@ -217,6 +217,7 @@ def test_sigterm_lets_streams_in_flight_finish(tmp_path: Path) -> None:
                 if final:
                     break
             texts.append(text)
+            own.close()  # a stream that stays open keeps Triton 2.51 alive until its exit timeout
 
         readers = [threading.Thread(target=read, args=(own,)) for own in streams]
         for reader in readers:
@@ -227,5 +228,3 @@ def test_sigterm_lets_streams_in_flight_finish(tmp_path: Path) -> None:
             reader.join(60)
         assert document["process"].wait(60) == 0
         assert texts == [" the fox" * 75] * 16
-        for own in streams:
-            own.close()

@@ -191,14 +191,18 @@ class TritonPythonModel:
         while not self._stopping.is_set():
             self._wake.wait(self._period_s)
             self._wake.clear()
-            with self._calls_lock:
-                calls = list(self._calls)
-            for call in calls:
-                try:
-                    if call.is_over():
-                        self._stop_engine(call)
-                except Exception as error:  # a stopping server takes no request; what runs ends by itself
-                    pb_utils.Logger.log_warn(f"tensorrt_llm_bls: cannot stop a request: {one_line(error)}")
+            self._stop_abandoned()
+
+    def _stop_abandoned(self) -> None:
+        # A method of its own: a variable that outlived the round would keep the last call and its sender alive.
+        with self._calls_lock:
+            calls = list(self._calls)
+        for call in calls:
+            try:
+                if call.is_over():
+                    self._stop_engine(call)
+            except Exception as error:  # a stopping server takes no request; what runs ends by itself
+                pb_utils.Logger.log_warn(f"tensorrt_llm_bls: cannot stop a request: {one_line(error)}")
 
 
 def _declared_outputs(args: dict[str, str]) -> list[dict[str, Any]]:

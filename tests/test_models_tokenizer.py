@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -53,6 +54,17 @@ def test_a_special_token_in_the_text_is_one_for_tokenizers_and_plain_text_for_se
 def test_text_comes_back_whole(text: str) -> None:
     """White space, unknown letters and bytes survive (the sign for a space itself becomes one)."""
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
+
+
+def test_the_files_are_what_is_made_of_the_sentencepiece_model(tmp_path: Path) -> None:
+    """So what is held above of the committed files holds of those that the next training writes."""
+    pieces = [(REFERENCE.id_to_piece(i), REFERENCE.get_score(i)) for i in range(REFERENCE.vocab_size())]
+    config = json.loads((SMALL_MODEL / "config.json").read_text())
+    model = (SMALL_MODEL / "tokenizer.model").read_bytes()
+    tokenizer_files.write(tmp_path, model, pieces, config["max_position_embeddings"])
+    for made in tmp_path.iterdir():
+        assert made.read_bytes() == (SMALL_MODEL / made.name).read_bytes(), made.name
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_unknown_letters_become_bytes() -> None:

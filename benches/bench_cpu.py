@@ -17,16 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import cpu_sides
 
 from minitron_trtllm import output
 from minitron_trtllm.precision import Precision
@@ -52,8 +50,6 @@ _WORDS = (
 def main() -> int:
     """Measure, print a table, write JSON."""
     args = _arguments()
-    if args.bare:
-        return _be_bare(args)
     rows = []
     for precision in args.precisions:
         for execution in args.executions:
@@ -80,7 +76,6 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--work", type=Path, default=ROOT / "out" / "bench-cpu", help="where models, engines and figures go")
     add("--json", type=Path, help="default: WORK/bench-cpu-SHAPE.json")
-    add("--bare", type=Path, metavar="ENGINE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.json = args.json or args.work / f"bench-cpu-{args.model.name if args.model else args.shape}.json"
     args.work.mkdir(parents=True, exist_ok=True)
@@ -93,7 +88,7 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
     checkpoint, engine, repository = (args.work / f"{model.name}-{precision}{end}" for end in ("", "-engine", "-repo"))
     if not checkpoint.exists():
         _minitron("convert", model, "--output", checkpoint, "--precision", precision)
-    longest = max(args.prompt_tokens, args.stream_prompt_tokens) + args.output_tokens
+    longest: int = max(args.prompt_tokens, args.stream_prompt_tokens) + args.output_tokens
     built = _minitron(
         "build", checkpoint, "--target", "cpu", "--output", engine, "--force", "--json", "--execution", execution,
         "--max-batch-size", max(args.streams), "--max-seq-len", longest, "--max-input-len", longest,
@@ -104,7 +99,7 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         "repo", "render", engine, "--output", repository,
         "--max-tokens-in-paged-kv-cache", _kv_tokens(args), "--max-queue-size", 0,
     )  # fmt: skip
-    with _bare(args, engine) as bare, _server(args, repository) as server:
+    with cpu_sides.bare(engine, _kv_tokens(args)) as bare, cpu_sides.server(repository, args.work) as server:
         rounds = [_round(args, number, bare, server) for number in range(args.rounds)]
         memory = {"bare": bare.memory(), "server": server.memory()}
         load = {"bare": bare.load_s, "server": server.load_s}
@@ -175,180 +170,9 @@ def _prompts(args: argparse.Namespace, mark: str, count: int, tokens: int) -> li
 
 def _kv_tokens(args: argparse.Namespace) -> int:
     """KV cache for all streams at once, and for as much again that earlier rounds left behind."""
-    longest = max(args.prompt_tokens, args.stream_prompt_tokens) + args.output_tokens
-    return 2 * max(args.streams) * (longest // 32 + 2) * 32
-
-
-class _Bare:
-    """A child process with the bare pipeline; a line of JSON goes in for each measurement, and one comes out."""
-
-    name = "bare"
-
-    def __init__(self, child: subprocess.Popen[str]) -> None:
-        self._child = child
-        self.load_s: float = self._read()["load_s"]
-
-    def ask(self, prompts: list[str], tokens: int) -> Any:
-        assert self._child.stdin is not None
-        print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._child.stdin, flush=True)
-        return self._read()
-
-    def memory(self) -> dict[str, int]:
-        return _memory(self._child.pid)
-
-    def _read(self) -> Any:
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
-        assert line, "the bare pipeline ended"
-        return json.loads(line)
-
-
-@contextmanager
-def _bare(args: argparse.Namespace, engine: Path) -> Iterator[_Bare]:
-    words = [sys.executable, __file__, "--bare", engine, *("--streams", *args.streams), "--work", args.work]
-    words += ["--prompt-tokens", args.prompt_tokens, "--output-tokens", args.output_tokens]
-    words += ["--stream-prompt-tokens", args.stream_prompt_tokens]
-    child = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield _Bare(child)
-    finally:
-        child.kill()
-        child.wait()
-
-
-def _be_bare(args: argparse.Namespace) -> int:
-    """The child: the pipeline exactly as the CPU engine opens it, and the plainest loop around it."""
-    from tokenizers import Tokenizer
-
-    from minitron_trtllm.models.tensorrt_llm import pipeline
-    from minitron_trtllm.models.tensorrt_llm.engine_config import EngineConfig
-    from minitron_trtllm.models.tensorrt_llm.generation_request import Request
-
-    began = time.perf_counter()
-    engine = EngineConfig.read(args.bare)
-    blocks = pipeline.kv_blocks(engine, _kv_tokens(args))
-    opened = pipeline.open_pipeline(engine, kv_blocks=blocks, reuse_kv_cache=True)
-    tokenizer = Tokenizer.from_file(str(args.bare / "tokenizer" / "tokenizer.json"))
-    _generate(opened, [Request([0, 0], 2)], 0)
-    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
-    for number, line in enumerate(sys.stdin, 1):
-        asked = json.loads(line)
-        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]
-        print(json.dumps(_generate(opened, [Request(prompt, asked["tokens"]) for prompt in ids], number)), flush=True)
-    return 0
-
-
-def _generate(opened: Any, requests: list[Any], number: int) -> dict[str, Any]:
-    from minitron_trtllm.models.tensorrt_llm import pipeline
-
-    began = time.perf_counter()
-    handles = [
-        opened.add_request(1000 * number + index, pipeline.input_ids(request), pipeline.generation_config(request))
-        for index, request in enumerate(requests)
-    ]
-    tokens, first = 0, 0.0
-    while opened.has_non_finished_requests():
-        opened.step()
-        for handle in handles:
-            while handle.can_read():
-                tokens += sum(len(part.generated_ids) for part in handle.read().values())
-                first = first or time.perf_counter()
-    return {"ttft_s": first - began, "seconds": time.perf_counter() - began, "tokens": tokens}
-
-
-class _Server:
-    """``minitron serve``, spoken to as a client speaks to it: text in, streamed text out."""
-
-    name = "server"
-
-    def __init__(self, process: subprocess.Popen[str], url: str, load_s: float) -> None:
-        import tritonclient.grpc as triton
-
-        self._process, self.load_s = process, load_s
-        self._clients = [(triton.InferenceServerClient(url), queue.SimpleQueue[Any]()) for _ in range(64)]
-        self._open = 0
-
-    def ask(self, prompts: list[str], tokens: int) -> dict[str, Any]:
-        """All prompts at once, a stream each; counts what the responses say they carry."""
-        while self._open < len(prompts):
-            client, arrived = self._clients[self._open]
-            client.start_stream(lambda result, error, into=arrived: into.put((time.perf_counter(), result, error)))
-            self._open += 1
-        began = time.perf_counter()
-        for (client, _), text in zip(self._clients, prompts, strict=False):
-            client.async_stream_infer("tensorrt_llm_bls", _inputs(text, tokens), enable_empty_final_response=True)
-        parts = [part for _, arrived in self._clients[: len(prompts)] for part in _until_final(arrived)]
-        counted = [(moment, int(result.as_numpy("num_output_tokens").sum())) for moment, result in parts]
-        first = min(moment for moment, count in counted if count)
-        last = max(moment for moment, _ in counted)
-        return {"ttft_s": first - began, "seconds": last - began, "tokens": sum(count for _, count in counted)}
-
-    def memory(self) -> dict[str, int]:
-        """Of all processes of the server."""
-        import psutil
-
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        found = [_memory(process.pid) for process in children]
-        return {key: sum(figures[key] for figures in found) for key in found[0]}
-
-
-@contextmanager
-def _server(args: argparse.Namespace, repository: Path) -> Iterator[_Server]:
-    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", repository, "--json", "--state", args.work / "state"]
-    words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    began = time.perf_counter()
-    with open(args.work / "server.log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert process.stdout is not None
-            text = ""
-            while not text.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, f"the server did not start, see {log.name}"
-                text += line
-            yield _Server(process, json.loads(text)["urls"]["grpc"], time.perf_counter() - began)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _inputs(text: str, tokens: int) -> list[Any]:
-    import numpy as np
-    import tritonclient.grpc as triton
-
-    values = {
-        "text_input": np.array([[text.encode()]], dtype=object),
-        "max_tokens": np.array([[tokens]], np.int32),
-        "min_tokens": np.array([[tokens]], np.int32),  # no end token before the last
-        "stream": np.array([[True]]),
-        "return_num_output_tokens": np.array([[True]]),
-    }
-    kinds = {"O": "BYTES", "i": "INT32", "b": "BOOL"}
-    inputs = []
-    for name, value in values.items():
-        tensor = triton.InferInput(name, list(value.shape), kinds[value.dtype.kind])
-        tensor.set_data_from_numpy(value)
-        inputs.append(tensor)
-    return inputs
-
-
-def _until_final(arrived: Any) -> Iterator[tuple[float, Any]]:
-    """The responses that carry outputs, with their moments."""
-    final = False
-    while not final:
-        moment, result, error = arrived.get(timeout=900)
-        assert error is None, error
-        raw = result.get_response()
-        final = raw.parameters["triton_final_response"].bool_param
-        if any(item.name == "num_output_tokens" for item in raw.outputs):
-            yield moment, result
-
-
-def _memory(process: int) -> dict[str, int]:
-    """Peak resident memory, mapped files included, and what of it is private now (proc(5), status)."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    values = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
-    return {"peak": int(values["VmHWM"]) * 1024, "private": int(values["RssAnon"]) * 1024}
+    longest: int = max(args.prompt_tokens, args.stream_prompt_tokens) + args.output_tokens
+    streams: int = max(args.streams)
+    return 2 * streams * (longest // 32 + 2) * 32
 
 
 def _table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:

@@ -1,0 +1,192 @@
+"""The two sides that ``bench_cpu`` compares: a process with the bare pipeline, and ``minitron serve``.
+
+Each has a ``name``, ``load_s``, ``ask(prompts, tokens)`` and ``memory()``.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Bare:
+    """A child process with the bare pipeline; a line of JSON goes in for each measurement, and one comes out."""
+
+    name = "bare"
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        self.load_s: float = self._read()["load_s"]
+
+    def ask(self, prompts: list[str], tokens: int) -> Any:
+        assert self._child.stdin is not None
+        print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._child.stdin, flush=True)
+        return self._read()
+
+    def memory(self) -> dict[str, int]:
+        return _memory(self._child.pid)
+
+    def _read(self) -> Any:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        assert line, "the bare pipeline ended"
+        return json.loads(line)
+
+
+@contextmanager
+def bare(engine: Path, kv_tokens: int) -> Iterator[Bare]:
+    """The bare pipeline, loaded and warm, in a process of its own."""
+    words = [sys.executable, __file__, engine, kv_tokens]
+    child = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Bare(child)
+    finally:
+        child.kill()
+        child.wait()
+
+
+class Server:
+    """``minitron serve``, spoken to as a client speaks to it: text in, streamed text out."""
+
+    name = "server"
+
+    def __init__(self, process: subprocess.Popen[str], url: str, load_s: float) -> None:
+        import tritonclient.grpc as triton
+
+        self._process, self.load_s = process, load_s
+        self._clients = [(triton.InferenceServerClient(url), queue.SimpleQueue[Any]()) for _ in range(64)]
+        self._open = 0
+
+    def ask(self, prompts: list[str], tokens: int) -> dict[str, Any]:
+        """All prompts at once, a stream each; counts what the responses say they carry."""
+        while self._open < len(prompts):
+            client, arrived = self._clients[self._open]
+            client.start_stream(lambda result, error, into=arrived: into.put((time.perf_counter(), result, error)))
+            self._open += 1
+        began = time.perf_counter()
+        for (client, _), text in zip(self._clients, prompts, strict=False):
+            client.async_stream_infer("tensorrt_llm_bls", _inputs(text, tokens), enable_empty_final_response=True)
+        parts = [part for _, arrived in self._clients[: len(prompts)] for part in _until_final(arrived)]
+        counted = [(moment, int(result.as_numpy("num_output_tokens").sum())) for moment, result in parts]
+        first = min(moment for moment, count in counted if count)
+        last = max(moment for moment, _ in counted)
+        return {"ttft_s": first - began, "seconds": last - began, "tokens": sum(count for _, count in counted)}
+
+    def memory(self) -> dict[str, int]:
+        """Of all processes of the server."""
+        import psutil
+
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        found = [_memory(process.pid) for process in children]
+        return {key: sum(figures[key] for figures in found) for key in found[0]}
+
+
+@contextmanager
+def server(repository: Path, work: Path) -> Iterator[Server]:
+    """``minitron serve`` on free ports, ready and warm; its state and log go into ``work``."""
+    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", repository, "--json", "--state", work / "state"]
+    words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    began = time.perf_counter()
+    with open(work / "server.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            text = ""
+            while not text.endswith("}\n"):
+                line = process.stdout.readline()
+                assert line, f"the server did not start, see {log.name}"
+                text += line
+            yield Server(process, json.loads(text)["urls"]["grpc"], time.perf_counter() - began)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _inputs(text: str, tokens: int) -> list[Any]:
+    import numpy as np
+    import tritonclient.grpc as triton
+
+    values = {
+        "text_input": np.array([[text.encode()]], dtype=object),
+        "max_tokens": np.array([[tokens]], np.int32),
+        "min_tokens": np.array([[tokens]], np.int32),  # no end token before the last
+        "stream": np.array([[True]]),
+        "return_num_output_tokens": np.array([[True]]),
+    }
+    kinds = {"O": "BYTES", "i": "INT32", "b": "BOOL"}
+    inputs = []
+    for name, value in values.items():
+        tensor = triton.InferInput(name, list(value.shape), kinds[value.dtype.kind])
+        tensor.set_data_from_numpy(value)
+        inputs.append(tensor)
+    return inputs
+
+
+def _until_final(arrived: Any) -> Iterator[tuple[float, Any]]:
+    """The responses that carry outputs, with their moments."""
+    final = False
+    while not final:
+        moment, result, error = arrived.get(timeout=900)
+        assert error is None, error
+        raw = result.get_response()
+        final = raw.parameters["triton_final_response"].bool_param
+        if any(item.name == "num_output_tokens" for item in raw.outputs):
+            yield moment, result
+
+
+def _memory(process: int) -> dict[str, int]:
+    """Peak resident memory, mapped files included, and what of it is private now (proc(5), status)."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    values = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+    return {"peak": int(values["VmHWM"]) * 1024, "private": int(values["RssAnon"]) * 1024}
+
+
+def main() -> int:
+    """The child of ``bare``: the pipeline exactly as the CPU engine opens it, and the plainest loop around it."""
+    from tokenizers import Tokenizer
+
+    from minitron_trtllm.models.tensorrt_llm import pipeline
+    from minitron_trtllm.models.tensorrt_llm.engine_config import EngineConfig
+    from minitron_trtllm.models.tensorrt_llm.generation_request import Request
+
+    began = time.perf_counter()
+    engine = EngineConfig.read(Path(sys.argv[1]))
+    blocks = pipeline.kv_blocks(engine, int(sys.argv[2]))
+    opened = pipeline.open_pipeline(engine, kv_blocks=blocks, reuse_kv_cache=True)
+    tokenizer = Tokenizer.from_file(str(engine.folder / "tokenizer" / "tokenizer.json"))
+    _generate(opened, [Request([0, 0], 2)], 0)
+    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
+    for number, line in enumerate(sys.stdin, 1):
+        asked = json.loads(line)
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]
+        print(json.dumps(_generate(opened, [Request(prompt, asked["tokens"]) for prompt in ids], number)), flush=True)
+    return 0
+
+
+def _generate(opened: Any, requests: list[Any], number: int) -> dict[str, Any]:
+    from minitron_trtllm.models.tensorrt_llm import pipeline
+
+    began = time.perf_counter()
+    handles = [
+        opened.add_request(1000 * number + index, pipeline.input_ids(request), pipeline.generation_config(request))
+        for index, request in enumerate(requests)
+    ]
+    tokens, first = 0, 0.0
+    while opened.has_non_finished_requests():
+        opened.step()
+        for handle in handles:
+            while handle.can_read():
+                tokens += sum(len(part.generated_ids) for part in handle.read().values())
+                first = first or time.perf_counter()
+    return {"ttft_s": first - began, "seconds": time.perf_counter() - began, "tokens": tokens}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

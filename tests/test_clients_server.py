@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from conftest import ROOT, minitron
+import serving
+from conftest import ROOMS, ROOT, minitron
 from minitron_trtllm.client import AsyncClient, Client, Request
 from minitron_trtllm.errors import DeadlineExceeded, InvalidRequest, NotReady
 
@@ -159,3 +162,39 @@ def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Pat
     assert counted["requests"] == summary["sent"] and counted["output_tokens"] == summary["output_tokens"]
     minitron("report", run)
     assert "<svg" in (run / "report.html").read_text()
+
+
+@pytest.fixture
+def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
+    """A server that a test may stop and kill."""
+    with serving.server(small_repository("bfloat16")) as document:
+        yield document
+
+
+def test_load_over_a_stall_and_the_death_of_the_server(own_server: dict[str, Any], tmp_path: Path) -> None:
+    """Coordinated omission, and one outcome for every request, with Triton itself stopped and then killed (-9)."""
+    triton = [one for one in psutil.Process(own_server["process"].pid).children(True) if one.name() == "tritonserver"]
+    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    words = [sys.executable, "-m", "minitron_trtllm.cli", "load", "--arrival", "constant", "--rate", "10",
+             "--duration", "9", "--warm-up", "1", "--input-tokens", "8", "--output-tokens", "2", "--json",
+             "--url", own_server["urls"]["grpc"], "--output", str(tmp_path / "run")]  # fmt: skip
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": rooms}, stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(lines(tmp_path / "run")) >= 20)
+        triton[0].suspend()
+        time.sleep(1)
+        triton[0].resume()
+        wait_until(lambda: len(lines(tmp_path / "run")) >= 45)
+        triton[0].kill()
+        result = json.loads(process.communicate(timeout=60)[0])
+    assert [json.loads(line)["index"] for line in lines(tmp_path / "run", ordered=True)] == list(range(89))
+    outcomes = result["summary"]["outcomes"]
+    assert sum(outcomes.values()) == 89 and outcomes["ok"] >= 40 and outcomes["NotReady"] >= 10
+    assert set(outcomes) <= {"ok", "NotReady", "StreamBroken"}
+    assert result["summary"]["latency_ms"]["ttft_intended"]["p99"] >= 900
+    assert any(one["seconds"] >= 0.9 and one["waiting"] >= 1 for one in result["stalls"])
+
+
+def lines(folder: Path, *, ordered: bool = False) -> list[str]:
+    """The record lines of a run so far, by index where ``ordered``."""
+    found = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    return sorted(found, key=lambda line: int(json.loads(line)["index"])) if ordered else found

@@ -80,7 +80,8 @@ def _times(arrival: Arrival, duration_s: float, draw: np.random.Generator) -> li
     times: list[int] = []
     at = 0.0
     while True:
-        at += mean_gap if math.isinf(shape) else float(draw.gamma(shape, mean_gap / shape))
+        # multiplied, not added up, so that no rounding gathers over a long run
+        at = (len(times) + 1) / arrival.rate if math.isinf(shape) else at + float(draw.gamma(shape, mean_gap / shape))
         if at >= duration_s:
             return times
         times.append(round(at * 1e9))

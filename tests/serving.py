@@ -99,6 +99,10 @@ class Stream:
         finally:
             own.close()
 
+    def another(self) -> Stream:
+        """A second stream to the same server."""
+        return Stream(self._url)
+
     def close(self, *, cancel: bool = False) -> None:
         """End the stream; with ``cancel`` the server is told that nobody listens."""
         self.client.stop_stream(cancel_requests=cancel)

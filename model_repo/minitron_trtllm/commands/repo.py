@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minitron_trtllm import output, recipe
 from minitron_trtllm.errors import RepositoryError, UsageError
+from minitron_trtllm.recipe_model import Recipe
 from minitron_trtllm.repository.options import FROM_RECIPE, RepositoryOptions, from_recipe
 
 
@@ -16,7 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare ``repo render`` and ``repo check``."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     render = commands.add_parser("render", help="write a model repository")
-    render.add_argument("engine", type=Path, metavar="ENGINE", help="folder that 'minitron build' made")
+    render.add_argument("engine", type=Path, metavar="ENGINE",
+                        help="folder of 'minitron build'; with --backend llmapi a Hugging Face folder")  # fmt: skip
     render.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     render.add_argument("--root", metavar="PATH", help="the folder as the server will see it "
                         "(default: DIR for a CPU engine, /models for a GPU engine)")  # fmt: skip
@@ -26,7 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="say what in a model repository cannot work")
     check.add_argument("repository", type=Path, metavar="DIR", help="folder that 'minitron repo render' made")
     check.add_argument("--json", action="store_true", help="print one JSON document")
-    recipe.add_flags(render, *FROM_RECIPE, "container.image_tag")
+    recipe.add_flags(render, "backend", "precision", "dtype", "target", "tensor_parallel", "pipeline_parallel",
+                     *FROM_RECIPE, "container.image_tag")  # fmt: skip
     _add_options(render.add_argument_group("serving options that no recipe knows"))
 
 
@@ -51,13 +54,13 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
             group.add_argument(flag, type=kinds[0], default=None, metavar="VALUE", help=about)
 
 
-def _options(args: argparse.Namespace) -> RepositoryOptions:
+def _options(args: argparse.Namespace, wanted: Recipe) -> RepositoryOptions:
     given = {field.name: getattr(args, field.name) for field in _own_fields()}
     pairs = [pair.partition("=") for pair in args.parameter]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise UsageError(f"--parameter {wrong[0]} has no value; write KEY=VALUE")
     return from_recipe(
-        recipe.from_args(args).recipe,
+        wanted,
         parameters={key: value for key, _, value in pairs},
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -86,9 +89,13 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _render(args: argparse.Namespace) -> int:
+    wanted = recipe.from_args(args).recipe
+    options = _options(args, wanted)
+    if wanted.backend == "llmapi":
+        return _render_llmapi(args, wanted, options)
     from minitron_trtllm.repository.render import render
 
-    repository = render(args.engine, args.output, _options(args), root=args.root, force=args.force, copy=args.copy)
+    repository = render(args.engine, args.output, options, root=args.root, force=args.force, copy=args.copy)
     folder = args.output.absolute()
     if args.json:
         output.emit_json(
@@ -107,4 +114,18 @@ def _render(args: argparse.Namespace) -> int:
         ]
         print(output.table(rows, ("model", "backend", "max_batch_size", "instances", "inputs")))
         print(f"repository: {folder} (the server sees it as {repository.root})")
+    return 0
+
+
+def _render_llmapi(args: argparse.Namespace, wanted: Recipe, options: RepositoryOptions) -> int:
+    from minitron_trtllm.repository import llmapi
+
+    model = llmapi.render(
+        args.engine, args.output, wanted, options, root=args.root, force=args.force, copy=args.copy
+    )  # fmt: skip
+    folder = args.output.absolute()
+    if args.json:
+        output.emit_json({"repository": str(folder), "backend": "llmapi", "models": [model.name]})
+    else:
+        print(f"repository: {folder} (one model, {model.name}, over the LLM API)")
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from minitron_trtllm import files, manifest
 from minitron_trtllm.errors import EngineError, InputError, RepositoryError
-from minitron_trtllm.repository import check_config, check_together, config_text, engine_folder, tokenizer_files
+from minitron_trtllm.repository import check_config, check_together, config_text, engine_folder, llmapi, tokenizer_files
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.finding import Finding, error, warning
 from minitron_trtllm.repository.layout import MODELS
@@ -41,6 +41,8 @@ def check(folder: Path) -> list[Finding]:
         made = manifest.read(folder, "repository")
     except InputError as problem:
         raise RepositoryError(str(problem)) from problem
+    if made.details.get("backend") == "llmapi":
+        return _without_repeats([*_files(folder, made), *llmapi.check(folder, str(made.details.get("root")))])
     configs: dict[str, Any] = {}
     findings = [*_files(folder, made)]
     for model in MODELS:

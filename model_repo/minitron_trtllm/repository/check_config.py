@@ -33,8 +33,8 @@ def check(model: str, config: Any, engine: EngineFacts | None) -> Iterator[Findi
         yield error(where, field, message)
     logits = engine.logits_dtype if engine else "FP32"
     inputs, outputs = tensors.BY_MODEL[model]
-    yield from _tensors("input", config.input, tensors.with_logits(inputs, logits), where)
-    yield from _tensors("output", config.output, tensors.with_logits(outputs, logits), where)
+    yield from check_tensors("input", config.input, tensors.with_logits(inputs, logits), where)
+    yield from check_tensors("output", config.output, tensors.with_logits(outputs, logits), where)
     values = {key: value.string_value for key, value in config.parameters.items()}
     for key, message in parameters.problems(model, values, parameters.BY_MODEL[model]):
         yield error(where, f"parameters {key}", message)
@@ -93,7 +93,8 @@ def _instances(model: str, config: Any) -> Iterator[tuple[str, str]]:
         yield "instance_group.count", f"is {group.count}, and 1 to {_MOST_INSTANCES} is reasonable"
 
 
-def _tensors(side: str, declared: Any, wanted: tuple[Tensor, ...], where: str) -> Iterator[Finding]:
+def check_tensors(side: str, declared: Any, wanted: tuple[Tensor, ...], where: str) -> Iterator[Finding]:
+    """Every declared input or output against the one that is wanted under its name."""
     found: dict[str, Any] = {}
     for tensor in declared:
         if tensor.name in found:

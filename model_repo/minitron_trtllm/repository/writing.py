@@ -1,0 +1,73 @@
+"""Putting the parts of a repository into a folder: texts from templates, our Python models, links to large files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.repository import config_text
+from minitron_trtllm.repository.layout import ModelConfig
+
+_ROOM = Path(__file__).parent.parent
+_TEMPLATES = _ROOM / "templates"
+_PYTHON_MODELS = _ROOM / "models"
+#: Where a container sees the repository.
+CONTAINER_ROOT = "/models"
+
+
+def root_as_seen(root: str | None, default: str) -> str:
+    """The folder of the repository as the server sees it, ``default`` if none was asked for; raises UsageError."""
+    if root is None:
+        return default
+    if not root.startswith("/"):
+        raise UsageError(f"--root {root} is not absolute, and the server may start in any folder; give an absolute one")
+    return root.rstrip("/") or "/"
+
+
+def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -> Path:
+    """Write config.pbtxt by ``template`` and the version folder, with the Python files of ``sources`` where the backend
+    is Python; returns the version folder. Raises RepositoryError where Triton's protobuf cannot read the config."""
+    text = render_text(template, model=model)
+    config_text.parse(text, f"{model.name}/config.pbtxt")  # before anything of it is written
+    write(folder / model.name / "config.pbtxt", text)
+    version = folder / model.name / "1"
+    version.mkdir()
+    if model.backend == "python":
+        for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
+            shutil.copyfile(source, version / source.name)
+    return version
+
+
+def render_text(template: str, **values: Any) -> str:
+    """The text of one of our templates; a value that it lacks is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=False,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["quoted"] = config_text.quote
+    return environment.get_template(template).render(**values)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text into a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def place(source: Path, target: Path, *, copy: bool) -> None:
+    """Hard-link ``source`` at ``target``; copy it if asked to, or where a link cannot be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        try:
+            os.link(os.path.realpath(source), target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+                raise
+    shutil.copyfile(source, target)

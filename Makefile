@@ -75,7 +75,7 @@ repo: $(VENV)/.ready ## ... and engine to model repository (RECIPE=, MODEL=)
 
 .PHONY: serve
 serve: repo ## ... and Triton on it, until Ctrl-C (ARGS=--detach: until 'make stop')
-	@$(if $(DRY_RUN),echo) $(MINITRON) serve $(OUT)/repository $(ARGS)
+	@$(if $(DRY_RUN),echo) $(MINITRON) serve $(OUT)/repository --recipe $(RECIPE) $(ARGS)
 
 .PHONY: a100
 a100: $(VENV)/.ready ## the whole way for a GPU, in the container (RECIPE=a100-int8, MODEL=, DRY_RUN=1)

@@ -223,7 +223,7 @@ def test_without_docker_the_message_says_so(tmp_path: Path, monkeypatch: pytest.
     ("words", "code", "said"),
     [
         (["--grpc-port", "8000"], 2, "three different"),
-        (["--grpc-port", "70000"], 2, "below 65536"),
+        (["--grpc-port", "70000"], 2, "less than or equal to 65535"),
         (["--host", "localhost"], 2, "no IPv4 address"),
         (["--tls-cert", "CERT"], 2, "both --tls-cert and --tls-key"),
         (["--tls-cert", "CERT", "--tls-key", "NOT_PEM"], 3, "no PEM file"),

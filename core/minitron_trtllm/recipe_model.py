@@ -103,7 +103,9 @@ class Serving(_Section):
     preprocessing_instances: int = _field(1, "processes that tokenize", ge=1)
     postprocessing_instances: int = _field(1, "processes that detokenize for the ensemble", ge=1)
     bls_max_concurrency: int = _field(128, "requests that the front works on at the same time", ge=1)
-    exit_timeout_s: int = _field(30, "seconds that running requests get to finish when the server is stopped", ge=1)
+    exit_timeout_s: int = _field(
+        30, "seconds that running requests get to finish when the server is stopped", flag="--exit-timeout", ge=1
+    )
 
 
 class Container(_Section):

@@ -84,7 +84,7 @@ class _Way:
                 self._render(str(self._engine), *chosen)
         if stage == "a100":
             self._do("repo", "check", str(self._repository))
-            self._do("serve", str(self._repository), "--dry-run")  # prints how it is started
+            self._do("serve", str(self._repository), *chosen, "--dry-run")  # prints how it is started
 
     def _convert(self, *words: str) -> None:
         if self._checkpoint_is_done():

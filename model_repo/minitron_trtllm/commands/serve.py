@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from minitron_trtllm import output
+from minitron_trtllm import output, recipe
 from minitron_trtllm.server import bundled, container, detach, launch, state
 from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
@@ -24,16 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
     add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron repo render'")
-    add("--grpc-port", type=int, default=Ports.grpc, metavar="PORT", help="default %(default)s; 0 takes a free one")
-    add("--http-port", type=int, default=Ports.http, metavar="PORT", help="default %(default)s; 0 takes a free one")
-    add("--metrics-port", type=int, default=Ports.metrics, metavar="PORT", help="default %(default)s; 0: a free one")
+    recipe.add_flags(parser, "serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s")
     add("--host", default=Options.host, metavar="ADDRESS", help="address to listen on (default %(default)s)")
     add("--tls-cert", type=Path, metavar="PEM", help="server certificate: gRPC speaks TLS, HTTP answers health only")
     add("--tls-key", type=Path, metavar="PEM", help="the certificate's private key")
     add("--tls-ca", type=Path, metavar="PEM", help="demand client certificates signed by this one (mutual TLS)")
     add("--api-key-file", type=Path, metavar="FILE", help="demand the key in this file with every request but health")
-    add("--exit-timeout", type=int, default=Options.exit_timeout_s, metavar="SECONDS",
-        help="how long streams in flight may go on after SIGTERM (default %(default)s)")  # fmt: skip
     add("--ready-timeout", type=int, default=Options.ready_timeout_s, metavar="SECONDS",
         help="how long loading may take (default %(default)s)")  # fmt: skip
     add("--detach", action="store_true", help="return when the server is ready; 'minitron stop' ends it")
@@ -52,8 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the server's exit code."""
     served = Served.read(args.repository)
-    options = _options(args)
-    wanted = Ports(args.grpc_port, args.http_port, args.metrics_port)
+    serving = recipe.from_args(args).recipe.serving
+    options = _options(args, serving.exit_timeout_s)
+    wanted = Ports(serving.grpc_port, serving.http_port, serving.metrics_port)
     contained = args.server == "container" or (args.server is None and served.backend != "python")
     parent = args.state or state.home()
     mark = launch.new_mark()
@@ -96,12 +93,12 @@ def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> st
     return " ".join(words)
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(args: argparse.Namespace, exit_timeout_s: int) -> Options:
     return Options(
         host=launch.check_host(args.host),
         tls=launch.read_tls(args.tls_cert, args.tls_key, args.tls_ca),
         api_key=launch.read_api_key(args.api_key_file),
-        exit_timeout_s=args.exit_timeout,
+        exit_timeout_s=exit_timeout_s,
         ready_timeout_s=args.ready_timeout,
         gpus=args.gpus,
         verbose=args.verbose,

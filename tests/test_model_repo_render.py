@@ -15,10 +15,12 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+import golden_repositories
 import hand_made
 from conftest import DATA, minitron
-from minitron_trtllm import manifest
+from minitron_trtllm import manifest, recipe
 from minitron_trtllm.errors import EngineError, OutputExists, UsageError
+from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
 
@@ -255,3 +257,13 @@ def test_a_recipe_gives_the_serving_options_and_a_flag_wins(tmp_path: Path) -> N
     assert ours["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 9
     assert ours["tensorrt_llm"].parameters["kv_cache_free_gpu_mem_fraction"].string_value == "0.5"
     assert ours["postprocessing"].instance_group[0].count == 3
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_renders_its_reviewed_tree(name: str, tmp_path: Path) -> None:
+    repository = golden_repositories.rendered(name, tmp_path)
+    golden = golden_repositories.texts(golden_repositories.GOLDEN / name)
+    assert golden_repositories.texts(repository) == golden
+    for path in repository.glob("*/config.pbtxt"):  # Triton's own protobuf reads every one
+        text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    assert [finding for finding in check(repository) if finding.is_error] == []

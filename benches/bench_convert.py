@@ -43,7 +43,7 @@ def main() -> int:
     if not model.exists():
         _run([sys.executable, str(ROOT / "models" / "random_model.py"), "--shape", args.shape, "--output", str(model),
               "--no-tokenizer"])  # fmt: skip
-    rows = _conversions(args, model)
+    rows = _conversions(args, model) if args.convert else []
     if args.build:
         rows += [_build(args, model, precision) for precision in args.precisions]
     shown = [[row["what"], *(_figure(row.get(key)) for key in _COLUMNS)] for row in rows]
@@ -69,6 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--cache", choices=["warm", "cold"], default="warm", help="page cache before each run")
+    parser.add_argument("--no-convert", dest="convert", action="store_false", help="leave the conversions out")
     parser.add_argument("--no-build", dest="build", action="store_false", help="leave 'build --target cpu' out")
     parser.add_argument("--work", type=Path, default=ROOT / "out", help="where models and outputs go")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench-convert.json")
@@ -244,6 +245,7 @@ def _machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
+        "load_average_at_the_end": os.getloadavg(),
         "python": platform.python_version(),
         "versions": {name: installed[name] for name in names if name in installed},
     }

@@ -245,7 +245,7 @@ def _set(value: float, dtype: Any = ml_dtypes.bfloat16) -> Callable[[dict[str, A
         (_set(0, np.int8), [], f"{QUERY} has dtype I8"),
         (_set(float("nan")), ["--precision", "int8_weight_only"], f"{QUERY} has 3 values that are NaN or infinite"),
         (_set(float("-inf")), [], f"{QUERY} has 3 values that are NaN or infinite"),
-        (_set(65536.0), ["--precision", "float16"], f"{QUERY} has 3 values that are too large for float16; take bfloat16"),
+        (_set(65536.0), ["--precision", "float16"], f"{QUERY} has 3 values that are too large for float16; take"),
         (_set(-65520.0, np.float32), ["--precision", "float16"], "too large for float16; take bfloat16"),
         (_set(3.4e38, np.float32), [], f"{QUERY} has 3 values that are too large for bfloat16"),
     ],

@@ -120,17 +120,16 @@ class _Way:
             "use_parallel_embedding": wanted.use_parallel_embedding,
             "embedding_sharding_dim": wanted.embedding_sharding_dim,
         }  # fmt: skip
-        source = Path(record.input.path)
-        same = all(record.arguments.get(name) == value for name, value in asked.items())
-        # A downloaded model may have left the cache; a folder that is here must still be what was converted.
-        return same and (not source.exists() or manifest.unchanged(record.input.files, source))
+        return all(record.arguments.get(name) == value for name, value in asked.items()) and _model_is_the_same(record)
 
     def _repository_is_done(self, source: str) -> bool:
         record, kept = _whole(self._repository, "repository"), self.directory / _REPOSITORY_RECIPE
         if record is None or not kept.exists() or kept.read_text(encoding="utf-8") != self._recipe_text():
             return False
+        if record.input.kind != "engine":
+            return _model_is_the_same(record)
         engine = _whole(Path(source), "engine")
-        return record.input.kind != "engine" or (engine is not None and engine.digest == record.input.digest)
+        return engine is not None and engine.digest == record.input.digest
 
     def _recipe_text(self) -> str:
         return json.dumps(self.effective.recipe.model_dump(), indent=1) + "\n"
@@ -153,6 +152,12 @@ def _whole(folder: Path, stage: str) -> Manifest | None:
     except InputError:
         return None
     return record if manifest.unchanged(record.files, folder) else None
+
+
+def _model_is_the_same(record: Manifest) -> bool:
+    """A downloaded model may have left the cache; one that is here must still be what was read."""
+    source = Path(record.input.path)
+    return not source.exists() or manifest.unchanged(record.input.files, source if source.is_dir() else source.parent)
 
 
 def _force(folder: Path) -> list[str]:

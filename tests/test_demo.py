@@ -43,17 +43,25 @@ def ours(output: Path) -> list[str]:
     return found
 
 
-def segments() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("minitron-")}
+def marks(output: Path) -> set[str]:
+    """Of the demo's server, while there is one: the names of the folders with their state."""
+    servers = output / "servers"
+    return set(os.listdir(servers)) if servers.exists() else set()
 
 
 def commands(stdout: str) -> list[str]:
     return re.findall(r"^\$ minitron (repo \w+|\w+)", stdout, re.MULTILINE)
 
 
-def wait_for(running: subprocess.Popen[str], command: str) -> None:
+def wait_for(running: subprocess.Popen[str], command: str) -> str:
+    """Read on until the demo shows the command; returns what it said up to there."""
     assert running.stdout is not None
-    assert any(line.startswith(f"$ minitron {command}") for line in running.stdout)
+    said = ""
+    for line in running.stdout:
+        said += line
+        if line.startswith(f"$ minitron {command}"):
+            return said
+    raise AssertionError(f"no 'minitron {command}' in:\n{said}")
 
 
 def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
@@ -66,33 +74,6 @@ def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]
         assert metric in figures
     assert "a100-80gb" in first_run.stdout
     assert ours(output) == []
-
-
-def test_what_is_up_to_date_is_skipped(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
-    again = minitron("demo", "--model", SMALL_MODEL, "--output", output)
-    assert again.stdout.count("(up to date, skipped)") == 3
-    assert commands(again.stdout) == commands(first_run.stdout)
-
-
-def test_what_is_not_up_to_date(output: Path, first_run: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, engine, repository = (output / name for name in ("checkpoint", "engine", "repository"))
-    arguments = {"target": "cpu", "execution": "exact"}
-    assert demo._is_up_to_date("engine", engine, checkpoint, arguments)
-    assert demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL, {"precision": "auto"})
-    assert demo._is_up_to_date("repository", repository, engine, {})
-    # Other arguments, another input, not there.
-    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments | {"execution": "fast"})
-    assert not demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL.parent, {})
-    assert not demo._is_up_to_date("repository", repository, checkpoint, {})
-    assert not demo._is_up_to_date("engine", output / "nowhere", checkpoint, arguments)
-    with monkeypatch.context() as patch:
-        patch.setattr(demo, "VERSION", "9.9.9")
-        assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
-    moved = repository.rename(output / "moved")  # its configs name the place where it was rendered
-    assert not demo._is_up_to_date("repository", moved, engine, {})
-    moved.rename(repository)
-    (engine / "openvino" / "openvino_model.xml").touch()
-    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
 
 
 def test_a_stage_that_fails_ends_it_with_its_code(tmp_path: Path) -> None:
@@ -126,9 +107,13 @@ def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[st
 
 @pytest.mark.parametrize("moment", ["convert", "serve", "latency"])
 def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path, moment: str) -> None:
-    before = segments()
-    wait_for(interrupted, moment)
-    time.sleep(0.1 if moment == "convert" else 0.8)  # in the middle of it
+    earlier = wait_for(interrupted, moment)
+    assert earlier.count("(up to date, skipped)") == (0 if moment == "convert" else 3)
+    deadline = time.monotonic() + 60
+    while moment != "convert" and not marks(output) and time.monotonic() < deadline:
+        time.sleep(0.02)  # until the server of this demo has begun
+    seen = marks(output)
+    assert len(seen) == (0 if moment == "convert" else 1)
     os.killpg(interrupted.pid, signal.SIGINT)
     said, _ = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130, said
@@ -136,5 +121,26 @@ def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path,
     while ours(output) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ours(output) == []
-    assert segments() <= before
-    assert not (output / "servers").exists() or os.listdir(output / "servers") == []
+    assert not [name for name in os.listdir("/dev/shm") if any(mark in name for mark in seen)]
+    assert marks(output) == set()
+
+
+def test_what_is_not_up_to_date(output: Path, first_run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, engine, repository = (output / name for name in ("checkpoint", "engine", "repository"))
+    arguments = {"target": "cpu", "execution": "exact"}
+    assert demo._is_up_to_date("engine", engine, checkpoint, arguments)
+    assert demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL, {"precision": "auto"})
+    assert demo._is_up_to_date("repository", repository, engine, {})
+    # Other arguments, another input, not there.
+    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments | {"execution": "fast"})
+    assert not demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL.parent, {})
+    assert not demo._is_up_to_date("repository", repository, checkpoint, {})
+    assert not demo._is_up_to_date("engine", output / "nowhere", checkpoint, arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "VERSION", "9.9.9")
+        assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
+    moved = repository.rename(output / "moved")  # its configs name the place where it was rendered
+    assert not demo._is_up_to_date("repository", moved, engine, {})
+    moved.rename(repository)
+    (engine / "openvino" / "openvino_model.xml").touch()
+    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)

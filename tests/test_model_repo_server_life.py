@@ -209,7 +209,7 @@ def test_ctrl_c_twice_does_not_wait(echo: Path, serve: Callable[..., Supervisor]
     with Client(one.url, model="echo", deadline_s=60) as client, client.stream("hi", max_tokens=400) as stream:
         next(stream)
         one.send(signal.SIGINT)
-        assert within(5, lambda: "draining" in minitron("status", "--state", one.state, check=False).stdout)
+        assert within(30, lambda: "draining" in minitron("status", "--state", one.state, check=False).stdout)
         one.send(signal.SIGINT)
         code, said = one.end()
         with pytest.raises(ClientError):
@@ -257,7 +257,7 @@ def test_the_supervisor_is_killed_and_the_server_ends_by_itself(echo: Path, serv
     one = serve(echo)
     one.send(signal.SIGKILL)
     one.end()
-    assert within(20, lambda: not command_lines(one.mark))
+    assert within(60, lambda: not command_lines(one.mark))
     minitron("stop", echo, "--state", one.state)
     assert nothing_is_left(one.mark)
     assert os.listdir(one.state) == []
@@ -328,7 +328,7 @@ def test_a_model_that_does_not_load(
 
 def test_a_model_without_its_code_is_noticed_at_once(echo: Path, serve: Callable[..., Supervisor]) -> None:
     (echo / "echo" / "1" / "model.py").unlink()
-    code, stderr = serve(echo, ready=False).end(timeout_s=30)  # tritonserver itself waits for ever
+    code, stderr = serve(echo, ready=False).end(timeout_s=60)  # tritonserver itself waits for ever
     assert code == 7
     assert "Python model file not found" in stderr
 
@@ -344,9 +344,9 @@ def test_ctrl_c_while_loading(tmp_path: Path, serve: Callable[..., Supervisor]) 
     slow = echo_repository.write(tmp_path / "slow", initialize="time.sleep(60)")
     one = serve(slow, ready=False)
     state = str(tmp_path / "state")
-    assert within(20, lambda: any("stub" in words for words in command_lines(state).values()))
+    assert within(60, lambda: any("stub" in words for words in command_lines(state).values()))
     one.send(signal.SIGINT)
-    code, _ = one.end(timeout_s=20)
+    code, _ = one.end(timeout_s=60)
     assert code == 130
     assert not [words for words in command_lines(state).values() if "triton" in words.split()[0]]
     assert os.listdir(state) == []
@@ -465,4 +465,4 @@ def test_a_container_whose_client_and_supervisor_were_killed_is_ended_by_stop(
     assert Path(f"/proc/{container}").exists()
     minitron("stop", gpu_repository, "--state", one.state)
     assert ["kill", f"minitron-{one.mark}"] in calls(docker)
-    assert within(5, lambda: Process.of(container) is None)
+    assert within(30, lambda: Process.of(container) is None)

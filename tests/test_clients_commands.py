@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bare_process import Bare, unused_port
-from conftest import minitron
+from conftest import ROOMS, ROOT, minitron
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,9 @@ def test_generate_from_file_and_stdin(bare: Bare, tmp_path: Path) -> None:
     assert minitron("generate", "--file", tmp_path / "prompt", "--url", bare.url, "--no-stream").stdout == " w0 w1\n"
     with (tmp_path / "prompt").open() as text:
         words = [sys.executable, "-m", "minitron_trtllm.cli", "generate", "--url", bare.url]
-        done = subprocess.run(words, stdin=text, capture_output=True, text=True, check=True)
+        rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+        environment = os.environ | {"PYTHONPATH": rooms}
+        done = subprocess.run(words, stdin=text, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == " w0 w1\n"
 
 

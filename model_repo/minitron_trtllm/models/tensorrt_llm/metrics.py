@@ -41,7 +41,9 @@ class Metrics:
         self._labels = {"model": model, "version": version}
         family = pb_utils.MetricFamily
         self._gauges = {name: family(name, about, family.GAUGE) for name, (_, about) in _GAUGES.items()}
-        self._values: dict[tuple[str, str], Any] = {}
+        self._children: dict[tuple[str, str], Any] = {}
+        self._values: dict[tuple[str, str], float] = {}
+        self._stats: Stats | None = None
         self._lengths: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self._histograms = []
         for name, (kind, about) in _LENGTHS.items():
@@ -60,18 +62,25 @@ class Metrics:
         self._lengths.put((input_tokens, output_tokens))
 
     def update(self, stats: Stats) -> None:
-        """Set every gauge, and count the lengths noted since the last time."""
-        for (name, kind), value in _values(stats).items():
-            self._gauge(name, kind).set(value)
+        """Set the gauges that moved, and count the lengths noted since the last time.
+
+        Each call costs a message to the server, so an idle engine makes none; its gauges keep their last values.
+        """
+        if stats != self._stats:
+            self._stats = stats
+            for key, value in _values(stats).items():
+                if self._values.get(key) != value:
+                    self._values[key] = value
+                    self._gauge(*key).set(value)
         while not self._lengths.empty():
             for length, (_, histogram) in zip(self._lengths.get(), self._histograms, strict=True):
                 histogram.observe(length)
 
     def _gauge(self, family: str, kind: str) -> Any:
-        if (family, kind) not in self._values:
+        if (family, kind) not in self._children:
             label = _GAUGES[family][0]
-            self._values[family, kind] = self._gauges[family].Metric(labels=self._labels | {label: kind})
-        return self._values[family, kind]
+            self._children[family, kind] = self._gauges[family].Metric(labels=self._labels | {label: kind})
+        return self._children[family, kind]
 
 
 def _values(stats: Stats) -> dict[tuple[str, str], float]:

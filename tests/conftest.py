@@ -93,7 +93,7 @@ def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     from serving import server as serve
 
     folder = tmp_path_factory.mktemp("echo")
-    repository = hand_made.echo_repository(folder)
+    repository = hand_made.echo_repository(folder, postprocessing_instances=3)
     with serve(repository, "--exit-timeout", "10") as document:
         yield document | {"steps": repository / "tensorrt_llm" / "steps"}
 

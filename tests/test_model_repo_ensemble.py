@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import hand_made
-from serving import Stream, server, text_of
+from serving import Stream, text_of
 
 pytestmark = pytest.mark.server
 
@@ -59,18 +57,15 @@ def test_a_wrong_prompt_is_refused_by_preprocessing(stream: Stream) -> None:
     assert text_of(stream.responses(ENSEMBLE, text_input="the", max_tokens=1)) == "the the"
 
 
-def test_streams_stay_in_order_with_three_instances_of_postprocessing(tmp_path: Path) -> None:
-    repository = hand_made.echo_repository(tmp_path, postprocessing_instances=3, preprocessing_instances=2)
-    with server(repository) as document:
+def test_streams_stay_in_order_with_three_instances_of_postprocessing(echo_server: dict[str, Any]) -> None:
+    def one(_: int) -> str:
+        own = Stream(echo_server["urls"]["grpc"])
+        found = own.responses(ENSEMBLE, text_input="the quick brown fox jumps", max_tokens=100, stream=True)
+        own.close()
+        return text_of(found)
 
-        def one(_: int) -> str:
-            own = Stream(document["urls"]["grpc"])
-            found = own.responses(ENSEMBLE, text_input="the quick brown fox jumps", max_tokens=100, stream=True)
-            own.close()
-            return text_of(found)
-
-        with ThreadPoolExecutor(8) as threads:
-            assert set(threads.map(one, range(16))) == {"thequickbrownfoxjumps" * 20}
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(one, range(16))) == {"thequickbrownfoxjumps" * 20}
 
 
 def test_preprocessing_by_itself_gives_ids_lengths_and_word_lists(stream: Stream) -> None:

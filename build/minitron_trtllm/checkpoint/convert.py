@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,10 +25,9 @@ from minitron_trtllm.source import huggingface
 from minitron_trtllm.source.model import Source
 from minitron_trtllm.source.opening import open_model
 
-log = logging.getLogger(__name__)
-
 AUTO = "auto"
 _SMALL_FILES_BYTES = 1 << 20
+_HASHED_AT_ONCE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def _write_ranks(
 ) -> tuple[dict[str, FileRecord], dict[str, str]]:
     """Write all ranks' files while the source's are hashed; records of the inputs, hashes of the outputs."""
     pool = ThreadPoolExecutor(threads(), "values")
-    hasher = ThreadPoolExecutor(1, "hash")
+    hasher, given_up = ThreadPoolExecutor(1, "hash"), threading.Event()
     try:
-        hashing = [(name, path, hasher.submit(_record, path)) for name, path in source.files().items()]
+        hashing = [(name, path, hasher.submit(_record, path, given_up)) for name, path in source.files().items()]
         outputs = {}
         with Progress(weight_bytes, "convert") as progress:
             for rank, plan in enumerate(plans):
@@ -176,12 +176,18 @@ def _write_ranks(
                 outputs[name] = write_rank(folder / name, plan, calculator, pool, progress.advance)
         return {name: _unchanged(path, record) for name, path, record in hashing}, outputs
     finally:
+        given_up.set()  # all is hashed by now, or nobody wants it any more
         pool.shutdown(cancel_futures=True)
         hasher.shutdown(cancel_futures=True)
 
 
-def _record(path: Path) -> FileRecord:
-    return FileRecord.of(path)
+def _record(path: Path, given_up: threading.Event) -> FileRecord:
+    """Hash a file, in pieces so that a conversion that failed or was interrupted ends at once."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while (piece := file.read(_HASHED_AT_ONCE_BYTES)) and not given_up.is_set():
+            digest.update(piece)
+    return FileRecord.of(path, digest.hexdigest())
 
 
 def _unchanged(path: Path, record: Future[FileRecord]) -> FileRecord:

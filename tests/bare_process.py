@@ -36,7 +36,7 @@ class Bare:
         return [one for one in lines if one["event"] == kind and request_id in (None, one["id"])]
 
     def wait_for(self, kind: str, request_id: str) -> None:
-        until = time.monotonic() + 5
+        until = time.monotonic() + 20
         while not self.events(kind, request_id):
             assert time.monotonic() < until, f"no {kind!r} of {request_id}"
             time.sleep(0.01)

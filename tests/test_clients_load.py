@@ -252,6 +252,12 @@ def records_of(folder: Path) -> list[Record]:
     return [one for path in sorted(folder.glob("requests-*.jsonl")) for one in read_records(path)]
 
 
+def wait_for_records(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    while not folder.is_dir() or len(records_of(folder)) < count:
+        assert process.poll() is None, "the load test ended too early"
+        time.sleep(0.02)
+
+
 def words(bare: Bare, folder: Path, **settings: Any) -> list[str]:
     pairs = {"duration_s": 4, "warm_up_s": 1, "input_tokens": 4, "output_tokens": 5, **settings}
     flat = [word for key, value in pairs.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
@@ -312,8 +318,7 @@ def test_closed_loop_keeps_its_concurrency(bare: Bare, tmp_path: Path) -> None:
 
 def test_killing_the_server_loses_no_request_and_counts_none_twice(bare: Bare, tmp_path: Path) -> None:
     process = start(*words(bare, tmp_path / "run", arrival__rate=50), "--json")
-    while not list(tmp_path.glob("run/*.jsonl")) or len(records_of(tmp_path / "run")) < 50:
-        time.sleep(0.05)
+    wait_for_records(process, tmp_path / "run", 50)
     bare.process.kill()
     stdout, _ = process.communicate(timeout=60)
     result, records = json.loads(stdout), records_of(tmp_path / "run")
@@ -340,8 +345,7 @@ def test_every_kind_of_failure_is_an_outcome(bare: Bare, tmp_path: Path) -> None
 
 def test_an_interrupt_keeps_what_was_measured(bare: Bare, tmp_path: Path) -> None:
     process = start(*words(bare, tmp_path / "run", arrival__rate=50, duration_s=60), "--json")
-    while not list(tmp_path.glob("run/*.jsonl")) or len(records_of(tmp_path / "run")) < 80:
-        time.sleep(0.05)
+    wait_for_records(process, tmp_path / "run", 80)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     result = json.loads(stdout)
@@ -353,8 +357,7 @@ def test_an_interrupt_keeps_what_was_measured(bare: Bare, tmp_path: Path) -> Non
 def test_a_stalled_server_shows_in_the_intended_times(bare: Bare, tmp_path: Path) -> None:
     """Coordinated omission: the server is stopped for a second in the middle of 100 requests/s."""
     process = start(*words(bare, tmp_path / "run", arrival__kind="constant", arrival__rate=100), "--json")
-    while not list(tmp_path.glob("run/*.jsonl")) or len(records_of(tmp_path / "run")) < 180:
-        time.sleep(0.02)
+    wait_for_records(process, tmp_path / "run", 180)
     bare.process.send_signal(signal.SIGSTOP)
     time.sleep(1)
     bare.process.send_signal(signal.SIGCONT)

@@ -47,7 +47,7 @@ def gauge(server: dict[str, Any], pattern: str) -> float:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)

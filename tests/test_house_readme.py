@@ -39,7 +39,9 @@ def checkout(tmp_path: Path) -> Path:
         if (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tmp_path / name)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
+    (tmp_path / ".venv" / ".ready").touch()  # newer than pyproject.toml: `make setup` finds its work done
     return tmp_path
 
 
@@ -67,11 +69,11 @@ def test_the_commands_run(checkout: Path) -> None:
     assert "make demo" in script
     env = os.environ | {
         "XDG_STATE_HOME": str(checkout / "state"),
-        "MAKEFLAGS": "--old-file=.venv/.ready",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(["bash", "-exc", script], cwd=checkout, env=env, capture_output=True, text=True, timeout=900,
                           check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Installing" not in done.stdout
     assert "TTFT" in done.stdout
     assert not list((checkout / "out" / "repository").glob("*.partial-*"))

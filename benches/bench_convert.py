@@ -134,7 +134,9 @@ def _measure(args: argparse.Namespace, what: str, model: Path, hashes: bool) -> 
         argv = [sys.executable, __file__, "--worker", what, str(model), str(target)]
         started = time.monotonic()
         done = _run(argv if hashes else [*argv, "--no-hashes"])
-        return {"seconds": time.monotonic() - started} | _memory(done)
+        found = {"seconds": time.monotonic() - started} | _memory(done)
+    print(f"  {found['seconds']:.1f} s, {output.human_bytes(found['peak_memory_bytes'])}", file=sys.stderr, flush=True)
+    return found
 
 
 class _clean:  # noqa: N801 - used like a function

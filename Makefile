@@ -149,6 +149,11 @@ docs: $(VENV)/.ready ## write docs/cli.md anew from the command line's own help
 bench-cpu: $(VENV)/.ready ## the server against the bare OpenVINO pipeline, in alternating runs
 	@$(BIN)/python benches/bench_cpu.py $(ARGS)
 
+.PHONY: bench-quality
+bench-quality: $(VENV)/.ready $(REFERENCE_VENV)/.ready ## what each precision and GGUF kind costs (MODEL=, TEXT=)
+	@$(BIN)/python benches/bench_quality.py --model $(MODEL) $(if $(TEXT),--text $(TEXT)) \
+	    --llama-python $(REFERENCE_VENV)/bin/python $(ARGS)
+
 .PHONY: bench-client
 bench-client: $(VENV)/.ready ## the load generator's own error, against a server with a known schedule
 	@$(BIN)/python benches/bench_client.py $(ARGS)

@@ -16,7 +16,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 import gguf_files
-from conftest import DATA, SMALL_MODEL
+from conftest import DATA, SMALL_MODEL, minitron
 from minitron_trtllm.checkpoint.convert import convert
 from minitron_trtllm.errors import ModelError
 from minitron_trtllm.source.gguf import GgufModel
@@ -250,3 +250,19 @@ def test_greedy_tokens_agree_with_llama_cpps_under_the_same_prefix(kind: str, tm
         same += agree.tolist()
     assert len(same) == 512
     assert np.mean(same) >= 0.95
+
+
+def test_inspect_lists_metadata_tensors_types_and_bits() -> None:
+    path = DATA / "gguf" / "tiny-Q4_K_M.gguf"
+    found = json.loads(minitron("inspect", path, "--json").stdout)
+    reader = gguf.GGUFReader(path)
+    assert {tensor["name"]: (tensor["type"], tensor["bytes"]) for tensor in found["tensors"]} == {
+        tensor.name: (tensor.tensor_type.name, tensor.n_bytes) for tensor in reader.tensors
+    }
+    weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    assert found["bits_per_weight"] == pytest.approx(8 * sum(int(t.n_bytes) for t in reader.tensors) / weights)
+    assert {tensor["bits_per_weight"] for tensor in found["tensors"] if tensor["type"] == "Q4_K"} == {4.5}
+    assert found["metadata"]["nemotron.embedding_length"] == 256
+    shown = minitron("inspect", path).stdout
+    assert "blk.0.attn_q.weight" in shown
+    assert "nemotron.context_length" in shown

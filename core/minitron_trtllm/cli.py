@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "recipe": "show the values of a recipe and where each came from",
     "plan": "compute memory, limits and the roofline before anything is built",
     "convert": "turn a model into a TensorRT-LLM checkpoint",
-    "inspect": "list the tensors of a checkpoint",
+    "inspect": "list the tensors of a checkpoint or a GGUF file",
     "build": "build an engine from a checkpoint",
     "quality": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
     "verify": "hash a checkpoint, engine or repository again, and what it was made from",

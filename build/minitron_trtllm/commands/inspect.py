@@ -1,4 +1,4 @@
-"""``minitron inspect``: the tensors of a checkpoint."""
+"""``minitron inspect``: the tensors of a checkpoint or of a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minitron_trtllm import output
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the checkpoint")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the checkpoint, or a GGUF file")
     parser.add_argument("--source", metavar="MODEL", help="model it was made of: adds each tensor's relative error")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument("--json", action="store_true", help="print the list as one JSON document")
@@ -20,6 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the tensors and their totals."""
+    from minitron_trtllm.source import gguf_inspect
+
+    if gguf_inspect.is_gguf(args.checkpoint):
+        found = gguf_inspect.inspect(args.checkpoint)
+        output.emit_json(found) if args.json else print(gguf_inspect.text(found))
+        return 0
     from minitron_trtllm.checkpoint.inspect import inspect
 
     tensors = inspect(args.checkpoint, args.source, args.revision)

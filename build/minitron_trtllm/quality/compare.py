@@ -58,7 +58,9 @@ def compare(
 
     The text is tokenised whole with the reference's tokenizer and cut into windows of ``context`` tokens (512 unless
     given), which do not overlap; all tokens of a window but its first are predicted from those before. ``tokens``
-    limits the text. Ctrl-C ends the measuring and gives what there is until then. Raises UsageError, InputError, NoSpace.
+    limits the text. Ctrl-C ends the measuring and gives what there is until then.
+
+    Raises UsageError, InputError, NoSpace.
     """
     with tempfile.TemporaryDirectory(prefix="minitron-quality-", dir=scratch) as folder:
         subject = prepare(reference, _new(Path(folder), "reference"))

@@ -52,7 +52,7 @@ class GgufModel:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self.parts = _open_parts(path)
+        self.parts = open_parts(path)
         try:
             self._metadata = self.parts[0].metadata
             self._shape = self._read_shape()
@@ -203,8 +203,8 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _open_parts(path: Path) -> list[GgufFile]:
-    """The file, with all its parts where it is the first of a split one."""
+def open_parts(path: Path) -> list[GgufFile]:
+    """Open the file, with all its parts where it is the first of a split one; raises ModelError."""
     parts = [GgufFile(path)]
     try:
         count, number = parts[0].metadata.get("split.count", 0), parts[0].metadata.get("split.no", 0)

@@ -1,4 +1,4 @@
-"""What every precision and GGUF kind costs: perplexity, KL divergence and agreement against the unquantised model.
+"""What every precision and GGUF kind costs: perplexity, KL divergence, agreement against the unquantised model.
 
 GGUF files are made by llama.cpp itself, in a Python that has it (``--llama-python``; the extra ``reference`` with Python
 3.11 brings it). Everything made stays in ``--work`` until it is made again: for a 4B model about 70 GB.

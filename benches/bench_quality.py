@@ -1,7 +1,7 @@
 """What every precision and GGUF kind costs: perplexity, KL divergence, agreement against the unquantised model.
 
-GGUF files are made by llama.cpp itself, in a Python that has it (``--llama-python``; the extra ``reference`` brings it to
-Python 3.11). Everything made stays in ``--work`` until it is made again: for a 4B model about 70 GB.
+GGUF files are made by llama.cpp itself, in a Python that has it (``--llama-python``; the extra ``reference`` brings it
+to Python 3.11). Everything made stays in ``--work`` until it is made again: for a 4B model the files add up to 75 GB.
 
     python benches/bench_quality.py                                      # the small Minitron, held-out chapters
     python benches/bench_quality.py --model DIR --text FILE --tokens 8192

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SMALL_MODEL = ROOT / "models" / "small-minitron"
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_configure() -> None:
+    """Tests press Ctrl-C in programs they start; a shell that put us in the background made those deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:

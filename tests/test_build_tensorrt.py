@@ -355,9 +355,12 @@ def test_interrupting_ends_the_child_and_leaves_nothing(
     with subprocess.Popen(
         [sys.executable, "-m", "minitron_trtllm.cli", *words], env=environment, stderr=subprocess.PIPE, text=True
     ) as child:
-        wait_for(lambda: pid_file.exists() and pid_file.read_text() != "")
-        child.send_signal(sign)
-        _, err = child.communicate(timeout=60)
+        try:
+            wait_for(lambda: pid_file.exists() and pid_file.read_text() != "")
+            child.send_signal(sign)
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()  # a failure must not wait for a build that hangs
     assert child.returncode == 130
     assert "interrupted" in err
     assert not Path("engine").exists()

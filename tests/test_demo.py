@@ -125,6 +125,22 @@ def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path,
     assert marks(output) == set()
 
 
+def test_a_reader_that_leaves_leaves_nothing_behind(output: Path, first_run: object) -> None:
+    """As in ``minitron demo | head``: the server is stopped although nothing can be printed any more."""
+    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    words = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "minitron_trtllm.cli", *words], text=True, stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": rooms},
+    ) as child:  # fmt: skip
+        wait_for(child, "generate")
+        assert child.stdout is not None
+        child.stdout.close()
+        child.wait(60)
+    assert ours(output) == []
+    assert marks(output) == set()
+
+
 def test_what_is_not_up_to_date(output: Path, first_run: object, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, engine, repository = (output / name for name in ("checkpoint", "engine", "repository"))
     arguments = {"target": "cpu", "execution": "exact"}

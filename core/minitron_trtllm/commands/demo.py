@@ -101,14 +101,14 @@ class _Demo:
     def stop(self) -> None:
         """Stop the server if there is one, whatever the user presses meanwhile."""
         if self._serving is not None:
-            repository, self._serving = self._serving, None
             with _deaf_to(signal.SIGINT, signal.SIGTERM):
-                self._run("stop", repository, "--state", self._state)
+                self._run("stop", self._serving, "--state", self._state)
+            self._serving = None
 
     def _make(self, stage: str, made: Path, source: Path, arguments: dict[str, Any], *words: str | Path) -> None:
         """Run the command that makes the folder ``made``, unless what it would make is there."""
         if not self._fresh and _is_up_to_date(stage, made, source, arguments):
-            print(f"\n$ minitron {shlex.join(map(str, words))}\n(up to date, skipped)", flush=True)
+            _show(f"\n$ minitron {shlex.join(map(str, words))}\n(up to date, skipped)")
             self.times.append((_name(words), "-"))
         else:
             self._run(*words, *(["--force"] if made.exists() else []))
@@ -119,7 +119,7 @@ class _Demo:
         Raises CalledProcessError with its exit code. It has a session of its own: Ctrl-C comes to us, and we hand it on
         once.
         """
-        print(f"\n$ minitron {shlex.join(map(str, words))}", flush=True)
+        _show(f"\n$ minitron {shlex.join(map(str, words))}")
         started = time.monotonic()
         child = subprocess.Popen(
             [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
@@ -134,6 +134,15 @@ class _Demo:
             raise subprocess.CalledProcessError(child.returncode, child.args)
         self.times.append((_name(words), f"{time.monotonic() - started:.1f}"))
         return text or ""
+
+
+def _show(text: str) -> None:
+    """Print at once. Where nobody reads any more, say so once: what has to be done after that must not fail again."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _name(words: tuple[str | Path, ...]) -> str:

@@ -24,6 +24,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def outside_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the make that runs the tests, its variables and options: the next one is a user's first."""
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     done = subprocess.run(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, SMALL_MODEL, minitron
+from conftest import ROOT, SMALL_MODEL, minitron, outside_make
 from minitron_trtllm import manifest, recipe
 from minitron_trtllm.verify import verify
 
@@ -115,8 +115,9 @@ def test_every_target_of_the_front_door_is_phony() -> None:
 
 
 @pytest.mark.parametrize("target", ["build", "a100", "repo"])
-def test_make_hands_recipe_and_model_on(target: str) -> None:
+def test_make_hands_recipe_and_model_on(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Printed by make, not run: a virtual environment that looks ready is all that make asks for."""
+    outside_make(monkeypatch)
     done = subprocess.run(
         ["make", "-n", "--assume-old=.venv/.ready", target, "RECIPE=a100-int4", "MODEL=/models/some", "DRY_RUN=1"],
         cwd=ROOT, capture_output=True, text=True, check=True,

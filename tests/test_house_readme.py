@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, outside_make
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = "<!-- not run: "
@@ -64,7 +64,8 @@ def on_free_ports(script: str) -> str:
 
 
 @pytest.mark.server
-def test_the_commands_run(checkout: Path) -> None:
+def test_the_commands_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside_make(monkeypatch)
     script = on_free_ports("".join(text for text, marked in blocks() if not marked))
     assert "make demo" in script
     env = os.environ | {

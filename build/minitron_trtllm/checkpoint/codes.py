@@ -1,7 +1,7 @@
 """Weight-only codes and scales, as TensorRT-LLM's CPU quantiser makes them.
 
 Source: TensorRT-LLM 1.2.0rc2 ``cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp``
-(symmetric_quantize). This is the readable form; ``kernels`` has the fast one, which tests hold equal bit for bit.
+(symmetric_quantize).
 """
 
 from __future__ import annotations

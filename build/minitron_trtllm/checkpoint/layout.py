@@ -1,8 +1,7 @@
 """Where a weight-only code lies in the file: TensorRT-LLM's mixed-GEMM layout for sm75 to sm89 (sm80 included).
 
 The kernels want the codes permuted, interleaved and, at four bits, two to a byte. ``pack`` goes there step by step,
-``unpack`` comes back. Both are plain numpy and made to be read; ``kernels`` has the fast routes, which tests hold
-equal to these bit for bit.
+``unpack`` comes back.
 
 Source: TensorRT-LLM 1.2.0rc2 ``cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp`` and, for the
 numbers of each type, 0.15's ``cutlass_extensions/.../mixed_gemm_B_layout.h``.

@@ -352,6 +352,23 @@ def test_ctrl_c_while_loading(tmp_path: Path, serve: Callable[..., Supervisor]) 
     assert os.listdir(state) == []
 
 
+@pytest.mark.parametrize("flags", [(), ("--detach",)])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_first_trace_leaves_none(
+    echo: Path, tmp_path: Path, flags: tuple[str, ...], sign: signal.Signals
+) -> None:
+    """Between making its folder and hearing signals a server must not be caught: several tries, for it is short."""
+    for attempt in range(3):
+        state = tmp_path / str(attempt)
+        started = Supervisor(echo, state, *flags)
+        while not (state.exists() and any(state.iterdir())):
+            assert started.process.poll() is None
+        started.process.send_signal(sign)
+        started.process.communicate(timeout=60)
+        assert started.process.returncode == 130
+        assert list(state.iterdir()) == []
+
+
 def test_a_detached_start_that_fails_says_why(echo: Path, tmp_path: Path) -> None:
     (echo / "echo" / "1" / "model.py").unlink()
     done = minitron("serve", echo, *FREE, "--state", tmp_path / "state", "--detach", check=False, timeout=60)

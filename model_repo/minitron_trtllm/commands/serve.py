@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
 from minitron_trtllm.server.ports import Reservation
 from minitron_trtllm.server.state import State
-from minitron_trtllm.server.supervisor import Supervisor
+from minitron_trtllm.server.supervisor import Supervisor, stop_signals_held
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +64,19 @@ def run(args: argparse.Namespace) -> int:
         log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
     for dead in (old for old in state.servers(parent, served.folder) if not old.alive):
         dead.clear()
-    with Reservation(options, wanted) as reserved:
+    with Reservation(options, wanted) as reserved, stop_signals_held():
         folder = state.new_folder(parent, mark)
-        if contained:
-            reserved.release()  # Docker listens without SO_REUSEADDR
-        else:
-            bundled.prepare(folder)
-        let_go = detach.fork() if args.detach else None
-        launched = make(served, options, reserved.ports, folder, mark)
-        starting = _state(folder, served, options, reserved.ports, launched)
+        try:
+            if contained:
+                reserved.release()  # Docker listens without SO_REUSEADDR
+            else:
+                bundled.prepare(folder)
+            let_go = detach.fork() if args.detach else None
+            launched = make(served, options, reserved.ports, folder, mark)
+            starting = _state(folder, served, options, reserved.ports, launched)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
         def on_ready(ready: State) -> None:
             reserved.release()

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from minitron_trtllm.server.supervisor import hear_stop_signals
+
 _READY = b"."
 
 
 def fork() -> Callable[[Path], None]:
-    """Go on in a child with a session of its own; the parent never returns from here.
+    """Go on in a child with a session of its own; the parent never returns from here. Call it with stop signals held.
 
     The parent shows the child's output until the child calls what this returns (with the file for its further
     output), and exits with 0 then; or, should the child end first, with the child's exit code.
@@ -43,6 +45,7 @@ def _wait(child: int, ready: int) -> int:
     # Ctrl-C here concerns the child, which is out of the terminal's reach: hand it on, and see the child to its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os.kill(child, signal.SIGTERM))
+    hear_stop_signals()
     if os.read(ready, 1) == _READY:
         return 0
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

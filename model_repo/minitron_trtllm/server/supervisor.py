@@ -7,6 +7,7 @@ supervisor itself be killed, the kernel sends the child that SIGTERM (prctl(2), 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -29,7 +30,26 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Hold the signals that stop a server back until somebody hears them.
+
+    For the time between the first trace of a server and its supervisor: a signal there would leave the trace behind.
+    Whoever has set its handlers calls ``hear_stop_signals``.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        hear_stop_signals()
+
+
+def hear_stop_signals() -> None:
+    """Let the signals through that were held back, those first that came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 class Supervisor:
@@ -46,8 +66,9 @@ class Supervisor:
         Raises ServerError and PortBusy when it does not become ready, ServerError when it outlives its exit timeout.
         Nothing of the server is left when this returns or raises, save its log after a failure.
         """
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._ask_to_stop)
+        hear_stop_signals()
         try:
             code = self._run(on_ready)
         except BaseException:

@@ -98,20 +98,25 @@ def test_cancel_and_deadline_stop_the_engine_and_leave_nothing(
     wait_until(lambda: gauge(server, r"nv_inference_pending_request_count") == 0)
 
 
-def test_64_streams_each_as_if_alone(url: str) -> None:
+@pytest.mark.parametrize(("model", "streams"), [("tensorrt_llm_bls", 64), ("ensemble", 16)])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.95, "top_k": 50}], ids=["greedy", "seeded"])
+def test_streams_at_once_are_each_as_if_alone(url: str, model: str, streams: int, sampling: dict[str, Any]) -> None:
+    """Each text equals the one that the same request streams when nothing else runs."""
     prompts = [f"{PROMPT} number {number}" for number in range(8)]
 
     async def main() -> tuple[list[str], list[str]]:
         async with AsyncClient(url) as client:
-            alone = [answer.text for answer in await client.generate_batch(prompts, concurrency=1, max_tokens=12)]
 
             async def read(number: int) -> str:
-                return "".join([chunk.text async for chunk in client.stream(prompts[number % 8], max_tokens=12)])
+                request = {"model": model, "max_tokens": 12, "seed": number % 8, **sampling}
+                return "".join([chunk.text async for chunk in client.stream(prompts[number % 8], **request)])
 
-            return alone, list(await asyncio.gather(*map(read, range(64))))
+            alone = [await read(number) for number in range(8)]
+            return alone, list(await asyncio.gather(*map(read, range(streams))))
 
     alone, together = asyncio.run(main())
-    assert together == alone * 8
+    assert together == alone * (streams // 8)
+    assert len(set(alone)) > 1
 
 
 def test_refusals_have_their_types(client: Client) -> None:

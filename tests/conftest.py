@@ -45,6 +45,20 @@ def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> su
 ROOMS = ("core", "build", "model_repo", "clients")
 
 
+@pytest.fixture
+def doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """trtllm-build and docker on PATH, played by the programs in doubles/, and a cache folder of our own."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in (("trtllm-build", "trtllm_build.py"), ("docker", "docker.py")):
+        wrapper = programs / name
+        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/doubles/{script} "$@"\n')
+        wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def small_model() -> Path:
     """The small Minitron's Hugging Face folder."""

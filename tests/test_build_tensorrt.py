@@ -30,19 +30,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """trtllm-build and docker on PATH, and a cache folder of our own."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, script in (("trtllm-build", "trtllm_build.py"), ("docker", "docker.py")):
-        wrapper = programs / name
-        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/doubles/{script} "$@"\n')
-        wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("DOCKER_DOUBLE_LOG", str(tmp_path / "docker.log"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def doubles(doubles: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shared doubles, with docker's calls logged, in the folder that the test then works in."""
+    monkeypatch.setenv("DOCKER_DOUBLE_LOG", str(doubles / "docker.log"))
+    monkeypatch.chdir(doubles)
+    return doubles
 
 
 @pytest.fixture

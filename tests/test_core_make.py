@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,6 @@ import pytest
 from conftest import ROOT, SMALL_MODEL, minitron, outside_make
 from minitron_trtllm import manifest, recipe
 from minitron_trtllm.verify import verify
-
-
-@pytest.fixture
-def doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """trtllm-build and docker on PATH, and a cache folder of our own."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, script in (("trtllm-build", "trtllm_build.py"), ("docker", "docker.py")):
-        wrapper = programs / name
-        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/doubles/{script} "$@"\n')
-        wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def commands(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import queue
 import threading
@@ -305,6 +306,59 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+class Gated:
+    """A pipeline whose every step waits until it is let through."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self._permits, self.waits = real, threading.Semaphore(0), threading.Event()
+        self._is_open = False
+
+    def step(self) -> None:
+        if not self._is_open:
+            self.waits.set()
+            self._permits.acquire()
+        self._real.step()
+
+    def let_through(self) -> None:
+        """One step, and back to before the next one."""
+        self.waits.clear()
+        self._permits.release()
+        assert self.waits.wait(60)
+
+    def open(self) -> None:
+        self._is_open = True
+        self._permits.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def test_a_prompt_abandoned_half_read_leaves_nothing_wrong_behind(
+    small_room: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step reads 175 of its 179 tokens: the last block of the cache is begun and not whole."""
+    real = pipeline.open_pipeline
+    monkeypatch.setattr(
+        pipeline, "open_pipeline", lambda config, **how: real(dataclasses.replace(config, max_num_tokens=176), **how)
+    )
+    number = max(range(len(PROMPTS)), key=lambda index: len(PROMPTS[index]))
+    assert len(PROMPTS[number]) == 179
+    engine = small_room(64)
+    gate = engine._pipeline = Gated(engine._pipeline)
+    first = Caller(engine, Request(PROMPTS[5], 64))
+    assert gate.waits.wait(60)
+    abandoned = Caller(engine, Request(PROMPTS[number], 64))
+    gate.let_through()  # the first prompt's own step; the second is seen after it
+    engine.cancel(abandoned.generation)  # while its first 175 tokens are about to be read
+    gate.let_through()
+    gate.let_through()
+    assert abandoned.last() == Chunk(finish="cancelled")
+    gate.open()
+    assert run(engine, Request(PROMPTS[number], 64))[0] == EXPECTED[number]
+    assert first.last().finish == "length" and first.tokens == EXPECTED[5]
+    wait_until(lambda: engine.stats().used_blocks == 0)
 
 
 def test_leaving_the_iterator_cancels(engine: Engine) -> None:

@@ -57,7 +57,10 @@ class Times:
 
 @dataclass(eq=False)
 class Generation:
-    """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule."""
+    """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
+
+    ``lingers``: it is answered, and the pipeline still reads its prompt (see ``_end``).
+    """
 
     id: int
     request: Request
@@ -67,6 +70,7 @@ class Generation:
     handle: Any = None
     cancelled: bool = False
     answered: bool = False
+    lingers: bool = False
 
     @property
     def blocks(self) -> int:
@@ -98,9 +102,15 @@ class Engine:
     """A loaded engine. ``submit``, ``cancel`` and ``stats`` may be called from any thread."""
 
     def __init__(
-        self, config: EngineConfig, open_pipeline: Callable[[], Any], *, blocks: int, max_queue: int = 0
+        self,
+        config: EngineConfig,
+        open_pipeline: Callable[[], Any],
+        *,
+        blocks: int,
+        max_queue: int = 0,
+        reuse_kv_cache: bool = True,
     ) -> None:
-        self.config = config
+        self.config, self._reuses_cache = config, reuse_kv_cache
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
@@ -134,6 +144,7 @@ class Engine:
             lambda: pipeline.open_pipeline(config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache),
             blocks=blocks,
             max_queue=max_queue,
+            reuse_kv_cache=reuse_kv_cache,
         )
 
     def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
@@ -239,7 +250,7 @@ class Engine:
                 if self._closing and not (self._active or self._waiting):
                     return
                 batch = dict(self._active)
-            leaving = {key for key, generation in batch.items() if generation.answered}
+            leaving = {key for key, one in batch.items() if one.answered and not one.lingers}
             try:
                 self._advance({key: generation for key, generation in batch.items() if key not in leaving})
             except Exception as error:
@@ -255,16 +266,20 @@ class Engine:
         if self._pipeline is None:
             self._pipeline = self._open()
         for key, generation in batch.items():
+            if generation.lingers:
+                continue
             if generation.cancelled:
-                _end(generation, Chunk(finish=CANCELLED))
+                self._end(generation, Chunk(finish=CANCELLED))
             elif generation.handle is None:
                 self._start(key, generation)
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
             self._steps += 1
         for generation in batch.values():
-            if not generation.answered:
-                _collect(generation)
+            if generation.lingers:
+                _let_go_after_prompt(generation)
+            elif not generation.answered:
+                self._collect(generation)
 
     def _start(self, key: int, generation: Generation) -> None:
         request = generation.request
@@ -279,41 +294,67 @@ class Engine:
         self._faults += 1
         log.error("the engine failed in a step (%s); %d requests are answered with it", _one_line(error), len(batch))
         for generation in batch.values():
-            generation.handle = None
+            generation.handle, generation.lingers = None, False
             if not generation.answered:
                 _answer(generation, Chunk(error=f"The engine failed: {_one_line(error)}"))
         self._pipeline = None
 
+    def _collect(self, generation: Generation) -> None:
+        """Hand on what the last step gave to a sequence, up to where it ends."""
+        handle, request = generation.handle, generation.request
+        ids: list[int] = []
+        log_probs: list[float] = []
+        finish: str | None = None
+        while finish is None and handle.can_read():
+            for output in handle.read().values():
+                for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                    if token == request.end_id:
+                        finish = END_ID
+                    else:
+                        generation.token_ids.append(token)
+                        ids.append(token)
+                        log_probs.append(log_prob)
+                        finish = _finish_after_token(generation)
+                    if finish:
+                        break
+        if ids:
+            now = time.monotonic_ns()
+            generation.times.first_token_ns = generation.times.first_token_ns or now
+            generation.times.last_token_ns = now
+        given_up = not finish and pipeline.was_ignored(handle)
+        error = "The engine gave the request up for want of KV cache" if given_up else None
+        if finish or error:
+            self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
+        elif ids:
+            _answer(generation, Chunk(tuple(ids), tuple(log_probs)))
 
-def _collect(generation: Generation) -> None:
-    """Hand on what the last step gave to a sequence, up to where it ends."""
-    handle, request = generation.handle, generation.request
-    ids: list[int] = []
-    log_probs: list[float] = []
-    finish: str | None = None
-    while finish is None and handle.can_read():
-        for output in handle.read().values():
-            for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                if token == request.end_id:
-                    finish = END_ID
-                else:
-                    generation.token_ids.append(token)
-                    ids.append(token)
-                    log_probs.append(log_prob)
-                    finish = _finish_after_token(generation)
-                if finish:
-                    break
-    if ids:
-        now = time.monotonic_ns()
-        generation.times.first_token_ns = generation.times.first_token_ns or now
-        generation.times.last_token_ns = now
-    error = (
-        "The engine gave the request up for want of KV cache" if not finish and pipeline.was_ignored(handle) else None
-    )
-    if finish or error:
-        _end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
-    elif ids:
-        _answer(generation, Chunk(tuple(ids), tuple(log_probs)))
+    def _end(self, generation: Generation, last: Chunk) -> None:
+        """Answer for the last time, and make the pipeline forget the sequence where it would go on.
+
+        That takes until the end of the next step; so long the sequence keeps its handle, and its blocks stay counted.
+
+        A sequence whose prompt is not read yet is let come to its first token before it is cancelled: OpenVINO GenAI
+        2026.4.1 otherwise keeps the block that it was in the middle of among those that equal prompts share, although
+        part of it was never computed, and whoever shares it gets wrong tokens.
+        """
+        handle = generation.handle
+        if handle is None or pipeline.has_ended(handle):
+            generation.handle = None
+        elif generation.token_ids or not self._reuses_cache:
+            handle.cancel()
+        else:
+            generation.lingers = True
+        _answer(generation, last)
+
+
+def _let_go_after_prompt(generation: Generation) -> None:
+    """Cancel a lingering sequence as soon as it has a token, which is for nobody."""
+    if pipeline.has_ended(generation.handle):
+        generation.handle, generation.lingers = None, False
+    elif generation.handle.can_read():
+        generation.handle.read()
+        generation.handle.cancel()
+        generation.lingers = False
 
 
 def _finish_after_token(generation: Generation) -> str | None:
@@ -321,18 +362,6 @@ def _finish_after_token(generation: Generation) -> str | None:
     if any(tuple(ids[-len(word) :]) == word for word in request.stop_words):
         return STOP_WORDS
     return LENGTH if len(ids) == request.max_new_tokens else None
-
-
-def _end(generation: Generation, last: Chunk) -> None:
-    """Answer for the last time, and make the pipeline forget the sequence where it would go on.
-
-    That takes until the end of the next step; so long the sequence keeps its handle, and its blocks stay counted.
-    """
-    if generation.handle is not None and not pipeline.has_ended(generation.handle):
-        generation.handle.cancel()
-    else:
-        generation.handle = None
-    _answer(generation, last)
 
 
 def _answer(generation: Generation, chunk: Chunk) -> None:

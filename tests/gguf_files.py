@@ -29,25 +29,40 @@ _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 _ALIGNMENT = 32
 
 Tensor = tuple[str, tuple[int, ...], int, bytes]  # name, shape as numpy has it, ggml type, bytes
+Entry = tuple[str, tuple[int, ...], int, int]  # the same with the number of bytes, for those that come later
 U16, U32, I32, F32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 Field = tuple[int, Any]  # type of the value and the value; arrays as (ARRAY, (type of items, items))
 
 
 def write(path: Path, metadata: Mapping[str, Field], tensors: Sequence[Tensor], version: int = 3) -> None:
     """Write one GGUF file."""
+    entries = [(name, shape, kind, len(data)) for name, shape, kind, data in tensors]
+    write_pieces(path, metadata, entries, ([data] for _, _, _, data in tensors), version)
+
+
+def write_pieces(
+    path: Path,
+    metadata: Mapping[str, Field],
+    tensors: Sequence[Entry],
+    data: Iterable[Iterable[bytes]],
+    version: int = 3,
+) -> None:
+    """Write one GGUF file; the bytes of each tensor come in pieces, so that no tensor need be in memory whole."""
     head = struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(metadata))
     head += b"".join(
         _string(key) + struct.pack("<I", kind) + _value(kind, value) for key, (kind, value) in metadata.items()
     )
     offset = 0
-    for name, shape, kind, data in tensors:
+    for name, shape, kind, length in tensors:
         sizes = struct.pack(f"<{len(shape)}Q", *reversed(shape))
         head += _string(name) + struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
-        offset += len(data) + -len(data) % _ALIGNMENT
+        offset += length + -length % _ALIGNMENT
     with open(path, "wb") as file:
         file.write(head + b"\0" * (-len(head) % _ALIGNMENT))
-        for _, _, _, data in tensors:
-            file.write(data + b"\0" * (-len(data) % _ALIGNMENT))
+        for (name, _, _, length), pieces in zip(tensors, data, strict=True):
+            written = sum(file.write(piece) for piece in pieces)
+            assert written == length, f"{name}: {written} bytes, not {length}"
+            file.write(b"\0" * (-length % _ALIGNMENT))
 
 
 def _string(text: str) -> bytes:

@@ -29,6 +29,11 @@ $(REFERENCE_VENV)/.ready: pyproject.toml tools/make_venv.sh
 	@tools/make_venv.sh $(REFERENCE_VENV) reference
 	@touch $@
 
+# llama.cpp's wheel, for its bench only.
+$(VENV)/.ready-peer: $(VENV)/.ready
+	@tools/make_venv.sh $(VENV) dev,peer
+	@touch $@
+
 .PHONY: setup
 setup: $(VENV)/.ready ## make the virtual environment (the other targets do it by themselves)
 
@@ -146,7 +151,7 @@ docs: $(VENV)/.ready ## write docs/cli.md anew from the command line's own help
 # --- figures ------------------------------------------------------------------------------------------------------
 
 .PHONY: bench-cpu
-bench-cpu: $(VENV)/.ready ## the server against the bare OpenVINO pipeline, in alternating runs
+bench-cpu: $(VENV)/.ready-peer ## the server against the bare OpenVINO pipeline and llama.cpp, in alternating runs
 	@$(BIN)/python benches/bench_cpu.py $(ARGS)
 
 .PHONY: bench-quality

@@ -1,9 +1,11 @@
-"""The server against the bare OpenVINO pipeline: the same engine, settings and prompts, in alternating rounds.
+"""The server against the bare OpenVINO pipeline and llama.cpp: the same prompts, in alternating rounds.
 
 A token of a dense model reads every weight once, so that one stream is bound by memory bandwidth, and a prompt by
 arithmetic. What a server may add is small against both, and this shows how small: "server" is the way of a client's
 text through Triton's gRPC, the BLS front, the CPU engine's model and back as text; "bare" is a loop around
-``openvino_genai.ContinuousBatchingPipeline`` in a process of its own. Both are loaded once and measured in turns.
+``openvino_genai.ContinuousBatchingPipeline`` with the same engine and settings in a process of its own; "llama.cpp"
+is its server with the same weights as Q8_0 beside int8 and Q4_0 beside int4, and none beside 16 bits
+(``llama_cpp_side``). All are loaded once and measured in turns.
 
     python benches/bench_cpu.py                                        # a random 1B model
     python benches/bench_cpu.py --shape 4b --executions exact fast     # the full Minitron-4B shape, random weights
@@ -21,15 +23,18 @@ import shutil
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import cpu_sides
+import llama_cpp_side
 
 from minitron_trtllm import output
 from minitron_trtllm.precision import Precision
 
 ROOT = Path(__file__).parent.parent
+_PAIRS = (("server", "bare"), ("server", "llama.cpp"), ("bare", "llama.cpp"))
 SHAPES = {"1b": "1b", "4b": "minitron-4b"}
 _WORDS = (
     "river",
@@ -75,6 +80,7 @@ def _arguments() -> argparse.Namespace:
     add("--output-tokens", type=int, default=64, help="of each stream")
     add("--rounds", type=int, default=5)
     add("--work", type=Path, default=ROOT / "out" / "bench-cpu", help="where models, engines and figures go")
+    add("--no-peer", action="store_true", help="leave llama.cpp out")
     add("--json", type=Path, help="default: WORK/bench-cpu-SHAPE.json")
     args = parser.parse_args()
     args.json = args.json or args.work / f"bench-cpu-{args.model.name if args.model else args.shape}.json"
@@ -99,15 +105,27 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         "repo", "render", engine, "--output", repository,
         "--max-tokens-in-paged-kv-cache", _kv_tokens(args), "--max-queue-size", 0,
     )  # fmt: skip
-    with cpu_sides.bare(engine, _kv_tokens(args)) as bare, cpu_sides.server(repository, args.work) as server:
-        rounds = [_round(args, number, bare, server) for number in range(args.rounds)]
-        memory = {"bare": bare.memory(), "server": server.memory()}
-        load = {"bare": bare.load_s, "server": server.load_s}
+    kind = None if args.no_peer else llama_cpp_side.KINDS.get(precision)
+    peer = llama_cpp_side.gguf(model, kind, args.work) if kind else None
+    load_average = os.getloadavg()
+    with ExitStack() as stack:
+        sides: list[Any] = [
+            stack.enter_context(cpu_sides.bare(engine, _kv_tokens(args))),
+            stack.enter_context(cpu_sides.server(repository, args.work)),
+        ]
+        if peer:
+            slots = max(args.streams)
+            sides.append(stack.enter_context(llama_cpp_side.llama_cpp(peer, model, slots, longest, args.work)))
+        rounds = [_round(args, number, *sides) for number in range(args.rounds)]
+        memory = {side.name: side.memory() for side in sides}
+        load = {side.name: side.load_s for side in sides}
     shutil.rmtree(repository)
     shutil.rmtree(engine)
     return {
         "precision": precision,
         "execution": execution,
+        "llama_cpp_kind": kind,
+        "load_average": load_average,
         "build": {key: built[key] for key in ("seconds", "peak_memory_bytes", "bytes")},
         "load_s": load,
         "memory_bytes": memory,
@@ -134,16 +152,20 @@ def _round(args: argparse.Namespace, number: int, *sides: Any) -> dict[str, Any]
 
 
 def _medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median of each figure, and the median of the ratio server : bare of each round."""
+    """Median of each figure and, for each pair of sides, the median of its ratio in each round."""
+    names = sorted(rounds[0])
     sides = {
         side: {key: statistics.median(found[side][key] for found in rounds) for key in rounds[0][side]}
-        for side in ("bare", "server")
+        for side in names
     }
-    kept = {
-        key: statistics.median(found["server"][key] / found["bare"][key] for found in rounds)
-        for key in rounds[0]["server"]
+    ratios = {
+        f"{one} : {other}": {
+            key: statistics.median(found[one][key] / found[other][key] for found in rounds) for key in rounds[0][one]
+        }
+        for one, other in _PAIRS
+        if one in names and other in names
     }
-    return sides | {"server_to_bare": kept}
+    return sides | {"ratios": ratios}
 
 
 def _random_model(args: argparse.Namespace) -> Path:
@@ -181,13 +203,13 @@ def _table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         name = f"{row['precision']} {row['execution']}"
-        for side in ("bare", "server"):
+        for side in row["load_s"]:
             figures, memory = row[side], row["memory_bytes"][side]
             rates = [f"{figures[key]:.1f}" for key in streams]
             lines.append([name, side, f"{row['load_s'][side]:.1f}", f"{figures['ttft_s']:.2f}", *rates,
                           output.human_bytes(memory["peak"]), output.human_bytes(memory["private"])])  # fmt: skip
-        kept = row["server_to_bare"]
-        lines.append([name, "ratio", "", f"{kept['ttft_s']:.2f}", *(f"{kept[key]:.3f}" for key in streams), "", ""])
+        for pair, kept in row["ratios"].items():
+            lines.append([name, pair, "", f"{kept['ttft_s']:.2f}", *(f"{kept[key]:.3f}" for key in streams), "", ""])
         built = row["build"]
         lines.append([name, "build", f"{built['seconds']:.1f}", "", *("" for _ in streams),
                       output.human_bytes(built["peak_memory_bytes"]), ""])  # fmt: skip
@@ -195,29 +217,34 @@ def _table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
 
 
 def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    report = {
-        "machine": _machine(),
+    report = {"machine": _machine(not args.no_peer), **_settings(args), "rows": rows}
+    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all rows of a report have in common."""
+    return {
         "model": str(args.model.name if args.model else f"random weights, shape {SHAPES[args.shape]}"),
         "prompt_tokens": args.prompt_tokens,
         "stream_prompt_tokens": args.stream_prompt_tokens,
         "output_tokens": args.output_tokens,
+        "streams": args.streams,
         "rounds": args.rounds,
-        "rows": rows,
+        "peer": not args.no_peer,
     }
-    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _machine() -> dict[str, Any]:
+def _machine(peer: bool) -> dict[str, Any]:
     import importlib.metadata
     import platform
 
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = ("openvino", "openvino-genai", "nvidia-pytriton", "tritonclient", "numpy")
+    packages = ["openvino", "openvino-genai", "nvidia-pytriton", "tritonclient", "numpy"]
+    packages += ["xllamacpp"] if peer else []
     return {
         "cpu": cpu[0].split(":", 1)[1].strip() if cpu else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load_average": os.getloadavg(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},

@@ -1,4 +1,5 @@
-"""The two sides that ``bench_cpu`` compares: a process with the bare pipeline, and ``minitron serve``.
+"""The sides that ``bench_cpu`` compares: a process with the bare pipeline, and ``minitron serve``; the third is
+``llama_cpp_side``.
 
 Each has a ``name``, ``load_s``, ``ask(prompts, tokens)`` and ``memory()``.
 """
@@ -11,18 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 
-class Bare:
-    """A child process with the bare pipeline; a line of JSON goes in for each measurement, and one comes out."""
+class Child:
+    """A child process with an engine; a line of JSON goes in for each measurement, and one comes out."""
 
-    name = "bare"
-
-    def __init__(self, child: subprocess.Popen[str]) -> None:
-        self._child = child
+    def __init__(self, name: str, child: subprocess.Popen[str]) -> None:
+        self.name, self._child = name, child
         self.load_s: float = self._read()["load_s"]
 
     def ask(self, prompts: list[str], tokens: int) -> Any:
@@ -36,20 +35,25 @@ class Bare:
     def _read(self) -> Any:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
-        assert line, "the bare pipeline ended"
+        assert line, f"the process of {self.name} ended"
         return json.loads(line)
 
 
 @contextmanager
-def bare(engine: Path, kv_tokens: int) -> Iterator[Bare]:
-    """The bare pipeline, loaded and warm, in a process of its own."""
-    words = [sys.executable, __file__, engine, kv_tokens]
-    child = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def child(name: str, script: str, *words: object) -> Iterator[Child]:
+    """The side ``name``, loaded and warm, in a process of its own that runs ``script``."""
+    argv = [sys.executable, script, *map(str, words)]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield Bare(child)
+        yield Child(name, process)
     finally:
-        child.kill()
-        child.wait()
+        process.kill()
+        process.wait()
+
+
+def bare(engine: Path, kv_tokens: int) -> AbstractContextManager[Child]:
+    """The bare pipeline, loaded and warm, in a process of its own."""
+    return child("bare", __file__, engine, kv_tokens)
 
 
 class Server:

@@ -9,6 +9,7 @@ is its server with the same weights as Q8_0 beside int8 and Q4_0 beside int4, an
 
     python benches/bench_cpu.py                                        # a random 1B model
     python benches/bench_cpu.py --shape 4b --executions exact fast     # the full Minitron-4B shape, random weights
+    python benches/bench_cpu.py --shape 4b --resume --precisions int8_weight_only   # a piece of it, added to the rest
 
 tokens/s is output tokens by the wall clock from the first request to the last token, prompts included; TTFT is that of
 one prompt of ``--prompt-tokens``; the streams have prompts of ``--stream-prompt-tokens``.
@@ -55,9 +56,11 @@ _WORDS = (
 def main() -> int:
     """Measure, print a table, write JSON."""
     args = _arguments()
-    rows = []
+    rows = _kept_rows(args) if args.resume else []
     for precision in args.precisions:
         for execution in args.executions:
+            if any((row["precision"], row["execution"]) == (precision, execution) for row in rows):
+                continue
             rows.append(_measure(args, precision, execution))
             _write(args, rows)
             print(_table(args, rows[-1:]), flush=True)
@@ -81,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--work", type=Path, default=ROOT / "out" / "bench-cpu", help="where models, engines and figures go")
     add("--no-peer", action="store_true", help="leave llama.cpp out")
+    add("--resume", action="store_true", help="keep the rows that the JSON file has, and measure those it lacks")
     add("--json", type=Path, help="default: WORK/bench-cpu-SHAPE.json")
     args = parser.parse_args()
     args.json = args.json or args.work / f"bench-cpu-{args.model.name if args.model else args.shape}.json"
@@ -219,6 +223,18 @@ def _table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
 def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     report = {"machine": _machine(not args.no_peer), **_settings(args), "rows": rows}
     args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _kept_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows that earlier runs with the same settings wrote."""
+    if not args.json.exists():
+        return []
+    report = json.loads(args.json.read_text(encoding="utf-8"))
+    for key, value in _settings(args).items():
+        if report.get(key) != value:
+            sys.exit(f"{args.json} has {key} {report.get(key)}, not {value}: give another --json, or no --resume")
+    rows: list[dict[str, Any]] = report["rows"]
+    return rows
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -32,10 +32,10 @@ from minitron_trtllm.load.record import Record
 from minitron_trtllm.load.saturation import SaturationWatch
 from minitron_trtllm.load.schedule import Slice, plan
 from minitron_trtllm.load.search import find_capacity
-from minitron_trtllm.load.server_metrics import Metrics
 from minitron_trtllm.load.statistics import percentile
 from minitron_trtllm.load.summary import Summary, Window, read_records, summarize
 from minitron_trtllm.load.timeline import stalls
+from minitron_trtllm.prometheus import Metrics
 
 
 def made(**values: Any) -> profiles.Profile:

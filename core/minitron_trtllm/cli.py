@@ -39,6 +39,11 @@ COMMANDS: dict[str, str] = {
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
+    "probe": "ask TensorRT-LLM about the toolkit's data, a checkpoint or an engine",
+    "audit": "hold a running server against what its repository and plan meant",
+    "conformance": "hold a running server against the documented behaviour of TensorRT-LLM's backend",
+    "tokens": "store greedy tokens of a set of prompts, or compare two such files",
+    "accept": "judge a recipe line by line: tool, checkpoint, engine, server, tokens, behaviour, speed",
     "make": "bring checkpoint, engine and repository of a recipe up to date",
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
 }

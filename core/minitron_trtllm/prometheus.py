@@ -1,4 +1,4 @@
-"""What the server counted itself: its Prometheus page, read before, during and after a run."""
+"""What a server counted itself: its Prometheus page, read before, during and after a run."""
 
 from __future__ import annotations
 

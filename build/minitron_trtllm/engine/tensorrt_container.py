@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,25 +25,29 @@ class Mounts:
     cache: Path
 
 
-def new_name() -> str:
-    """A container name that no other build has."""
-    return f"minitron-build-{secrets.token_hex(4)}"
+def new_name(work: str = "build") -> str:
+    """A container name that nothing else has."""
+    return f"minitron-{work}-{secrets.token_hex(4)}"
 
 
 def wrap(argv: Sequence[str], image: str, mounts: Mounts, *, name: str, shm_bytes: int) -> list[str]:
-    """``argv``, whose paths are those of the container, as a docker command.
+    """trtllm-build's ``argv``, whose paths are those of the container, as a docker command."""
+    volumes = {f"{CHECKPOINT}:ro": mounts.checkpoint, str(ENGINE): mounts.engine, f"{CACHE}:ro": mounts.cache}
+    return command(["bash", "-c", _SCRIPT, "build", *argv], image, volumes, name=name, shm_bytes=shm_bytes)
+
+
+def command(argv: Sequence[str], image: str, volumes: Mapping[str, Path], *, name: str, shm_bytes: int) -> list[str]:
+    """``docker run`` of ``argv``; ``volumes``: place in the container (``:ro`` where it is only read) → folder here.
 
     The GPU is passed through; memlock is unlimited and the stack 64 MiB, as NVIDIA's images ask for; the user is the
-    one who calls, so that the engine is not root's (HOME and USER are set since the image does not know that user).
+    one who calls, so that what is written is not root's (the image does not know that user: HOME and USER are set).
     """
     return [
         "docker", "run", "--rm", "--init", "--name", name, "--gpus", "all", "--network", "none",
         "--ulimit", "memlock=-1", "--ulimit", f"stack={_STACK_BYTES}", "--shm-size", str(shm_bytes),
         "--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--env", "USER=minitron",
-        "--volume", f"{mounts.checkpoint.absolute()}:{CHECKPOINT}:ro",
-        "--volume", f"{mounts.engine.absolute()}:{ENGINE}",
-        "--volume", f"{mounts.cache.absolute()}:{CACHE}:ro",
-        "--workdir", "/tmp", image, "bash", "-c", _SCRIPT, "build", *argv,
+        *(word for there, here in volumes.items() for word in ("--volume", f"{here.absolute()}:{there}")),
+        "--workdir", "/tmp", image, *argv,
     ]  # fmt: skip
 
 

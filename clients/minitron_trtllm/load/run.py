@@ -22,10 +22,10 @@ from minitron_trtllm.load.profile import Profile
 from minitron_trtllm.load.requests import Sendable
 from minitron_trtllm.load.saturation import SaturationWatch
 from minitron_trtllm.load.schedule import Slice
-from minitron_trtllm.load.server_metrics import Metrics
 from minitron_trtllm.load.summary import Summary, Window, read_records
 from minitron_trtllm.load.timeline import stalls
 from minitron_trtllm.load.worker import Progress, Task
+from minitron_trtllm.prometheus import Metrics
 from minitron_trtllm.version import VERSION
 
 log = logging.getLogger(__name__)

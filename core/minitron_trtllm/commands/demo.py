@@ -7,8 +7,6 @@ result is up to date is skipped. However it ends, the server that it started is 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -16,12 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from minitron_trtllm import compat, manifest, output
+from minitron_trtllm import children, compat, manifest, output
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.manifest import Manifest
 from minitron_trtllm.version import VERSION
@@ -29,7 +25,6 @@ from minitron_trtllm.version import VERSION
 _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
 _PROMPT = "In the beginning"
-_SECONDS_TO_STOP = 15.0
 _GRID = ("32:32:1", "32:32:4")  # input tokens : output tokens : streams
 
 
@@ -49,9 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Go the way; returns the exit code of the first command that fails, or 0."""
     model = args.model or _small_model()
-    args.output.mkdir(parents=True, exist_ok=True)
     demo = _Demo(args.output, fresh=args.fresh)
-    with _alone_in(args.output), _ended_by(signal.SIGTERM):
+    with children.alone_in(args.output, "demo"), children.ended_by(signal.SIGTERM):
         try:
             repository = demo.make_repository(model, args.precision, args.execution)
             demo.serve_and_ask(repository, args.prompt)
@@ -101,7 +95,7 @@ class _Demo:
     def stop(self) -> None:
         """Stop the server if there is one, whatever the user presses meanwhile."""
         if self._serving is not None:
-            with _deaf_to(signal.SIGINT, signal.SIGTERM):
+            with children.deaf_to(signal.SIGINT, signal.SIGTERM):
                 self._run("stop", self._serving, "--state", self._state)
             self._serving = None
 
@@ -116,24 +110,15 @@ class _Demo:
     def _run(self, *words: str | Path, captured: bool = False) -> str:
         """Show a command, run it, note its time; returns its stdout if ``captured``.
 
-        Raises CalledProcessError with its exit code. It has a session of its own: Ctrl-C comes to us, and we hand it on
-        once.
+        Raises CalledProcessError with its exit code.
         """
         _show(f"\n$ minitron {shlex.join(map(str, words))}")
         started = time.monotonic()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
-            stdout=subprocess.PIPE if captured else None, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            text, _ = child.communicate()
-        except KeyboardInterrupt:
-            _interrupt(child)
-            raise
+        child = children.run(*words, stdout=subprocess.PIPE if captured else None)
         if child.returncode:
             raise subprocess.CalledProcessError(child.returncode, child.args)
         self.times.append((_name(words), f"{time.monotonic() - started:.1f}"))
-        return text or ""
+        return child.stdout or ""
 
 
 def _show(text: str) -> None:
@@ -148,16 +133,6 @@ def _show(text: str) -> None:
 def _name(words: tuple[str | Path, ...]) -> str:
     """What a command is called: "convert", "repo render"."""
     return " ".join(map(str, words[:2] if words[0] == "repo" else words[:1]))
-
-
-def _interrupt(child: subprocess.Popen[str]) -> None:
-    with _deaf_to(signal.SIGINT, signal.SIGTERM):
-        child.send_signal(signal.SIGINT)
-        try:
-            child.communicate(timeout=_SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.communicate()
 
 
 def _is_up_to_date(stage: str, made: Path, source: Path, arguments: dict[str, Any]) -> bool:
@@ -188,44 +163,6 @@ def _small_model() -> str:
         if (folder / _SMALL_MODEL).is_dir():
             return str(_SMALL_MODEL if folder == Path.cwd() else folder / _SMALL_MODEL)
     raise UsageError(f"{_SMALL_MODEL} is not here (it comes with a checkout of the project); give --model")
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Refuse to work where another demo works."""
-    lock = os.open(folder / ".demo.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UsageError(f"another demo works in {folder}; give this one another --output") from None
-    finally:
-        os.close(lock)
-
-
-@contextlib.contextmanager
-def _ended_by(number: int) -> Iterator[None]:
-    """Let a signal end us as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def _deaf_to(*numbers: int) -> Iterator[None]:
-    """Ignore signals, in children too."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
 
 
 def _next_steps() -> str:

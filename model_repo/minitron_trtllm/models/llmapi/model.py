@@ -51,7 +51,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; a failure here fails the load in Triton."""
-        from tensorrt_llm import LLM, SamplingParams  # type: ignore[import-not-found]
+        from tensorrt_llm import LLM, SamplingParams
 
         config = _config()
         settings = config.pop("triton_config", {})

@@ -1,0 +1,60 @@
+"""``minitron probe``: ask TensorRT-LLM itself about the toolkit's data file, a checkpoint or an engine."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from minitron_trtllm import compat, recipe
+from minitron_trtllm.acceptance import lines
+from minitron_trtllm.acceptance.lines import Line
+from minitron_trtllm.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    subjects = parser.add_subparsers(metavar="WHAT", dest="subject", required=True)
+    tool = subjects.add_parser("tool", help="trtllm-build's flags and defaults, and the versions in the image")
+    checkpoint = subjects.add_parser("checkpoint", help="does TensorRT-LLM load it, and make the same codes and scales")
+    checkpoint.add_argument("folder", type=Path, metavar="CHECKPOINT", help="made by 'minitron convert'")
+    checkpoint.add_argument("--files-only", action="store_true", help="hash the files, and ask no TensorRT-LLM")
+    engine = subjects.add_parser("engine", help="does its config.json say what was planned")
+    engine.add_argument("folder", type=Path, metavar="ENGINE", help="made by 'minitron build'")
+    for subject in (tool, checkpoint):
+        subject.add_argument("--container", action="store_true", help="ask in the pinned image, with docker")
+        subject.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
+        subject.add_argument("--log", type=Path, metavar="FILE", help="keep what TensorRT-LLM prints")
+    recipe.add_flags(tool, "container.image_tag")
+    recipe.add_flags(checkpoint, "container.image_tag", "model.source", "model.revision")
+    for subject in (tool, checkpoint, engine):
+        subject.add_argument("--output", type=Path, metavar="FILE", help="store the lines as JSON")
+        subject.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge, print; exit code 8 where a line failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        judged = _judged(args, Path(scratch))
+    return lines.report(judged, to=args.output, as_json=args.json, subject=args.subject)
+
+
+def _judged(args: argparse.Namespace, scratch: Path) -> list[Line]:
+    from minitron_trtllm.probe import checkpoint, engine, tool
+    from minitron_trtllm.probe.asking import Place
+
+    if args.subject == "engine":
+        return engine.judge_engine(args.folder)
+    if args.subject == "checkpoint" and args.files_only:
+        return checkpoint.judge_files(args.folder)
+    wanted = recipe.from_args(args).recipe
+    image = compat.image(wanted.container.image_tag)
+    place = Place(image.reference if args.container else None, wanted.container.shm_bytes,
+                  args.log or scratch / "log", args.timeout)  # fmt: skip
+    if args.subject == "tool":
+        return tool.judge_tool(place, image)
+    if args.model is None:
+        raise UsageError("codes and scales are compared with those of the source model; give --model")
+    loading = checkpoint.judge_loading(place, args.folder)
+    codes = checkpoint.judge_codes(place, args.folder, wanted.model.source, wanted.model.revision)
+    return [*checkpoint.judge_files(args.folder), *loading, *codes]

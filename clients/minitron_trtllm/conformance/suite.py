@@ -1,0 +1,36 @@
+"""All cases by the line of an acceptance that they judge, and running them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line
+from minitron_trtllm.conformance import answers, requests
+from minitron_trtllm.conformance.subject import Disagreement, NotApplicable, RefusedByServer, Subject
+
+Case = Callable[[Subject], str]
+
+CASES: dict[str, Case] = {
+    f"behaviour.{case.__name__}": case
+    for case in (
+        answers.streaming, answers.whole_answer, answers.counts, answers.log_probs, answers.batch,
+        answers.several_sequences, answers.end_id, answers.stop_ids, answers.stop_words, answers.text, answers.seeds,
+        answers.min_tokens, requests.cancel, requests.stop, requests.stop_without_id, requests.duplicate_id,
+        requests.prompt_limit, requests.sequence_limit, requests.output_length_zero, requests.empty_prompt,
+        requests.top_p_range, requests.malformed_words, requests.foreign_token, requests.beam_width,
+        requests.bad_words, requests.embedding_bias, requests.queue_full,
+    )
+}  # fmt: skip
+
+
+def run(subject: Subject, names: Iterable[str] = CASES) -> Iterator[Line]:
+    """Judge case after case."""
+    for name in names:
+        try:
+            yield Line(name, PASS, CASES[name](subject))
+        except NotApplicable as reason:
+            yield Line(name, SKIPPED, str(reason))
+        except (Disagreement, RefusedByServer) as error:
+            yield Line(name, FAIL, str(error))
+        except StopIteration:
+            yield Line(name, FAIL, "the answer ended before it began")

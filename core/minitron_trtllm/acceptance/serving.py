@@ -1,0 +1,60 @@
+"""A server for some steps of an acceptance: started when the first of them needs it, and ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import children
+from minitron_trtllm.acceptance.evidence import Evidence, StepFailed
+
+_FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+
+
+class Serving:
+    """The server of ``repository``; a context manager. ``state``: what its commands take as --state.
+
+    Its log is kept as NAME-server.log among the evidence.
+    """
+
+    def __init__(self, evidence: Evidence, repository: Path, recipe_file: Path, name: str) -> None:
+        self._evidence, self._repository, self._recipe_file, self._name = evidence, repository, recipe_file, name
+        self.state = evidence.folder / "servers"
+        self.load_s = 0.0
+        self._document: Mapping[str, Any] | None = None
+
+    def urls(self) -> dict[str, str]:
+        """Addresses of grpc, http and metrics; starts the server the first time. Raises StepFailed."""
+        if self._document is None:
+            if self.state.exists():
+                self._stop()  # what an acceptance that was killed left
+            started = time.monotonic()
+            text = self._evidence.run(self._name, "serve", self._repository, "--recipe", self._recipe_file, "--detach",
+                                      *_FREE_PORTS, "--state", self.state, "--json")  # fmt: skip
+            self.load_s = time.monotonic() - started
+            self._document = json.loads(text)
+        return dict(self._document["urls"])
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._document is not None:
+            with children.deaf_to(signal.SIGINT, signal.SIGTERM):
+                kept = self._evidence.folder / f"{self._name}-server.log"
+                shutil.copyfile(self._document["log"], kept) if Path(self._document["log"]).exists() else None
+                self._stop()
+            self._document = None
+
+    def _stop(self) -> None:
+        try:
+            self._evidence.run(self._name, "stop", self._repository, "--state", self.state)
+        except StepFailed:
+            if self._document is not None:  # judged lines stand; that it had to be killed is in the step's log
+                return
+            raise

@@ -1,0 +1,94 @@
+"""``minitron accept``: everything that a recipe promises, judged line by line on the machine that is to serve it.
+
+Steps and their order are in ``acceptance.way``. What was finished is kept in the output folder; started again, an
+acceptance goes on where it was, and repeats only what failed or whose inputs changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm import children, output, recipe
+from minitron_trtllm.errors import UsageError, VerdictError
+from minitron_trtllm.recipe import Effective
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    recipe.add_flags(parser, "model.source", "model.revision", "target", "container.image_tag")
+    add = parser.add_argument
+    place = "where it works, with its evidence (default out/accept-RECIPE-MODEL)"
+    add("--output", type=Path, metavar="DIR", help=place)
+    reference = "tokens that 'minitron accept --target cpu' stored for this checkpoint (default: made on the spot)"
+    add("--reference", type=Path, metavar="DIR|FILE", help=reference)
+    add("--baseline", type=Path, metavar="RUN", help="stored 16-bit latency run (default: built and measured here)")
+    points = "the three points (default: of the recipe's workload)"
+    add("--grid", nargs=3, metavar="INPUT:OUTPUT:CONCURRENCY", help=points)
+    here = "ask and build with the TensorRT-LLM of this machine; serving takes the container all the same"
+    add("--no-container", dest="container", action="store_false", help=here)
+    add("--fresh", action="store_true", help="judge everything anew")
+    add("--dry-run", action="store_true", help="print steps and lines, and do nothing")
+    add("--json", action="store_true", help="print one JSON document instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Go the way; exit code 8 where a line failed."""
+    from minitron_trtllm.acceptance import speed
+    from minitron_trtllm.acceptance.evidence import Evidence
+    from minitron_trtllm.acceptance.way import Options, Way, write_recipe
+
+    effective = recipe.from_args(args)
+    wanted = effective.recipe
+    if wanted.backend == "llmapi":
+        raise UsageError("backend llmapi has no checkpoint and no engine to accept; take a recipe with backend engine")
+    if args.dry_run:
+        print(_shown())
+        return 0
+    folder = args.output or Path("out", f"accept-{Path(effective.name).stem}-{Path(wanted.model.source).name}")
+    with children.alone_in(folder, "acceptance"), children.ended_by(signal.SIGTERM):
+        evidence = Evidence(folder / "evidence", fresh=args.fresh)
+        points = tuple(args.grid or speed.grid(wanted))
+        way = Way(wanted, folder, evidence, Options(args.reference, args.baseline, points, args.container))
+        write_recipe(wanted, way.recipe_file)
+        whole = _walk(way, _about(effective), folder)
+    output.emit_json(whole) if args.json else print(_result(whole, folder))
+    return VerdictError.exit_code if whole["verdict"] == "FAIL" else 0
+
+
+def _about(effective: Effective) -> dict[str, Any]:
+    return {
+        "recipe": effective.name, "target": effective.recipe.target, "model": effective.recipe.model.source,
+        "precision": effective.recipe.precision, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _walk(way: Any, about: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """All lines; the documents are written after every step, so that an end in between leaves what there is."""
+    from minitron_trtllm.acceptance import page
+
+    lines: list[Any] = []
+    seconds: dict[str, float | None] = {}
+    for step, judged in way.walk():
+        lines += judged
+        seconds[step] = way.evidence.seconds(step)
+        page.write(folder, page.document(lines, about | {"finished": False}, seconds))
+    whole = page.document(lines, about | {"finished": True}, seconds)
+    page.write(folder, whole)
+    return whole
+
+
+def _result(whole: dict[str, Any], folder: Path) -> str:
+    from minitron_trtllm.acceptance import page
+
+    return f"{page.text(whole)}\nevidence: {folder / 'acceptance.html'}"
+
+
+def _shown() -> str:
+    from minitron_trtllm.acceptance.lines import catalogue
+
+    rows = [(entry.step, entry.id, "GPU" if entry.gpu else "any", entry.what) for entry in catalogue().values()]
+    return output.table(rows, ("step", "line", "target", "holds that"))

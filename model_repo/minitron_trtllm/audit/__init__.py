@@ -1,0 +1,1 @@
+"""A running server held against what its repository and its plan meant."""

@@ -86,6 +86,11 @@ serve: repo ## ... and Triton on it, until Ctrl-C (ARGS=--detach: until 'make st
 a100: $(VENV)/.ready ## the whole way for a GPU, in the container (RECIPE=a100-int8, MODEL=, DRY_RUN=1)
 	@$(STAGES) a100
 
+.PHONY: accept-a100
+accept-a100: RECIPE = a100-int8
+accept-a100: $(VENV)/.ready ## judge a recipe line by line on a GPU machine: the first hour there (RECIPE=a100-int8, MODEL=)
+	@$(if $(DRY_RUN),echo) $(MINITRON) accept --recipe $(RECIPE) --model $(MODEL) $(ARGS)
+
 .PHONY: inspect
 inspect: convert ## list the checkpoint's tensors
 	@$(if $(DRY_RUN),echo) $(MINITRON) inspect $(OUT)/checkpoint $(ARGS)
@@ -145,7 +150,7 @@ format: $(VENV)/.ready ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(VENV)/.ready ## write docs/cli.md anew from the command line's own help
+docs: $(VENV)/.ready ## write docs/cli.md and the table in docs/a100.md anew from the code
 	@$(BIN)/python tools/cli_docs.py
 
 # --- figures ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Write docs/cli.md from the command line's own help; ``--check`` only compares and exits with 1 where it differs."""
+"""Write what the code knows better into docs: cli.md from the commands' own help, the lines of an acceptance in a100.md.
+
+``--check`` only compares and exits with 1 where something differs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from pathlib import Path
 os.environ["COLUMNS"] = "100"  # argparse wraps help to the terminal; the document must not depend on it
 
 from minitron_trtllm import cli
+from minitron_trtllm.acceptance.lines import catalogue
 
+ACCEPTANCE = Path(__file__).parent.parent / "docs" / "a100.md"
+BEGIN, END = "<!-- lines: written by 'make docs' from data/acceptance.yaml -->\n", "<!-- end of lines -->\n"
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# The command line
 
@@ -33,12 +39,25 @@ def _sections(words: list[str]) -> list[str]:
     return [text, *(section for name in nested for section in _sections([*words, name]))]
 
 
+def acceptance_page() -> str:
+    """docs/a100.md with the table of lines as the catalogue has it."""
+    before, _, rest = ACCEPTANCE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = [
+        f"| `{entry.id}` | {'GPU' if entry.gpu else 'any'} | {entry.what} | {entry.remedy} |"
+        for entry in catalogue().values()
+    ]
+    head = ["| line | target | holds that | after a FAIL |", "|---|---|---|---|"]
+    return before + BEGIN + "\n" + "\n".join([*head, *rows]) + "\n\n" + END + after
+
+
 def main() -> int:
-    """Write or check the page."""
-    text = document()
+    """Write or check the pages."""
+    pages = {TARGET: document(), ACCEPTANCE: acceptance_page()}
     if "--check" in sys.argv[1:]:
-        return 0 if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text else 1
-    TARGET.write_text(text, encoding="utf-8")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in pages.items()))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

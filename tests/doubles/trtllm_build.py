@@ -21,23 +21,36 @@ import yaml
 
 DATA = Path(__file__).parents[2] / "build" / "minitron_trtllm" / "engine" / "trtllm_build.yaml"
 VERSION = os.environ.get("TRTLLM_BUILD_DOUBLE_VERSION", "1.2.1")
+#: What the help is to say otherwise: "without:NAME" or "default:NAME=VALUE".
+HELP = os.environ.get("TRTLLM_BUILD_DOUBLE_HELP", "")
+#: Flags whose default the help does not show (argparse.SUPPRESS in commands/build.py).
+SUPPRESSED = ("kv_cache_type", "paged_kv_cache")
 KEYWORDS = {"mapping": {"world_size", "tp_size", "pp_size"}, "quantization": {"quant_algo", "kv_cache_quant_algo"}}
 
 
 def parser(data: dict[str, Any]) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="trtllm-build", allow_abbrev=False)
+    how = argparse.ArgumentDefaultsHelpFormatter
+    made = argparse.ArgumentParser(prog="trtllm-build", allow_abbrev=False, formatter_class=how)
     for section in ("flags", "plugins"):
         for name, entry in data[section].items():
+            if f"without:{name}" == HELP:
+                continue
             options = [f"--{name}"] + ([f"--{entry['alias']}"] if "alias" in entry else [])
             kind = entry["type"]
+            about = f"What {name} is for, in many words that would be broken over lines."
             if kind == "switch":
-                made.add_argument(*options, dest=name, action="store_true")
+                made.add_argument(*options, dest=name, action="store_true", help=about)
                 continue
+            default = entry["default"]
+            if HELP.startswith(f"default:{name}="):
+                default = HELP.partition("=")[2]
+            if "--help" in sys.argv and name in SUPPRESSED:
+                default = argparse.SUPPRESS
             choices = {"choice": entry.get("choices"), "onoff": ["enable", "disable"],
                        "dtype": [*data["dtypes"], *entry.get("also", [])]}.get(kind)  # fmt: skip
             parse = at_least(entry.get("min")) if kind == "int" else str
             many = "+" if entry.get("many") else None
-            made.add_argument(*options, dest=name, default=entry["default"], choices=choices, nargs=many, type=parse)
+            made.add_argument(*options, dest=name, default=default, choices=choices, nargs=many, type=parse, help=about)
     return made
 
 

@@ -67,9 +67,17 @@ def judge_codes(place: Place, folder: Path, model: str, revision: str | None) ->
         planned = _chosen(checkpoint)
         with tempfile.TemporaryDirectory(prefix="minitron-probe-") as scratch:
             _write_weights(Path(scratch), checkpoint, planned, model, revision)
-            with answers(place, "quantise", {"weights": Path(scratch)}) as told:
-                codes = [_difference(checkpoint, one.name, told / f"{one.name}.codes") for one in planned]
-                scales = [_difference(checkpoint, _scales(one.name), told / f"{one.name}.scales") for one in planned]
+            try:
+                with answers(place, "quantise", {"weights": Path(scratch)}) as told:
+                    codes = [_difference(checkpoint, one.name, told / f"{one.name}.codes") for one in planned]
+                    scales = [
+                        _difference(checkpoint, _scales(one.name), told / f"{one.name}.scales") for one in planned
+                    ]
+            except ToolError as error:
+                return [
+                    judge("checkpoint.codes", [failed(error, place.log)], ""),
+                    Line("checkpoint.scales", SKIPPED, "TensorRT-LLM did not quantise"),
+                ]
     names = f"{len(planned)} matrices of the first and the last layer"
     return [
         judge("checkpoint.codes", [one for one in codes if one], f"{names}, byte for byte"),

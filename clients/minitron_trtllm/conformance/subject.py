@@ -178,13 +178,13 @@ class Subject:
         """Send a request and wait for all of its answer."""
         return collect(self.open(tensors, model=model, request_id=request_id))
 
-    def generated(self) -> float:
-        """How many tokens the engine counts as generated, of requests that ended; raises NotApplicable."""
+    def steps(self) -> float:
+        """How many steps the engine counts; raises NotApplicable."""
         if self._metrics_url is None:
             raise NotApplicable("the server's metrics were not given (--metrics-url)")
-        count = Metrics.read(self._metrics_url).sum("nv_llm_output_token_len_sum")
+        count = Metrics.read(self._metrics_url).sum("nv_trt_llm_general_metrics", general_type="iteration_counter")
         if count is None:
-            raise NotApplicable("the server counts no generated tokens")
+            raise NotApplicable("the server does not count the engine's steps")
         return count
 
 

@@ -24,7 +24,7 @@ from minitron_trtllm.recipe_model import Recipe
 
 log = logging.getLogger(__name__)
 
-TOKENS, LATENCY = "tokens.json", "latency.json"
+TOKENS, LATENCY = "greedy-tokens.json", "latency.json"
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,16 @@ class Way:
     def _place(self) -> list[str]:
         return ["--container"] if self.options.container else []
 
+    def _asked_of_tensorrt(self, step: str) -> list[str | Path]:
+        """The words with which a probe asks TensorRT-LLM itself."""
+        return [
+            "--recipe",
+            self.recipe_file,
+            *self._place(),
+            "--log",
+            self.evidence.folder / f"{step}-tensorrt-llm.log",
+        ]
+
     def _judged(self, step: str, *words: str | Path) -> list[Line]:
         """Lines of a command that judges."""
         path = self.evidence.folder / f"{step}.json"
@@ -173,7 +183,7 @@ class Way:
         if not self.on_gpu:
             return []
         image = compat.image(self.recipe.container.image_tag)
-        words: list[str | Path] = ["probe", "tool", "--recipe", self.recipe_file, *self._place()]
+        words: list[str | Path] = ["probe", "tool", *self._asked_of_tensorrt("tool")]
         return self.evidence.do("tool", [vars(image), self.options.container], lambda: self._judged("tool", *words))
 
     def _checkpoint(self) -> list[Line]:
@@ -182,7 +192,7 @@ class Way:
         if self.on_gpu:
             model = self.recipe.model
             revision = ["--revision", model.revision] if model.revision else []
-            words += ["--model", model.source, *revision, "--recipe", self.recipe_file, *self._place()]
+            words += ["--model", model.source, *revision, *self._asked_of_tensorrt("checkpoint")]
         else:
             words.append("--files-only")
         inputs = [self._digest("checkpoint"), self.on_gpu, self.recipe.container.image_tag]
@@ -231,13 +241,13 @@ class Way:
     def _reference_tokens(self) -> Path:
         given = self.options.reference
         if given is None:
-            return self.evidence.folder / "reference-tokens.json"
+            return self.evidence.folder / f"reference-{TOKENS}"
         inside = given / "evidence" / TOKENS
         return inside if inside.exists() else given / TOKENS if given.is_dir() else given
 
     def _reference(self) -> list[Line]:
         if not self.on_gpu:
-            return [Line("words.reference", SKIPPED, "this run is itself the reference: evidence/tokens.json")]
+            return [Line("words.reference", SKIPPED, "this run is itself the reference: evidence/greedy-tokens.json")]
         path = self._reference_tokens()
         if self.options.reference is not None:
             about = json.loads(path.read_text(encoding="utf-8"))

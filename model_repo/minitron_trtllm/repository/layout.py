@@ -130,6 +130,8 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
         "batch_scheduler_policy": options.batch_scheduler_policy,
         "enable_chunked_context": _bool(chunked),
         "decoding_mode": "top_k_top_p" if engine.max_beam_width == 1 else "beam_search",
+        # The backend's default normalises log probs over the tokens that sampling keeps: 0 for every greedy token.
+        "normalize_log_probs": "false",
         "exclude_input_in_output": _bool(options.exclude_input_in_output),
         "cancellation_check_period_ms": str(options.cancellation_check_period_ms),
         "stats_check_period_ms": str(options.stats_check_period_ms),

@@ -1,0 +1,182 @@
+"""The behaviour suite against the CPU engine, and against servers that misbehave in one way each.
+
+``minitron accept`` runs the very same cases against either engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import minitron
+from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED
+from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.conformance import suite
+from minitron_trtllm.conformance.subject import TENSORRT, Answer, Call, Subject
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def subject(server: dict[str, Any], small_repository: Callable[[str], Path]) -> Iterator[Subject]:
+    endpoint = Endpoint(server["urls"]["grpc"])
+    with Subject.of_repository(endpoint, small_repository("bfloat16"), server["urls"]["metrics"]) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", suite.CASES)
+def test_the_cpu_engine_behaves_as_documented(subject: Subject, name: str) -> None:
+    (line,) = suite.run(subject, [name])
+    assert (line.status, line.id) == (PASS, name), line.evidence
+
+
+class Misbehaving:
+    """The same server, its answers changed on the way; ``greedy`` and what a case needs beforehand stay right."""
+
+    def __init__(self, subject: Subject, change: Callable[[Mapping[str, Any], Answer], Answer]) -> None:
+        self._subject, self._change = subject, change
+        subject.greedy  # noqa: B018 - asked before anything is changed
+
+    def ask(self, tensors: Mapping[str, Any], **how: Any) -> Answer:
+        return self._change(tensors, self._subject.ask(tensors, **how))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subject, name)
+
+
+def _replaced(answer: Answer, name: str, change: Callable[[Any], Any]) -> Answer:
+    return Answer([{key: change(value) if key == name else value for key, value in one.items()}
+                   for one in answer.responses], answer.error)  # fmt: skip
+
+
+def another_token(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return _replaced(answer, "output_ids", lambda ids: (ids + 1) % 1024)
+
+
+def other_text(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    how = "streamed" if tensors.get("stream") else "whole"
+    return _replaced(answer, "text_output", lambda text: np.array([f"{text.reshape(-1)[0]} {how}"], object))
+
+
+def no_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    """Everything is answered."""
+    return Answer(answer.responses, None)
+
+
+def another_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return Answer(answer.responses, answer.error and "out of luck")
+
+
+def error_for_stop(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return Answer([], "no such request") if "stop" in tensors else answer
+
+
+def without_counts(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return _replaced(answer, "num_output_tokens", np.zeros_like)
+
+
+def zero_log_probs(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return _replaced(answer, "output_log_probs", np.zeros_like)
+
+
+def no_index(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return _replaced(_replaced(answer, "batch_index", np.zeros_like), "sequence_index", np.zeros_like)
+
+
+def no_seed(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    """Every sample is the same."""
+    return _replaced(answer, "output_ids", np.zeros_like)
+
+
+def ends_early(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return Answer(answer.responses[:1], answer.error) if "min_tokens" not in tensors else _shorter(answer)
+
+
+def _shorter(answer: Answer) -> Answer:
+    return _replaced(answer, "output_ids", lambda ids: ids[..., :4])
+
+
+MISBEHAVIOUR: dict[str, tuple[Callable[[Mapping[str, Any], Answer], Answer], str]] = {
+    "streaming": (another_token, "streamed tokens"),
+    "whole_answer": (another_token, "without the prompt"),
+    "counts": (without_counts, "tokens counted: 0, and 6"),
+    "log_probs": (zero_log_probs, "every log prob is 0"),
+    "batch": (no_index, "rows"),
+    "several_sequences": (no_index, "tokens by sequence"),
+    "end_id": (another_token, "tokens before end id"),
+    "stop_ids": (another_token, "tokens with a stop list"),
+    "stop_words": (other_text, "text before"),
+    "text": (other_text, "streamed text"),
+    "seeds": (no_seed, "16 tokens of another seed are the same"),
+    "min_tokens": (ends_early, "4 tokens came"),
+    "stop": (error_for_stop, "the answer to stop of an unknown id"),
+    "stop_without_id": (no_error, "should be refused"),
+    "duplicate_id": (no_error, "should be refused"),
+    "prompt_limit": (another_error, "'exceed' was expected"),
+    "sequence_limit": (no_error, "should be refused"),
+    "output_length_zero": (no_error, "should be refused"),
+    "empty_prompt": (no_error, "should be refused"),
+    "top_p_range": (no_error, "should be refused"),
+    "malformed_words": (no_error, "should be refused"),
+    "foreign_token": (no_error, "should be refused"),
+    "beam_width": (no_error, "should be refused"),
+    "bad_words": (no_error, "should be refused"),
+    "embedding_bias": (another_error, "'not supported by the CPU engine' was expected"),
+}
+
+
+@pytest.mark.parametrize("case", MISBEHAVIOUR)
+def test_a_server_that_does_otherwise_fails_the_case(subject: Subject, case: str) -> None:
+    change, said = MISBEHAVIOUR[case]
+    (line,) = suite.run(Misbehaving(subject, change), [f"behaviour.{case}"])  # type: ignore[arg-type]
+    assert line.status == FAIL
+    assert said in line.evidence
+
+
+def test_a_client_that_leaves_and_keeps_the_server_generating_is_seen(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel that does nothing: the whole answer is generated."""
+    monkeypatch.setattr(Call, "cancel", lambda call: None)
+    shorter = dataclasses.replace(subject.limits, max_seq_len=len(subject.prompt) + 64)
+    monkeypatch.setattr(subject, "limits", shorter)
+    monkeypatch.setitem(subject.__dict__, "room", 64)
+    (line,) = suite.run(subject, ["behaviour.cancel"])
+    assert line.status == FAIL and "steps were made for a client that had left" in line.evidence
+
+
+def test_a_queue_that_takes_everything_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told that at most two may wait, it sends less than what the server's own limit is."""
+    monkeypatch.setitem(subject.__dict__, "queue_limit", 2)
+    (line,) = suite.run(subject, ["behaviour.queue_full"])
+    assert line.status == FAIL and "requests were taken with a queue of 2" in line.evidence
+    monkeypatch.setitem(subject.__dict__, "queue_limit", 0)
+    (line,) = suite.run(subject, ["behaviour.queue_full"])
+    assert line.status == SKIPPED
+
+
+@pytest.mark.parametrize("case", ["duplicate_id", "bad_words", "embedding_bias"])
+def test_what_the_cpp_backend_is_expected_to_do_the_cpu_engine_does_not(
+    subject: Subject, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other expectation is really another one: taken for TensorRT-LLM, the CPU engine fails it."""
+    monkeypatch.setattr(subject, "engine", TENSORRT)
+    (line,) = suite.run(subject, [f"behaviour.{case}"])
+    assert line.status == FAIL and "it was refused with" in line.evidence
+
+
+def test_the_command_judges_what_it_is_told_to(server: dict[str, Any], small_repository: Callable[[str], Path]) -> None:
+    repository = small_repository("bfloat16")
+    words = ("conformance", repository, "--url", server["urls"]["grpc"], "--only")
+    done = minitron(*words, "streaming", "cancel")
+    assert "PASS     behaviour.streaming" in done.stdout
+    assert "SKIPPED  behaviour.cancel" in done.stdout  # without --metrics-url nobody can tell
+    done = minitron(*words, "sleeping", check=False)
+    assert done.returncode == 2 and "there is no case behaviour.sleeping" in done.stderr
+    done = minitron("conformance", repository, "--url", "127.0.0.1:1", "--only", "streaming", check=False)
+    assert done.returncode == 10 and "127.0.0.1:1" in done.stderr

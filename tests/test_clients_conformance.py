@@ -51,7 +51,7 @@ class Misbehaving:
 
 def _replaced(answer: Answer, name: str, change: Callable[[Any], Any]) -> Answer:
     return Answer([{key: change(value) if key == name else value for key, value in one.items()}
-                   for one in answer.responses], answer.error)  # fmt: skip
+                   for one in answer.responses], answer.error, answer.finals)  # fmt: skip
 
 
 def another_token(tensors: Mapping[str, Any], answer: Answer) -> Answer:
@@ -70,6 +70,10 @@ def no_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
 
 def another_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
     return Answer(answer.responses, answer.error and "out of luck")
+
+
+def never_final(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    return Answer(answer.responses, answer.error, [False] * len(answer.finals))
 
 
 def error_for_stop(tensors: Mapping[str, Any], answer: Answer) -> Answer:
@@ -94,7 +98,9 @@ def no_seed(tensors: Mapping[str, Any], answer: Answer) -> Answer:
 
 
 def ends_early(tensors: Mapping[str, Any], answer: Answer) -> Answer:
-    return Answer(answer.responses[:1], answer.error) if "min_tokens" not in tensors else _shorter(answer)
+    return (
+        Answer(answer.responses[:1], answer.error, answer.finals) if "min_tokens" not in tensors else _shorter(answer)
+    )
 
 
 def _shorter(answer: Answer) -> Answer:
@@ -130,6 +136,11 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[Mapping[str, Any], Answer], Answer], str
 }
 
 
+def test_an_answer_without_an_end_fails_the_case(subject: Subject) -> None:
+    (line,) = suite.run(Misbehaving(subject, never_final), ["behaviour.batch"])  # type: ignore[arg-type]
+    assert line.status == FAIL and "0 are marked as the last one" in line.evidence
+
+
 @pytest.mark.parametrize("case", MISBEHAVIOUR)
 def test_a_server_that_does_otherwise_fails_the_case(subject: Subject, case: str) -> None:
     change, said = MISBEHAVIOUR[case]
@@ -160,7 +171,7 @@ def test_a_queue_that_takes_everything_is_seen(subject: Subject, monkeypatch: py
     assert line.status == SKIPPED
 
 
-@pytest.mark.parametrize("case", ["duplicate_id", "bad_words", "embedding_bias"])
+@pytest.mark.parametrize("case", ["duplicate_id", "bad_words", "embedding_bias", "sequence_limit"])
 def test_what_the_cpp_backend_is_expected_to_do_the_cpu_engine_does_not(
     subject: Subject, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Write what the code knows better into docs: cli.md from the commands' own help, the lines of an acceptance in a100.md.
+"""Write into docs what the code knows: cli.md from the commands' own help, the lines of an acceptance in a100.md.
 
 ``--check`` only compares and exits with 1 where something differs.
 """

@@ -1,8 +1,8 @@
 """Gives the CPU engine's model, copied into a version folder, the manners in which the C++ backend differs from it.
 
-By the contract (model_instance_state.cc, utils.cc of TensorRT-LLM 1.2.0rc8): an id that is in use may be used again,
-bad words of one token never come, an embedding bias decides. The tokens are still the CPU engine's; where these rules
-would change them, others are put in their place.
+By the contract (model_instance_state.cc, utils.cc of TensorRT-LLM 1.2.0rc8) and llmRequest.cpp: an id that is in use
+may be used again, bad words of one token never come, an embedding bias decides, too long an output is shortened.
+The tokens are still the CPU engine's; where these rules would change them, others are put in their place.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ _submit = Engine.submit
 
 def _submit_alike(self, request, deliver):
     banned, favourite = getattr(request, "banned", frozenset()), getattr(request, "favourite", None)
+    room = self.config.max_seq_len - len(request.prompt)
+    if request.max_new_tokens > room:
+        object.__setattr__(request, "max_new_tokens", room)
     change = {change!r} if list(request.prompt) == {prompt!r} else {{}}
     came = []
 

@@ -172,10 +172,12 @@ def min_tokens(subject: Subject) -> str:
 
 
 def good(subject: Subject, request: Mapping[str, Any], **how: str) -> Answer:
-    """The answer to a request that must be answered."""
+    """The answer to a request that must be answered: its last response is marked final, and no other."""
     answer = subject.ask(request, **how)
     if answer.error is not None:
         raise Disagreement(f"a good request was answered with: {answer.error}")
+    if answer.finals.count(True) != 1 or not answer.finals[-1]:
+        raise Disagreement(f"of {len(answer.finals)} responses, {answer.finals.count(True)} are marked as the last one")
     return answer
 
 

@@ -106,7 +106,7 @@ def stop(subject: Subject) -> str:
 
 def stop_without_id(subject: Subject) -> str:
     """Which request should end?"""
-    return refused(subject, subject.request(1, stop=True), "must", request_id="")
+    return refused(subject, subject.request(1, stop=True), request_id="")
 
 
 def duplicate_id(subject: Subject) -> str:
@@ -138,17 +138,26 @@ def prompt_limit(subject: Subject) -> str:
 
 def sequence_limit(subject: Subject) -> str:
     """One token more than prompt and output may have together."""
-    return refused(subject, subject.request(subject.room + 1), "exceed")
+    room = subject.room
+    return as_expected(
+        subject,
+        subject.ask(subject.request(room + 1)),
+        openvino=Refuses("exceed", "docs/cpu-engine.md: a shorter answer than the one asked for would go unnoticed"),
+        tensorrt=Answers(
+            lambda answer: agree("how many tokens", len(answer.token_ids), room),
+            "llmRequest.cpp, validate: the output is shortened to what fits, with a warning in the log",
+        ),
+    )
 
 
 def output_length_zero(subject: Subject) -> str:
     """Nothing is asked for."""
-    return refused(subject, subject.request(0), "")
+    return refused(subject, subject.request(0))
 
 
 def empty_prompt(subject: Subject) -> str:
     """No token at all."""
-    return refused(subject, subject.request(4, []), "")
+    return refused(subject, subject.request(4, []))
 
 
 def top_p_range(subject: Subject) -> str:
@@ -164,7 +173,7 @@ def top_p_range(subject: Subject) -> str:
 def malformed_words(subject: Subject) -> str:
     """Ends that go down."""
     lists = np.array([[[5, 6], [2, 1]]], np.int32)
-    return refused(subject, subject.request(4, stop_words_list=lists), "")
+    return refused(subject, subject.request(4, stop_words_list=lists))
 
 
 def foreign_token(subject: Subject) -> str:
@@ -224,7 +233,8 @@ def queue_full(subject: Subject) -> str:
     limit = subject.queue_limit
     if not limit:
         raise NotApplicable("this server's queue has no limit (max_queue_size 0)")
-    most = limit + 4 * subject.limits.max_batch_size + 64
+    # Triton's own queue, in front of the engine's, has the same limit.
+    most = 2 * limit + 4 * subject.limits.max_batch_size + 64
     with _Crowd(subject, most) as crowd:
         crowd.grow()
     if crowd.refusal is None:
@@ -255,9 +265,7 @@ class _Crowd:
         return self._refusals[0] if self._refusals else None
 
     def grow(self) -> None:
-        """Send until one is refused, in small groups: Triton's own queue, in front of the executor's, has the same
-        limit and would fill first.
-        """
+        """Send until one is refused, in small groups, so that the engine can take them in."""
         while self.size < self._most and not self._refusals:
             for _ in range(_GROUP):
                 self._send()
@@ -295,10 +303,10 @@ def fine(subject: Subject) -> None:
     agree("the next request", good(subject, subject.request(4)).token_ids, subject.greedy[:4])
 
 
-def refused(subject: Subject, request: dict[str, Any], text: str, **how: str) -> str:
+def refused(subject: Subject, request: dict[str, Any], text: str = "", **how: str) -> str:
     """Refused by either engine with ``text`` in the error, and the next request is fine.
 
-    Contract: prompt and output are held against the engine's limits by the executor, lists by the backend's parser.
+    The prompt's length is checked by the executor (llmRequest.cpp), lists and ids by the backend (utils.cc).
     """
     both = Refuses(text, "TensorRT-LLM's executor and backend refuse it, and so does the CPU engine")
     return as_expected(subject, subject.ask(request, **how), openvino=both, tensorrt=both)

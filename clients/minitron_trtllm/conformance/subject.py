@@ -54,10 +54,14 @@ class Limits:
 
 @dataclass
 class Answer:
-    """All responses with outputs, in order, and the error where there was one."""
+    """All responses with outputs, in order, and the error where there was one.
+
+    ``finals``: the final flag of every response, those without outputs too.
+    """
 
     responses: list[dict[str, Tensor]] = field(default_factory=list)
     error: str | None = None
+    finals: list[bool] = field(default_factory=list)
 
     @property
     def token_ids(self) -> list[int]:
@@ -194,7 +198,8 @@ def collect(call: Call) -> Answer:
     with contextlib.suppress(StopIteration):
         while True:
             try:
-                outputs, _ = next(call)
+                outputs, final = next(call)
+                answer.finals.append(final)
             except RefusedByServer as error:
                 answer.error = str(error)
                 break

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import children, files, recipe
-from minitron_trtllm.acceptance.lines import FAIL, SKIPPED, Line, of_step
+from minitron_trtllm.acceptance.lines import FAIL, Line
 from minitron_trtllm.errors import VerdictError
 from minitron_trtllm.version import VERSION
 
@@ -49,27 +49,22 @@ class Evidence:
         except (OSError, ValueError):
             return {}
 
-    def known(self, step: str, inputs: Any) -> list[Line] | None:
-        """The lines of a step that was finished for the same inputs by the same toolkit."""
+    def _known(self, step: str, inputs: Any) -> list[Line] | None:
         found = self._done.get(step)
         return [Line(**line) for line in found["lines"]] if found and found["key"] == _key(inputs) else None
 
-    def do(self, step: str, inputs: Any, work: Callable[[], Sequence[Line]]) -> list[Line]:
-        """The lines of a step, done now unless they are known.
+    def do(self, step: str, inputs: Any, work: Callable[[], Sequence[Line]], made: Path | None = None) -> list[Line]:
+        """The lines of a step, done now unless it was finished for the same inputs by the same toolkit.
 
-        A step that failed, or could not be judged to its end, is not remembered: the next run tries it again.
+        ``made`` is a file that later steps need of it: without that it is done again.
+
+        A step that failed is not remembered: the next run tries it again. Raises what ``work`` raises.
         """
-        if (known := self.known(step, inputs)) is not None:
+        known = self._known(step, inputs)
+        if known is not None and (made is None or made.exists()):
             return known
         started = time.monotonic()
-        try:
-            lines = list(work())
-        except StepFailed as failure:
-            first, *others = of_step(step)
-            return [
-                Line(first.id, FAIL, failure.said),
-                *(Line(other.id, SKIPPED, f"{first.id} failed before") for other in others),
-            ]
+        lines = list(work())
         if any(line.status == FAIL for line in lines):
             return lines
         self._done[step] = {"key": _key(inputs), "seconds": round(time.monotonic() - started, 1),

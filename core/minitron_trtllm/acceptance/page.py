@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import files, output
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line
+from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue
 from minitron_trtllm.version import VERSION
 
 SCHEMA = 1
 
 
 def document(lines: Sequence[Line], about: Mapping[str, Any], seconds: Mapping[str, float | None]) -> dict[str, Any]:
-    """All that the page and programs need; ``seconds``: how long each finished step took."""
+    """All that the page and programs need, lines in the catalogue's order; ``seconds`` of each finished step."""
+    places = {name: place for place, name in enumerate(catalogue())}
     return {
         "kind": "acceptance", "schema": SCHEMA, "toolkit": VERSION, **about,
         "verdict": verdict(lines), "counts": {status: _count(lines, status) for status in (PASS, FAIL, SKIPPED)},
@@ -26,7 +27,7 @@ def document(lines: Sequence[Line], about: Mapping[str, Any], seconds: Mapping[s
                 "id": line.id, "step": line.entry.step, "status": line.status, "what": line.entry.what,
                 "evidence": line.evidence, "remedy": line.entry.remedy if line.status == FAIL else "",
             }
-            for line in lines
+            for line in sorted(lines, key=lambda line: places[line.id])
         ],
     }  # fmt: skip
 

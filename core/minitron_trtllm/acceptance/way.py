@@ -83,7 +83,7 @@ class Way:
                 ("speed", ("serve",), lambda: self._speed(serving)),
             ):
                 yield name, self._step(name, needs, work)
-        yield "reference", self._step("reference", ("convert",), self._reference)
+        yield "reference", self._step("reference", ("convert", *self._if_gpu("tokens")), self._reference)
         yield "words", self._step("words", ("tokens", "reference"), self._words)
 
     def _if_gpu(self, *steps: str) -> tuple[str, ...]:
@@ -110,8 +110,8 @@ class Way:
         return [found.get(entry.id) or self._skipped(entry) for entry in of_step(name)]
 
     def _skipped(self, entry: acceptance.Entry) -> Line:
-        reason = "only a GPU target can show it" if entry.gpu and not self.on_gpu else "the step gave no answer"
-        return Line(entry.id, SKIPPED, reason)
+        lost = "step machine failed" if "machine" in self._failed else "the step gave no answer"
+        return Line(entry.id, SKIPPED, lost if self.on_gpu else "only a GPU target can show it")
 
     # --- what is made -----------------------------------------------------------------------------------------------
 
@@ -189,13 +189,14 @@ class Way:
     def _checkpoint(self) -> list[Line]:
         checkpoint = self._path("checkpoint")
         words: list[str | Path] = ["probe", "checkpoint", checkpoint]
-        if self.on_gpu:
+        ask = self.on_gpu and "machine" not in self._failed
+        if ask:
             model = self.recipe.model
             revision = ["--revision", model.revision] if model.revision else []
             words += ["--model", model.source, *revision, *self._asked_of_tensorrt("checkpoint")]
         else:
             words.append("--files-only")
-        inputs = [self._digest("checkpoint"), self.on_gpu, self.recipe.container.image_tag]
+        inputs = [self._digest("checkpoint"), ask, self.recipe.container.image_tag]
         return self.evidence.do("checkpoint", inputs, lambda: self._judged("checkpoint", *words))
 
     def _engine(self) -> list[Line]:
@@ -226,7 +227,7 @@ class Way:
             return self._judged("tokens", "tokens", "store", self._path("repository"), "--tokens", path,
                                 "--url", serving.urls()["grpc"])  # fmt: skip
 
-        return self.evidence.do("tokens", [self._digest("repository"), path.exists()], work)
+        return self.evidence.do("tokens", self._digest("repository"), work, made=path)
 
     def _behaviour(self, serving: Serving) -> list[Line]:
         def work() -> list[Line]:
@@ -257,7 +258,7 @@ class Way:
             return [judge("words.reference", problems, f"{path}, of the same checkpoint")]
         if self.recipe.tensor_parallel * self.recipe.pipeline_parallel > 1:
             return [Line("words.reference", SKIPPED, "the CPU engine takes one rank; give --reference")]
-        return self.evidence.do("reference", [self._digest("checkpoint"), path.exists()], lambda: self._ask_cpu(path))
+        return self.evidence.do("reference", self._digest("checkpoint"), lambda: self._ask_cpu(path), made=path)
 
     def _ask_cpu(self, path: Path) -> list[Line]:
         """The CPU engine of the same checkpoint, built, served and asked here."""
@@ -290,13 +291,16 @@ class Way:
     # --- speed ------------------------------------------------------------------------------------------------------
 
     def _latency(self, step: str, serving: Serving, repository: Path, *more: str | Path) -> Path:
-        path = self.evidence.folder / (LATENCY if step == "speed" else f"{step}-{LATENCY}")
+        path = self._measured(step)
         self.evidence.run(step, "latency", "--grid", *self.options.grid, "--url", serving.urls()["grpc"],
                           "--manifest", repository, "--output", path, *more)  # fmt: skip
         return path
 
+    def _measured(self, step: str) -> Path:
+        return self.evidence.folder / (LATENCY if step == "speed" else f"{step}-{LATENCY}")
+
     def _baseline_file(self) -> Path | None:
-        made = self.evidence.folder / f"baseline-{LATENCY}"
+        made = self._measured("baseline")
         return self.options.baseline or (made if made.exists() else None)
 
     def _baseline(self) -> list[Line]:
@@ -315,8 +319,8 @@ class Way:
                 path = self._latency("baseline", serving, folder / "repository")
             return [judge("baseline.measured", [], speed.shown(speed.read(path)))]
 
-        inputs = [wanted.model_dump(), self.options.grid, self._source(), self._baseline_file() is not None]
-        return self.evidence.do("baseline", inputs, work)
+        inputs = [wanted.model_dump(), self.options.grid, self._source()]
+        return self.evidence.do("baseline", inputs, work, made=self._measured("baseline"))
 
     def _source(self) -> str | None:
         """The model that the checkpoint was made from."""

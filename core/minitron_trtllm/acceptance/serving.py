@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 from minitron_trtllm import children
 from minitron_trtllm.acceptance.evidence import Evidence, StepFailed
 
+_STATE = "servers"
 _FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
 
@@ -24,15 +26,13 @@ class Serving:
 
     def __init__(self, evidence: Evidence, repository: Path, recipe_file: Path, name: str) -> None:
         self._evidence, self._repository, self._recipe_file, self._name = evidence, repository, recipe_file, name
-        self.state = evidence.folder / "servers"
+        self.state = evidence.folder / _STATE
         self.load_s = 0.0
         self._document: Mapping[str, Any] | None = None
 
     def urls(self) -> dict[str, str]:
         """Addresses of grpc, http and metrics; starts the server the first time. Raises StepFailed."""
         if self._document is None:
-            if self.state.exists():
-                self._stop()  # what an acceptance that was killed left
             started = time.monotonic()
             text = self._evidence.run(self._name, "serve", self._repository, "--recipe", self._recipe_file, "--detach",
                                       *_FREE_PORTS, "--state", self.state, "--json")  # fmt: skip
@@ -52,9 +52,11 @@ class Serving:
             self._document = None
 
     def _stop(self) -> None:
-        try:
+        with contextlib.suppress(StepFailed):  # judged lines stand; that it had to be killed is in the step's log
             self._evidence.run(self._name, "stop", self._repository, "--state", self.state)
-        except StepFailed:
-            if self._document is not None:  # judged lines stand; that it had to be killed is in the step's log
-                return
-            raise
+
+
+def end_leftovers(evidence: Evidence) -> None:
+    """End the servers that an acceptance left that was killed; raises StepFailed."""
+    if (evidence.folder / _STATE).exists():
+        evidence.run("serve", "stop", "--all", "--state", evidence.folder / _STATE)

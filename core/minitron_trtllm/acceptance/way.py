@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minitron_trtllm import compat, machine, manifest
+from minitron_trtllm import compat, files, machine, manifest
 from minitron_trtllm.acceptance import lines as acceptance
 from minitron_trtllm.acceptance import speed
 from minitron_trtllm.acceptance.evidence import Evidence, StepFailed, digest
 from minitron_trtllm.acceptance.lines import FAIL, SKIPPED, Line, judge, of_step
 from minitron_trtllm.acceptance.serving import Serving
 from minitron_trtllm.errors import InputError, MachineError
-from minitron_trtllm.recipe_model import Recipe
+from minitron_trtllm.recipe_model import Cpu, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -251,10 +251,8 @@ class Way:
             return [Line("words.reference", SKIPPED, "this run is itself the reference: evidence/greedy-tokens.json")]
         path = self._reference_tokens()
         if self.options.reference is not None:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            own = self._digest("checkpoint")
-            other = about["checkpoint"] != own
-            problems = [f"{path} is of checkpoint {about['checkpoint'][:16]}, and this is {own[:16]}"] if other else []
+            theirs, own = _checkpoint_of(path), self._digest("checkpoint")
+            problems = [f"{path} is of checkpoint {theirs[:16]}, and this is {own[:16]}"] if theirs != own else []
             return [judge("words.reference", problems, f"{path}, of the same checkpoint")]
         if self.recipe.tensor_parallel * self.recipe.pipeline_parallel > 1:
             return [Line("words.reference", SKIPPED, "the CPU engine takes one rank; give --reference")]
@@ -263,7 +261,7 @@ class Way:
     def _ask_cpu(self, path: Path) -> list[Line]:
         """The CPU engine of the same checkpoint, built, served and asked here."""
         folder = self._path("reference")
-        recipe_file = write_recipe(self.recipe.model_copy(update={"target": "cpu"}), folder / "recipe.yaml")
+        recipe_file = write_recipe(_for_reference(self.recipe), folder / "recipe.yaml")
         engine, repository = folder / "engine", folder / "repository"
         try:
             made = [("build", self._path("checkpoint"), engine), ("repo render", engine, repository)]
@@ -347,8 +345,23 @@ _STAGES = ("machine", "convert", "build", "repository", "serve", "tokens", "refe
 def write_recipe(wanted: Recipe, path: Path) -> Path:
     """Write a recipe as a YAML file (JSON is YAML); returns ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted.model_dump(), indent=1) + "\n", encoding="utf-8")
+    files.write_text(path, json.dumps(wanted.model_dump(), indent=1) + "\n")
     return path
+
+
+def _for_reference(wanted: Recipe) -> Recipe:
+    """The CPU engine that says what the checkpoint says: exact, one sequence at a time, limits otherwise the same."""
+    one = {"workload": wanted.workload.model_copy(update={"concurrency": 1}),
+           "limits": wanted.limits.model_copy(update={"max_batch_size": 1})}  # fmt: skip
+    return wanted.model_copy(update={"target": "cpu", "cpu": Cpu(), **one})
+
+
+def _checkpoint_of(tokens: Path) -> str:
+    """Digest of the checkpoint that stored tokens are of; raises InputError."""
+    try:
+        return str(json.loads(tokens.read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{tokens} holds no tokens of 'minitron accept --target cpu' ({error})") from error
 
 
 def _force(folder: Path) -> list[str]:

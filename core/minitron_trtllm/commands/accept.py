@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Go the way; exit code 8 where a line failed."""
     from minitron_trtllm.acceptance import speed
     from minitron_trtllm.acceptance.evidence import Evidence
+    from minitron_trtllm.acceptance.serving import end_leftovers
     from minitron_trtllm.acceptance.way import Options, Way, write_recipe
 
     effective = recipe.from_args(args)
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         points = tuple(args.grid or speed.grid(wanted))
         way = Way(wanted, folder, evidence, Options(args.reference, args.baseline, points, args.container))
         write_recipe(wanted, way.recipe_file)
+        end_leftovers(evidence)
         whole = _walk(way, _about(effective), folder)
     output.emit_json(whole) if args.json else print(_result(whole, folder))
     return VerdictError.exit_code if whole["verdict"] == "FAIL" else 0

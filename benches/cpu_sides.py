@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from minitron_serve import minitron_serve
+
 
 class Child:
     """A child process with an engine; a line of JSON goes in for each measurement, and one comes out."""
@@ -95,22 +97,9 @@ class Server:
 @contextmanager
 def server(repository: Path, work: Path) -> Iterator[Server]:
     """``minitron serve`` on free ports, ready and warm; its state and log go into ``work``."""
-    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", repository, "--json", "--state", work / "state"]
-    words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     began = time.perf_counter()
-    with open(work / "server.log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert process.stdout is not None
-            text = ""
-            while not text.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, f"the server did not start, see {log.name}"
-                text += line
-            yield Server(process, json.loads(text)["urls"]["grpc"], time.perf_counter() - began)
-        finally:
-            process.terminate()
-            process.wait()
+    with minitron_serve(repository, work) as (process, state):
+        yield Server(process, state["urls"]["grpc"], time.perf_counter() - began)
 
 
 def _inputs(text: str, tokens: int) -> list[Any]:

@@ -1,31 +1,30 @@
-"""A bare gRPC process that speaks Triton's ModelStreamInfer and sends tokens by a schedule of its own.
+"""A bare process that speaks Triton's ModelStreamInfer and answers on a schedule of its own, stamping every response.
 
 Not Triton: the known schedule against which the client's clock is measured. A request to the model ``scheduled`` is
-answered with max_tokens responses, one every ``--interval-ms``; each carries when it was due and when it was really
-handed to gRPC (``due_ns``, ``sent_ns``, CLOCK_MONOTONIC, which all processes of a machine share). A request to ``null``
-is answered at once. How many requests came, and when the first and last did, is written to ``--counts`` every second.
+answered with max_tokens responses on the schedule that its prompt holds (``timetable.Schedule``); each carries when it
+was due and when it was really handed to the socket (``due_ns``, ``sent_ns``, CLOCK_MONOTONIC, which all processes of a
+machine share). A request to ``null`` is answered at once.
+
+The port goes to stdout. To every line on stdin it answers there how many requests came, and when the first and the
+last did.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
+import contextlib
 import gc
-import heapq
 import json
+import select
+import socket
 import struct
+import sys
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import grpc
+from http2 import Connection
+from timetable import Schedule, Timetable
 from tritonclient.grpc import service_pb2 as pb
 
-from minitron_trtllm import files
-from minitron_trtllm.load.pacing import Pacer
-
-_TICK_NS = 1_000_000
 _DUE, _SENT = b"<<DUE>>.", b"<<SENT>>"
 
 
@@ -51,86 +50,81 @@ class _Template:
         return bytes(self._bytes)
 
 
-class _Ticks:
-    """Wakes every stream that is due; due times are whole milliseconds, so that one timer serves many."""
+class Scheduled:
+    """The service, in one thread: it waits for what comes next, a request or a moment at which something is due."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._running: asyncio.Task[None] | None = None
-
-    async def until(self, due_ns: int) -> None:
-        """Return at ``due_ns``."""
-        if due_ns <= time.monotonic_ns():
-            return
-        future = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (due_ns, id(future), future))
-        if self._running is None:
-            self._running = asyncio.ensure_future(self._run())
-        await future
-
-    async def _run(self) -> None:
-        pacer = Pacer()
-        while self._waiting:
-            tick_ns = (time.monotonic_ns() // _TICK_NS + 1) * _TICK_NS
-            await pacer.until(tick_ns)  # never longer: a stream that comes meanwhile may be due earlier than all others
-            while self._waiting and self._waiting[0][0] <= time.monotonic_ns():
-                heapq.heappop(self._waiting)[2].set_result(None)
-        self._running = None
-        pacer.close()
-
-
-class Scheduled:
-    """The service; one handler, raw bytes out."""
-
-    def __init__(self, interval_ns: int) -> None:
-        self._interval_ns = interval_ns
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._connections: set[Connection] = set()
+        self._timetable: Timetable[tuple[Connection, int]] = Timetable()
         self._middle, self._last = _Template(final=False), _Template(final=True)
-        self._ticks = _Ticks()
-        self.requests, self.first_ns, self.last_ns = 0, 0, 0
+        self._requests, self._first_ns, self._last_ns = 0, 0, 0
 
-    async def infer(self, requests: AsyncIterator[Any], _: Any) -> AsyncIterator[bytes]:
-        """ModelStreamInfer."""
-        async for request in requests:
-            now_ns = time.monotonic_ns()
-            self.requests, self.first_ns, self.last_ns = self.requests + 1, self.first_ns or now_ns, now_ns
-            if request.model_name == "null":
-                yield self._last.stamped(now_ns)
-                continue
-            start_ns = now_ns // _TICK_NS * _TICK_NS
-            tokens = _max_tokens(request)
-            for number in range(1, tokens + 1):
-                due_ns = start_ns + number * self._interval_ns
-                await self._ticks.until(due_ns)
-                yield (self._last if number == tokens else self._middle).stamped(due_ns)
+    def turn(self) -> bool:
+        """Wait for the next event and do what it asks for; False once stdin has ended."""
+        due_ns = self._timetable.next_ns
+        wait_s = None if due_ns is None else max(due_ns - time.monotonic_ns(), 0) / 1e9
+        readable, _, _ = select.select([self._listener, sys.stdin, *self._connections], [], [], wait_s)
+        for one in readable:
+            if isinstance(one, Connection):
+                self._receive(one)
+            elif one is self._listener:
+                self._connections.add(Connection(self._listener.accept()[0]))
+            elif not sys.stdin.readline():
+                return False
+            else:
+                print(self._counts(), flush=True)
+        self._send_due()
+        return True
+
+    def _receive(self, connection: Connection) -> None:
+        with self._ends_with(connection):
+            for stream, message in connection.receive():
+                now_ns = time.monotonic_ns()
+                self._requests, self._first_ns, self._last_ns = self._requests + 1, self._first_ns or now_ns, now_ns
+                request = pb.ModelInferRequest.FromString(message)
+                if request.model_name == "null":
+                    connection.send(stream, self._last.stamped(now_ns), last=True)
+                    continue
+                prompt, tokens = _asked(request)
+                self._timetable.add((connection, stream), Schedule.of_prompt(prompt), tokens, now_ns)
+
+    def _send_due(self) -> None:
+        while due := self._timetable.take(time.monotonic_ns()):
+            connection, stream = due.stream
+            if connection in self._connections:
+                template = self._last if due.is_last else self._middle
+                with self._ends_with(connection):
+                    connection.send(stream, template.stamped(due.due_ns), last=due.is_last)
+
+    @contextlib.contextmanager
+    def _ends_with(self, connection: Connection) -> Any:
+        try:
+            yield
+        except ConnectionError:
+            self._connections.discard(connection)
+            connection.close()
+
+    def _counts(self) -> str:
+        return json.dumps({"requests": self._requests, "first_ns": self._first_ns, "last_ns": self._last_ns})
 
 
-def _max_tokens(request: Any) -> int:
-    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
-        if tensor.name == "max_tokens":
-            return int(struct.unpack("<i", raw)[0])
-    return 1
+def _asked(request: Any) -> tuple[str, int]:
+    """Prompt and max_tokens."""
+    raw = {one.name: raw for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
+    return raw["text_input"][4:].decode(), int(struct.unpack("<i", raw["max_tokens"])[0])
 
 
-async def _serve(interval_ms: int, counts: Path) -> None:
-    service = Scheduled(interval_ms * _TICK_NS)
-    handler = grpc.stream_stream_rpc_method_handler(service.infer, pb.ModelInferRequest.FromString, None)
+def main() -> None:
+    """Serve until stdin ends."""
+    service = Scheduled()
+    gc.freeze()
     gc.disable()  # a collection in the middle would be lateness; the process lives for minutes
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelStreamInfer": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
-    while True:
-        await asyncio.sleep(1)
-        document = {"requests": service.requests, "first_ns": service.first_ns, "last_ns": service.last_ns}
-        files.write_text(counts, json.dumps(document))
+    print(service.port, flush=True)
+    while service.turn():
+        pass
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--interval-ms", type=int, required=True)
-    parser.add_argument("--counts", type=Path, required=True)
-    arguments = parser.parse_args()
-    asyncio.run(_serve(arguments.interval_ms, arguments.counts))
+    main()

@@ -1,0 +1,55 @@
+"""Answers inside the real Triton on the schedule that each request's prompt holds, stamping every response.
+
+``due_ns`` is when a response was due, ``sent_ns`` when it was handed to Triton (CLOCK_MONOTONIC, which all processes of
+a machine share). ``timetable.py`` lies beside this file.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from timetable import Schedule, Timetable
+
+
+class TritonPythonModel:
+    """One thread takes requests in, another answers them all."""
+
+    def initialize(self, args: Any) -> None:
+        """Start the answering thread."""
+        self._changed = threading.Condition()
+        self._timetable: Timetable[Any] = Timetable()
+        gc.freeze()
+        gc.disable()  # a collection in the middle would be lateness; the process lives for minutes
+        threading.Thread(target=self._answer_all, daemon=True).start()
+
+    def execute(self, requests: Any) -> None:
+        """Put requests on the timetable."""
+        for request in requests:
+            prompt = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0].decode()
+            tokens = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy().reshape(-1)[0])
+            with self._changed:
+                schedule, now_ns = Schedule.of_prompt(prompt), time.monotonic_ns()
+                self._timetable.add(request.get_response_sender(), schedule, tokens, now_ns)
+                self._changed.notify()
+
+    def _answer_all(self) -> None:
+        while True:
+            with self._changed:
+                while (due := self._timetable.take(time.monotonic_ns())) is None:
+                    next_ns = self._timetable.next_ns
+                    self._changed.wait(None if next_ns is None else max(next_ns - time.monotonic_ns(), 0) / 1e9)
+            flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if due.is_last else 0
+            due.stream.send(_response(due.due_ns, time.monotonic_ns()), flags=flags)
+
+
+def _response(due_ns: int, sent_ns: int) -> Any:
+    return pb_utils.InferenceResponse([
+        pb_utils.Tensor("num_output_tokens", np.array([[1]], np.int32)),
+        pb_utils.Tensor("due_ns", np.array([[due_ns]], np.int64)),
+        pb_utils.Tensor("sent_ns", np.array([[sent_ns]], np.int64)),
+    ])  # fmt: skip

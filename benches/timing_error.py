@@ -1,0 +1,158 @@
+"""How wrong the load generator's clock is: received minus stamped send, against a server with a known schedule.
+
+A run in which the server's own lateness (sent minus due) has a p99 above 1 ms says nothing of the client and is
+discarded; fewer than five kept runs are no verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from bars import Bar
+from timetable import Schedule
+
+from minitron_trtllm.client.dialect import ServedModel
+from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.client.request import Request
+from minitron_trtllm.client.tensors import unpack
+from minitron_trtllm.load.latency import closed_loop
+from minitron_trtllm.load.record import OK, Record
+from minitron_trtllm.load.statistics import percentile
+from minitron_trtllm.load.wire import Prepared, Wire, prepare
+
+_INPUTS = {"text_input": "BYTES", "max_tokens": "INT32", "return_num_output_tokens": "BOOL", "stream": "BOOL"}
+_WANTED_RUNS, _MOST_RUNS = 5, 12
+_SERVER_LATENESS_MS = 1.0
+
+
+class Limits(NamedTuple):
+    """Bars in ms (None: none) of the errors' percentiles."""
+
+    ttft_p50: float | None
+    ttft_p99: float
+    itl_p50: float | None
+    itl_p99: float
+
+
+AT_64 = Limits(1.5, 3.0, 0.15, 1.5)
+AT_256 = Limits(None, 10.0, None, 5.0)
+
+
+@dataclass
+class Run:
+    """Of one run, in ms: errors of first tokens and gaps, the server's lateness; and its share of the possible rate."""
+
+    ttft: list[float]
+    itl: list[float]
+    late: list[float]
+    rate_share: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the server was punctual enough for the run to say something of the client."""
+        return percentile(self.late, 99) <= _SERVER_LATENESS_MS
+
+
+def request(model: str, tokens: int, prompt: str = "x") -> Prepared:
+    """A request to a server with a known schedule."""
+    served = ServedModel(model, "bls", decoupled=True, batched=True, inputs=_INPUTS)
+    return prepare(served, Request(prompt, max_tokens=tokens), "bench")
+
+
+class _StampedWire(Wire):
+    """The measuring client, keeping each response so that its stamps can be read after the run."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
+        self.kept: dict[int, list[Any]] = {}
+
+    def _take(self, response: Any, record: Record, received_ns: int) -> bool:
+        self.kept.setdefault(id(record), []).append(response)
+        return super()._take(response, record, received_ns)
+
+
+async def measure(endpoint: Endpoint, streams: int, interval_ms: float, seconds: float) -> Run:
+    """One run of that many streams at once, spread evenly over the interval."""
+    wire = _StampedWire(endpoint)
+    tokens = max(round(seconds * 1e3 / interval_ms), 2)
+    schedules = Schedule.spread(round(interval_ms * 1e6), streams)
+    try:
+        warm_up = [request("scheduled", 2, one.prompt()) for one in schedules]
+        await closed_loop(wire, warm_up, streams)  # opens the connection
+        wire.kept.clear()
+        prepared = [request("scheduled", tokens, one.prompt()) for one in schedules]
+        records = await closed_loop(wire, prepared, streams)
+    finally:
+        await wire.close()
+    return errors(records, wire.kept, interval_ms)
+
+
+def errors(records: Sequence[Record], kept: Mapping[int, Sequence[Any]], interval_ms: float) -> Run:
+    """What a run shows; ``kept``: the stamped responses of each record, by its ``id``."""
+    ttft, itl, late = [], [], []
+    for record in records:
+        assert record.outcome == OK, record.error
+        stamps = [_stamps(response) for response in kept[id(record)]]
+        received = [time_ns for time_ns, _ in record.responses]
+        late += [(sent - due) / 1e6 for due, sent in stamps]
+        ttft.append((received[0] - stamps[0][1]) / 1e6)
+        itl += [
+            abs((now - before) - (sent - sent_before)) / 1e6
+            for (before, now), ((_, sent_before), (_, sent)) in zip(pairwise(received), pairwise(stamps), strict=True)
+        ]
+    gaps = [len(record.responses) - 1 for record in records]
+    lengths = [(record.responses[-1][0] - record.responses[0][0]) / 1e6 for record in records]
+    return Run(ttft, itl, late, interval_ms * sum(gaps) / sum(lengths))
+
+
+def _stamps(response: Any) -> tuple[int, int]:
+    """When the response was due and when it was sent, by the server, in ns."""
+    infer = response.infer_response
+    raw = {tensor.name: raw for tensor, raw in zip(infer.outputs, infer.raw_output_contents, strict=True)}
+    return unpack("INT64", raw["due_ns"])[0], unpack("INT64", raw["sent_ns"])[0]
+
+
+def runs(endpoint: Endpoint, streams: int, interval_ms: float, seconds: float) -> list[Run]:
+    """Runs until enough of them are kept."""
+    return until_enough(lambda: asyncio.run(measure(endpoint, streams, interval_ms, seconds)))
+
+
+def until_enough(measured: Callable[[], Run]) -> list[Run]:
+    """Runs until enough of them are kept, or until that can no longer be."""
+    made: list[Run] = []
+    while not enough(made) and _kept(made) + _MOST_RUNS - len(made) >= _WANTED_RUNS:
+        made.append(measured())
+    return made
+
+
+def enough(made: Sequence[Run]) -> bool:
+    """Whether so many runs are kept that there is a verdict."""
+    return _kept(made) >= _WANTED_RUNS
+
+
+def _kept(made: Sequence[Run]) -> int:
+    return sum(run.kept for run in made)
+
+
+def judge(name: str, schedule: str, made: Sequence[Run], limits: Limits) -> list[Bar]:
+    """Bars over the values of all kept runs together; one without a verdict where there are too few."""
+    kept = [run for run in made if run.kept]
+    late = percentile([value for run in kept or made for value in run.late], 99)
+    load = os.getloadavg()[0]
+    said = f"{schedule}, {len(kept)} of {len(made)} runs kept, server late p99 {late:.2f} ms, load {load:.1f}"
+    if not enough(made):
+        return [Bar(f"{name}: timing error", None, None, said)]
+    ttft = [value for run in kept for value in run.ttft]
+    itl = [value for run in kept for value in run.itl]
+    figures = [("TTFT", 50, ttft), ("TTFT", 99, ttft), ("ITL", 50, itl), ("ITL", 99, itl)]
+    bars = [
+        Bar(f"{name}: {metric} error p{share} ms", percentile(values, share), limit, said)
+        for (metric, share, values), limit in zip(figures, limits, strict=True)
+    ]
+    share = min(run.rate_share for run in kept)
+    return [*bars, Bar(f"{name}: share of the possible rate", share, 0.995, said, at_least=True)]

@@ -1,19 +1,13 @@
-"""Load tests: schedules, lengths, slices, histograms, summaries, saturation, stalls, and whole runs.
+"""Load tests: schedules, lengths, slices, histograms, summaries, saturation, and stalls.
 
-Expected values: the processes' textbook moments, hand calculation, raw records, and what the bare server noted itself.
+Expected values: the processes' textbook moments, and calculation by hand.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +16,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bare_process import Bare
-from conftest import ROOMS, ROOT, minitron
+from conftest import minitron
+from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.load import profile as profiles
 from minitron_trtllm.load.histogram import Histogram
 from minitron_trtllm.load.profile import Slo
+from minitron_trtllm.load.prompts import PromptMaker
 from minitron_trtllm.load.record import Record
+from minitron_trtllm.load.requests import Sendable, build
 from minitron_trtllm.load.saturation import SaturationWatch
 from minitron_trtllm.load.schedule import Slice, plan
 from minitron_trtllm.load.search import find_capacity
 from minitron_trtllm.load.statistics import percentile
-from minitron_trtllm.load.summary import Summary, Window, read_records, summarize
+from minitron_trtllm.load.summary import Summary, Window, summarize
 from minitron_trtllm.load.timeline import stalls
 from minitron_trtllm.prometheus import Metrics
 
@@ -86,6 +82,20 @@ def test_same_seed_same_plan_and_slices_make_the_whole(name: str | None) -> None
     shares = [[one for one in whole if Slice(number, 3).takes(one.index)] for number in (1, 2, 3)]
     assert sorted((one for share in shares for one in share), key=lambda one: one.index) == whole
     assert [sum(Slice(n, of).share(count) for n in range(1, of + 1)) for of, count in ((3, 7), (4, 2))] == [7, 2]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+    served = ServedModel("m", "bls", decoupled=True, batched=True, inputs=dict.fromkeys(
+        ("text_input", "max_tokens", "min_tokens", "end_id", "stream", "seed", "temperature"), "INT32") | {
+        "text_input": "BYTES", "seed": "UINT64", "temperature": "FP32", "stream": "BOOL"})  # fmt: skip
+
+    def sendable(seed: int) -> list[Sendable]:
+        one = made(seed=seed, temperature=0.5, **{"input_tokens": {"kind": "uniform", "low": 2, "high": 9}})
+        return build(plan(one), one, served, PromptMaker(lambda text: len(text.split()), seed=seed))
+
+    first, again, other = sendable(1), sendable(1), sendable(2)
+    assert first == again and len(first) > 10
+    assert not {message for _, _, message, _ in first} & {message for _, _, message, _ in other}
 
 
 def test_lengths_follow_their_distribution() -> None:
@@ -228,164 +238,3 @@ def test_prometheus_text_is_read() -> None:
     page = Metrics.parse('# HELP x\nx{model="a",reason="O\\"K"} 3\nx{model="b"} 4.5\ny 1e3\nz{q="1"} NaN\n')
     assert page.sum("x") == 7.5 and page.sum("x", model="a") == 3 and page.sum("y") == 1000 and page.sum("none") is None
     assert page.gained(Metrics.parse("y 900\n"), "y") == 100
-
-
-# ---- whole runs against the bare server
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Bare]:
-    server = Bare(tmp_path)
-    yield server
-    server.end()
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    return subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", *words], env=os.environ | {"PYTHONPATH": rooms},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def records_of(folder: Path) -> list[Record]:
-    return [one for path in sorted(folder.glob("requests-*.jsonl")) for one in read_records(path)]
-
-
-def wait_for_records(process: subprocess.Popen[str], folder: Path, count: int) -> None:
-    while not folder.is_dir() or len(records_of(folder)) < count:
-        assert process.poll() is None, "the load test ended too early"
-        time.sleep(0.02)
-
-
-def words(bare: Bare, folder: Path, **settings: Any) -> list[str]:
-    pairs = {"duration_s": 4, "warm_up_s": 1, "input_tokens": 4, "output_tokens": 5, **settings}
-    flat = [word for key, value in pairs.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
-    return ["load", "--url", bare.url, "--output", str(folder), *flat]
-
-
-def test_four_workers_merged_equal_the_raw_records(bare: Bare, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    result = json.loads(minitron(*words(bare, folder, arrival__rate=60, workers=4), "--json").stdout)
-    records = records_of(folder)
-    window = Window(**result["window"])
-    inside = [one for one in records if window.holds(one.intended_ns)]
-    exact: dict[str, list[float | None]] = {
-        "ttft": [one.timing.ttft_ns for one in inside], "e2e_intended": [one.intended_timing.e2e_ns for one in inside],
-        "itl": [value for one in inside for value in one.timing.itl_ns],
-    }  # fmt: skip
-    for name, values in exact.items():
-        for share in (50, 90, 99):
-            found = result["summary"]["latency_ms"][name][f"p{share}"]
-            assert found == pytest.approx(percentile([value or 0 for value in values], share) / 1e6, rel=1 / 1024)
-    assert len(result["workers"]) == 4 and result["summary"]["outcomes"] == {"ok": len(records)}
-    assert result["summary"]["output_tokens"] == 5 * len(records)
-    # what was sent is what the plan says, once each, and what the server got
-    planned = json.loads(minitron(*words(bare, folder, arrival__rate=60, workers=4), "--dry-run", "--json").stdout)
-    assert sorted(one.index for one in records) == [row[0] for row in planned["requests"]]
-    start_ns = result["start_ns"]
-    assert {one.index: one.intended_ns - start_ns for one in records} == {row[0]: row[1] for row in planned["requests"]}
-    got = Counter(one["id"] for one in bare.events("request") if one["id"].startswith("load-"))
-    assert got == Counter(f"load-0-{one.index}" for one in records)
-
-
-def test_slices_send_the_same_requests_as_the_whole(bare: Bare, tmp_path: Path) -> None:
-    def got() -> dict[str, Any]:
-        return {one["id"]: one["inputs"] for one in bare.events("request") if one["id"].startswith("load-")}
-
-    common = words(bare, tmp_path / "whole", arrival__rate=20, duration_s=2)
-    minitron(*common)
-    whole = got()
-    (tmp_path / "events.jsonl").write_text("")
-    for number in (1, 2):
-        minitron(*common[:4], str(tmp_path / "sliced"), *common[5:], "--slice", f"{number}/2")
-    assert got() == whole
-    assert minitron(*common, check=False).returncode == 4  # its records are there already
-
-
-def test_closed_loop_keeps_its_concurrency(bare: Bare, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "arrival__kind": "closed",
-        "arrival__concurrency": 3,
-        "arrival__requests": 30,
-        "warm_up_s": 0,
-    }
-    minitron(*words(bare, tmp_path / "run", **settings))
-    records = records_of(tmp_path / "run")
-    moments = sorted([(one.sent_ns, 1) for one in records] + [(one.ended_ns, -1) for one in records])
-    assert len(records) == 30 and max(np.cumsum([step for _, step in moments])) == 3
-
-
-def test_killing_the_server_loses_no_request_and_counts_none_twice(bare: Bare, tmp_path: Path) -> None:
-    process = start(*words(bare, tmp_path / "run", arrival__rate=50), "--json")
-    wait_for_records(process, tmp_path / "run", 50)
-    bare.process.kill()
-    stdout, _ = process.communicate(timeout=60)
-    result, records = json.loads(stdout), records_of(tmp_path / "run")
-    planned = plan(profiles.load(None, [("arrival.rate", 50), ("duration_s", 4), ("warm_up_s", 1)]))
-    assert sorted(one.index for one in records) == [one.index for one in planned]
-    assert set(result["summary"]["outcomes"]) <= {"ok", "StreamBroken", "NotReady"} and process.returncode == 0
-    assert result["summary"]["outcomes"]["NotReady"] > 0
-    ended = {one["id"] for one in bare.events("end")}
-    assert {f"load-0-{one.index}" for one in records if one.outcome == "ok"} <= ended
-
-
-def test_every_kind_of_failure_is_an_outcome(bare: Bare, tmp_path: Path) -> None:
-    asked: list[dict[str, Any]] = [
-        {"unfinished": True}, {"error": "Maximum queue size of 4 has been reached"}, {"silent": True}, {}
-    ]  # fmt: skip
-    lines = [json.dumps({"prompt": json.dumps(one), "max_tokens": 8}) for one in asked]
-    (tmp_path / "p.jsonl").write_text("\n".join(lines))
-    settings: dict[str, Any] = {"arrival__kind": "closed", "arrival__requests": 4, "warm_up_s": 0, "deadline_s": 1,
-                                "prompts__kind": "file", "prompts__path": tmp_path / "p.jsonl"}  # fmt: skip
-    minitron(*words(bare, tmp_path / "run", **settings))
-    outcomes = {one.index: one.outcome for one in records_of(tmp_path / "run")}
-    assert outcomes == {0: "StreamBroken", 1: "Rejected", 2: "DeadlineExceeded", 3: "ok"}
-
-
-def test_an_interrupt_keeps_what_was_measured(bare: Bare, tmp_path: Path) -> None:
-    process = start(*words(bare, tmp_path / "run", arrival__rate=50, duration_s=60), "--json")
-    wait_for_records(process, tmp_path / "run", 80)
-    os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
-    result = json.loads(stdout)
-    assert process.returncode == 130 and result["stopped"] == "interrupted", stderr
-    assert result["summary"]["sent"] == len(records_of(tmp_path / "run")) and result["summary"]["outcomes"]["ok"] >= 80
-    assert (tmp_path / "run" / "run.json").is_file()
-
-
-def test_a_stalled_server_shows_in_the_intended_times(bare: Bare, tmp_path: Path) -> None:
-    """Coordinated omission: the server is stopped for a second in the middle of 100 requests/s."""
-    process = start(*words(bare, tmp_path / "run", arrival__kind="constant", arrival__rate=100), "--json")
-    wait_for_records(process, tmp_path / "run", 180)
-    bare.process.send_signal(signal.SIGSTOP)
-    time.sleep(1)
-    bare.process.send_signal(signal.SIGCONT)
-    result = json.loads(process.communicate(timeout=60)[0])
-    assert result["summary"]["latency_ms"]["ttft_intended"]["p99"] >= 900
-    assert any(one["seconds"] >= 0.9 and one["waiting"] >= 1 for one in result["stalls"])
-
-
-def test_find_capacity_against_a_server(bare: Bare, tmp_path: Path) -> None:
-    done = minitron(*words(bare, tmp_path / "run", slo__ttft_ms=0.001, duration_s=2, warm_up_s=0),
-                    "--find-capacity", "--rate", "10", check=False)  # fmt: skip
-    assert done.returncode == 8 and "carried no rate" in done.stderr
-    assert minitron("load", "--find-capacity", "--arrival", "closed", "--url", bare.url, check=False).returncode == 2
-
-
-def test_prompt_sources(bare: Bare, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "one two", "max_tokens": 3}\n{"prompt": "three"}\n')
-    turns = [{"from": "human", "value": "first"}, {"from": "gpt", "value": "x"}]
-    (tmp_path / "s.json").write_text(json.dumps([{"conversations": turns}, {"conversations": []}]))
-    closed: dict[str, Any] = {"arrival__kind": "closed", "arrival__requests": 4, "warm_up_s": 0}
-    for kind, name, expected in (
-        ("file", "p.jsonl", {("one two", 3), ("three", 5)}),
-        ("sharegpt", "s.json", {("first", 5)}),
-    ):
-        settings = closed | {"prompts__kind": kind, "prompts__path": tmp_path / name}
-        minitron(*words(bare, tmp_path / kind, **settings))
-        got = {(one["inputs"]["text_input"], one["inputs"]["max_tokens"]) for one in bare.events("request")
-               if one["id"].startswith("load-")}  # fmt: skip
-        assert expected <= got
-    done = minitron(*words(bare, tmp_path / "x", prompts__kind="file", prompts__path=tmp_path / "s.json"), check=False)
-    assert done.returncode == 3

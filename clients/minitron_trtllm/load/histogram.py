@@ -3,7 +3,8 @@
 Buckets double in width with every power of two, 512 of them to each, so that a percentile, read back as the middle of
 its bucket, is within 1/1,024 (0.1 %) of the value recorded, whatever its size. Source: G. Tene, HdrHistogram
 (hdrhistogram.org).
-The package ``hdrhistogram`` does the same one value at a time and brings setuptools and pbr into every environment.
+The package ``hdrhistogram`` (0.10.8) is well kept and does the same, but declares pbr and setuptools >= 83 as needed at
+run time, and tensorrt-llm 1.2, in whose environment this toolkit is installed on a GPU machine, wants setuptools < 80.
 """
 
 from __future__ import annotations

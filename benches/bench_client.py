@@ -102,8 +102,8 @@ def _bare_timing(streams: int, intervals_ms: tuple[int, ...], seconds: float, li
 
 
 def _triton_timing(streams: int, interval_ms: int, seconds: float, limits: Limits) -> list[Bar]:
-    with known_servers.triton() as endpoint:
-        made = timing_error.runs(endpoint, streams, interval_ms, seconds)
+    with known_servers.triton() as server:
+        made = timing_error.runs(server.endpoint, streams, interval_ms, seconds)
     return timing_error.judge(f"Triton, {streams} streams", f"a token every {interval_ms} ms", made, limits)
 
 

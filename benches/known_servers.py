@@ -46,13 +46,22 @@ def bare() -> Iterator[Bare]:
             process.kill()
 
 
+@dataclass
+class Triton:
+    """The real Triton with ``scheduled_model``, running below ``process`` (``minitron serve``)."""
+
+    process: subprocess.Popen[str]
+    endpoint: Endpoint
+    metrics_url: str
+
+
 @contextlib.contextmanager
-def triton() -> Iterator[Endpoint]:
+def triton() -> Iterator[Triton]:
     """The real Triton, started by ``minitron serve``, with ``scheduled_model`` in its Python backend."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        with minitron_serve(write_repository(work / "repository"), work) as (_, state):
-            yield Endpoint(state["urls"]["grpc"])
+        with minitron_serve(write_repository(work / "repository"), work) as (process, state):
+            yield Triton(process, Endpoint(state["urls"]["grpc"]), state["urls"]["metrics"])
 
 
 def write_repository(folder: Path) -> Path:

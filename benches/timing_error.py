@@ -26,6 +26,7 @@ from minitron_trtllm.load.statistics import percentile
 from minitron_trtllm.load.wire import Prepared, Wire, prepare
 
 _INPUTS = {"text_input": "BYTES", "max_tokens": "INT32", "return_num_output_tokens": "BOOL", "stream": "BOOL"}
+_TOKENS = 20  # of each request, so that a run holds many first tokens
 _WANTED_RUNS, _MOST_RUNS = 5, 12
 _SERVER_LATENESS_MS = 1.0
 
@@ -65,56 +66,51 @@ def request(model: str, tokens: int, prompt: str = "x") -> Prepared:
 
 
 class _StampedWire(Wire):
-    """The measuring client, keeping each response so that its stamps can be read after the run."""
+    """The measuring client, keeping of each response the two times that it carries, as bytes (its last two outputs)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint)
-        self.kept: dict[int, list[Any]] = {}
+        self.stamps: dict[int, list[tuple[bytes, bytes]]] = {}
 
     def _take(self, response: Any, record: Record, received_ns: int) -> bool:
-        self.kept.setdefault(id(record), []).append(response)
+        raw = response.infer_response.raw_output_contents
+        self.stamps.setdefault(record.index, []).append((raw[-2], raw[-1]))
         return super()._take(response, record, received_ns)
 
 
 async def measure(endpoint: Endpoint, streams: int, interval_ms: float, seconds: float) -> Run:
-    """One run of that many streams at once, spread evenly over the interval."""
+    """One run: so many streams, each with one request after the other, which begin and end spread over the time.
+
+    The first request of each stream is ramp: the first stream's is the shortest, and none of them counts.
+    """
     wire = _StampedWire(endpoint)
-    tokens = max(round(seconds * 1e3 / interval_ms), 2)
-    schedules = Schedule.spread(round(interval_ms * 1e6), streams)
+    rounds = max(round(seconds * 1e3 / (_TOKENS * interval_ms)), 2)
+    prompts = [one.prompt() for one in Schedule.spread(round(interval_ms * 1e6), streams)]
+    ramp = [request("scheduled", 1 + _TOKENS * number // streams, prompt) for number, prompt in enumerate(prompts)]
+    counted = [request("scheduled", _TOKENS, prompt) for prompt in prompts]
     try:
-        warm_up = [request("scheduled", 2, one.prompt()) for one in schedules]
-        await closed_loop(wire, warm_up, streams)  # opens the connection
-        wire.kept.clear()
-        prepared = [request("scheduled", tokens, one.prompt()) for one in schedules]
-        records = await closed_loop(wire, prepared, streams)
+        records = await closed_loop(wire, ramp + counted * rounds, streams)
     finally:
         await wire.close()
-    return errors(records, wire.kept, interval_ms)
+    return errors(records[streams:], wire.stamps, interval_ms)
 
 
-def errors(records: Sequence[Record], kept: Mapping[int, Sequence[Any]], interval_ms: float) -> Run:
-    """What a run shows; ``kept``: the stamped responses of each record, by its ``id``."""
+def errors(records: Sequence[Record], stamps: Mapping[int, Sequence[tuple[bytes, bytes]]], interval_ms: float) -> Run:
+    """What a run shows; ``stamps``: when each response of a record (by its index) was due and when it was sent, raw."""
     ttft, itl, late = [], [], []
     for record in records:
         assert record.outcome == OK, record.error
-        stamps = [_stamps(response) for response in kept[id(record)]]
+        times = [(unpack("INT64", due)[0], unpack("INT64", sent)[0]) for due, sent in stamps[record.index]]
         received = [time_ns for time_ns, _ in record.responses]
-        late += [(sent - due) / 1e6 for due, sent in stamps]
-        ttft.append((received[0] - stamps[0][1]) / 1e6)
+        late += [(sent - due) / 1e6 for due, sent in times]
+        ttft.append((received[0] - times[0][1]) / 1e6)
         itl += [
             abs((now - before) - (sent - sent_before)) / 1e6
-            for (before, now), ((_, sent_before), (_, sent)) in zip(pairwise(received), pairwise(stamps), strict=True)
+            for (before, now), ((_, sent_before), (_, sent)) in zip(pairwise(received), pairwise(times), strict=True)
         ]
     gaps = [len(record.responses) - 1 for record in records]
     lengths = [(record.responses[-1][0] - record.responses[0][0]) / 1e6 for record in records]
     return Run(ttft, itl, late, interval_ms * sum(gaps) / sum(lengths))
-
-
-def _stamps(response: Any) -> tuple[int, int]:
-    """When the response was due and when it was sent, by the server, in ns."""
-    infer = response.infer_response
-    raw = {tensor.name: raw for tensor, raw in zip(infer.outputs, infer.raw_output_contents, strict=True)}
-    return unpack("INT64", raw["due_ns"])[0], unpack("INT64", raw["sent_ns"])[0]
 
 
 def runs(endpoint: Endpoint, streams: int, interval_ms: float, seconds: float) -> list[Run]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from itertools import pairwise
-from typing import Any
 
 import known_servers
 import pytest
@@ -16,7 +15,6 @@ import timing_error
 from bars import Bar, exit_code
 from timetable import Schedule, Timetable
 from timing_error import AT_64, Run, judge, request, until_enough
-from tritonclient.grpc import service_pb2 as pb
 
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.load.record import OK, Record
@@ -43,18 +41,11 @@ def test_a_late_response_delays_no_other() -> None:
     assert late[-1] is None and table.next_ns is None
 
 
-def stamped(due_ms: float, sent_ms: float) -> Any:
-    infer = pb.ModelInferResponse()
-    for name, value in (("due_ns", due_ms), ("sent_ns", sent_ms)):
-        infer.outputs.add(name=name, datatype="INT64", shape=[1, 1])
-        infer.raw_output_contents.append(struct.pack("<q", round(value * MS)))
-    return pb.ModelStreamInferResponse(infer_response=infer)
-
-
 def test_errors_are_taken_from_what_was_really_sent() -> None:
-    record = Record(0, 0, 0, [(round(ms * MS), 1) for ms in (103, 111, 125)], outcome=OK)
-    responses = [stamped(100, 102), stamped(110, 110.5), stamped(120, 120.25)]
-    found = timing_error.errors([record], {id(record): responses}, interval_ms=10)
+    record = Record(7, 0, 0, [(round(ms * MS), 1) for ms in (103, 111, 125)], outcome=OK)
+    times = ((100, 102), (110, 110.5), (120, 120.25))
+    stamps = [(struct.pack("<q", round(due * MS)), struct.pack("<q", round(sent * MS))) for due, sent in times]
+    found = timing_error.errors([record], {7: stamps}, interval_ms=10)
     assert found.ttft == [1.0]  # 103 - 102
     assert found.itl == [0.5, 4.25]  # |8 - 8.5| and |14 - 9.75|
     assert found.late == [2.0, 0.5, 0.25]
@@ -99,9 +90,9 @@ async def _answer(endpoint: Endpoint, model: str, tokens: int, *, deadline_s: fl
 
 
 def check_stamps(endpoint: Endpoint) -> None:
-    """Eight streams of twenty tokens: every response is sent when it is due or later, and received after that."""
-    found = asyncio.run(timing_error.measure(endpoint, 8, 20, 0.4))
-    assert (len(found.ttft), len(found.itl), len(found.late)) == (8, 8 * 19, 8 * 20)
+    """Eight streams, two requests of twenty tokens each that count: all sent when due or later, received after that."""
+    found = asyncio.run(timing_error.measure(endpoint, 8, 10, 0.4))
+    assert (len(found.ttft), len(found.itl), len(found.late)) == (16, 16 * 19, 16 * 20)
     assert min(found.late) >= 0 and min(found.ttft) > 0
 
 
@@ -112,7 +103,7 @@ def test_the_bare_server_keeps_its_schedule_and_counts() -> None:
         records = [asyncio.run(_answer(server.endpoint, "null", 1)) for _ in range(3)]
         counted = server.counted()
     assert [one.outcome for one in records] == [OK] * 3 and [len(one.responses) for one in records] == [1] * 3
-    assert before["requests"] == 16 and counted["requests"] == 19  # 8 of a warm-up, 8 measured, 3
+    assert before["requests"] == 24 and counted["requests"] == 27  # 8 of a ramp, 16 measured, 3
     assert before["last_ns"] < records[0].sent_ns < counted["last_ns"] < records[2].ended_ns
 
 
@@ -128,5 +119,5 @@ def test_the_bare_server_outlives_its_clients_and_their_flow_control() -> None:
 
 @pytest.mark.server
 def test_the_model_in_the_real_triton_keeps_its_schedule() -> None:
-    with known_servers.triton() as endpoint:
-        check_stamps(endpoint)
+    with known_servers.triton() as server:
+        check_stamps(server.endpoint)

@@ -7,37 +7,50 @@ a machine share). ``timetable.py`` lies beside this file.
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from timetable import Schedule, Timetable
+from timetable import Schedule, Timetable, be_punctual
+
+_THREADS = 4  # handing a response to Triton takes a while, and meanwhile the next one comes due
 
 
 class TritonPythonModel:
-    """One thread takes requests in, another answers them all."""
+    """Takes requests in; each is answered by one of a few threads."""
 
     def initialize(self, args: Any) -> None:
-        """Start the answering thread."""
-        self._changed = threading.Condition()
-        self._timetable: Timetable[Any] = Timetable()
+        """Start the answering threads."""
         gc.freeze()
         gc.disable()  # a collection in the middle would be lateness; the process lives for minutes
-        threading.Thread(target=self._answer_all, daemon=True).start()
+        self._next = itertools.cycle([_Answering() for _ in range(_THREADS)])
 
     def execute(self, requests: Any) -> None:
-        """Put requests on the timetable."""
+        """Put requests on the timetables."""
         for request in requests:
             prompt = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0].decode()
             tokens = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy().reshape(-1)[0])
-            with self._changed:
-                schedule, now_ns = Schedule.of_prompt(prompt), time.monotonic_ns()
-                self._timetable.add(request.get_response_sender(), schedule, tokens, now_ns)
-                self._changed.notify()
+            next(self._next).add(request.get_response_sender(), Schedule.of_prompt(prompt), tokens)
 
-    def _answer_all(self) -> None:
+
+class _Answering:
+    """A thread with a timetable of its own, so that the responses of a stream keep their order."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._timetable: Timetable[Any] = Timetable()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def add(self, sender: Any, schedule: Schedule, tokens: int) -> None:
+        with self._changed:
+            self._timetable.add(sender, schedule, tokens, time.monotonic_ns())
+            self._changed.notify()
+
+    def _run(self) -> None:
+        be_punctual()
         while True:
             with self._changed:
                 while (due := self._timetable.take(time.monotonic_ns())) is None:

@@ -399,6 +399,24 @@ def test_async_256_streams_on_one_client(bare: Bare) -> None:
     assert asyncio.run(main()) == [words(number % 16 + 1) for number in range(256)]
 
 
+def test_async_nothing_is_left_after_1000_requests(bare: Bare) -> None:
+    async def main(count: int) -> tuple[int, int, int]:
+        async with AsyncClient(bare.url) as client:
+            for number in range(count):
+                stream = client.stream(prompt(tokens=2, interval_ms=0))
+                if number % 10:
+                    assert len([chunk async for chunk in stream]) == 3
+                else:
+                    await stream.__anext__()
+                    await stream.close()
+        await asyncio.sleep(0.3)
+        return threading.active_count(), len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+
+    threads, files, tasks = asyncio.run(main(1))
+    more = asyncio.run(main(1000))
+    assert more[0] <= threads and more[1] <= files + 2 and more[2] == tasks == 1  # the one that counts
+
+
 def test_async_generate_batch_and_questions(bare: Bare) -> None:
     async def main() -> None:
         async with AsyncClient(bare.url) as client:

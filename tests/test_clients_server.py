@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import known_servers
 import psutil
 import pytest
 
 import serving
 from conftest import ROOMS, ROOT, minitron
+from minitron_trtllm.cli import main
 from minitron_trtllm.client import AsyncClient, Client, Request
-from minitron_trtllm.errors import DeadlineExceeded, InvalidRequest, NotReady
+from minitron_trtllm.errors import DeadlineExceeded, InvalidRequest, NotReady, StreamBroken
 
 pytestmark = pytest.mark.server
 
@@ -98,7 +100,7 @@ def test_cancel_and_deadline_stop_the_engine_and_leave_nothing(
     wait_until(lambda: gauge(server, r"nv_inference_pending_request_count") == 0)
 
 
-@pytest.mark.parametrize(("model", "streams"), [("tensorrt_llm_bls", 64), ("ensemble", 16)])
+@pytest.mark.parametrize(("model", "streams"), [("tensorrt_llm_bls", 256), ("ensemble", 16)])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.95, "top_k": 50}], ids=["greedy", "seeded"])
 def test_streams_at_once_are_each_as_if_alone(url: str, model: str, streams: int, sampling: dict[str, Any]) -> None:
     """Each text equals the one that the same request streams when nothing else runs."""
@@ -117,6 +119,11 @@ def test_streams_at_once_are_each_as_if_alone(url: str, model: str, streams: int
     alone, together = asyncio.run(main())
     assert together == alone * (streams // 8)
     assert len(set(alone)) > 1
+
+
+def test_a_port_that_is_not_grpc_has_its_type(server: dict[str, Any]) -> None:
+    with Client(server["urls"]["http"], deadline_s=5) as wrong, pytest.raises((NotReady, DeadlineExceeded)):
+        wrong.generate(PROMPT)
 
 
 def test_refusals_have_their_types(client: Client) -> None:
@@ -169,6 +176,58 @@ def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Pat
     assert "<svg" in (run / "report.html").read_text()
 
 
+def test_a_run_ends_when_the_server_takes_more_than_it_can_finish(
+    server: dict[str, Any], tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_trtllm.load.saturation._SECONDS", 6)
+    words = ["--arrival", "poisson", "--rate", "300", "--duration", "60", "--warm-up", "1", "--input-tokens", "8",
+             "--output-tokens", "32", "--tokenizer", small_model, "--url", server["urls"]["grpc"],
+             "--output", tmp_path / "run"]  # fmt: skip
+    assert main(["load", *map(str, words)]) == 0
+    result = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert result["stopped"] == "saturated" and result["window"]["end_ns"] < result["start_ns"] + 50 * 10**9
+    assert result["summary"]["outcomes"]["ok"] and result["summary"]["outcomes"]["Cancelled"]  # what was in flight
+    assert result["summary"]["sent"] == len(lines(tmp_path / "run"))
+    wait_until(lambda: gauge(server, r"nv_inference_pending_request_count") == 0)
+
+
+def test_a_stall_at_100_requests_a_second_and_the_servers_own_rate(tmp_path: Path, small_model: Path) -> None:
+    """Coordinated omission and the cross-check, with a model that costs nothing: benches/scheduled_model."""
+    with known_servers.triton() as server:
+        words: list[str | Path] = [
+            "--arrival", "constant", "--rate", "100", "--duration", "8", "--warm-up", "1", "--input-tokens", "8",
+            "--output-tokens", "1", "--set", "fixed_output=false", "--tokenizer", small_model, "--json",
+            "--model", "scheduled", "--url", server.endpoint.url, "--metrics-url", server.metrics_url,
+            "--output", tmp_path / "run",
+        ]  # fmt: skip
+        with started("load", *words) as process:
+            wait_until(lambda: len(lines(tmp_path / "run")) >= 200)
+            triton = tritonserver(psutil.Process())
+            triton.suspend()
+            time.sleep(1)
+            triton.resume()
+            result = json.loads(process.communicate(timeout=60)[0])
+    assert result["summary"]["outcomes"] == {"ok": 799} and result["server"]["requests"] == 799
+    assert result["summary"]["latency_ms"]["ttft_intended"]["p99"] >= 900
+    assert any(one["seconds"] >= 0.9 and one["waiting"] >= 1 for one in result["stalls"])
+    assert abs(result["server"]["requests_per_s_difference"]) <= 0.01
+
+
+def tritonserver(serve: subprocess.Popen[str]) -> psutil.Process:
+    """The server below ``minitron serve``."""
+    children = psutil.Process(serve.pid).children(recursive=True)
+    return next(one for one in children if one.name() == "tritonserver")
+
+
+def started(*words: str | Path) -> subprocess.Popen[str]:
+    """The command line as a user starts it, without waiting."""
+    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    return subprocess.Popen(
+        [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)], env=os.environ | {"PYTHONPATH": rooms},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
     """A server that a test may stop and kill."""
@@ -178,18 +237,22 @@ def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, An
 
 def test_load_over_a_stall_and_the_death_of_the_server(own_server: dict[str, Any], tmp_path: Path) -> None:
     """Coordinated omission, and one outcome for every request, with Triton itself stopped and then killed (-9)."""
-    triton = [one for one in psutil.Process(own_server["process"].pid).children(True) if one.name() == "tritonserver"]
-    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    words = [sys.executable, "-m", "minitron_trtllm.cli", "load", "--arrival", "constant", "--rate", "10",
-             "--duration", "9", "--warm-up", "1", "--input-tokens", "8", "--output-tokens", "2", "--json",
-             "--url", own_server["urls"]["grpc"], "--output", str(tmp_path / "run")]  # fmt: skip
-    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": rooms}, stdout=subprocess.PIPE, text=True) as process:
+    triton, url = tritonserver(own_server["process"]), own_server["urls"]["grpc"]
+    words = ["--arrival", "constant", "--rate", "10", "--duration", "9", "--warm-up", "1", "--input-tokens", "8",
+             "--output-tokens", "2", "--json", "--url", url, "--output", tmp_path / "run"]  # fmt: skip
+    with started("load", *words) as process, Client(url, deadline_s=30) as client:
         wait_until(lambda: len(lines(tmp_path / "run")) >= 20)
-        triton[0].suspend()
+        triton.suspend()
         time.sleep(1)
-        triton[0].resume()
+        triton.resume()
         wait_until(lambda: len(lines(tmp_path / "run")) >= 45)
-        triton[0].kill()
+        stream = client.stream(PROMPT, max_tokens=1500, ignore_end=True)
+        next(stream)
+        triton.kill()
+        with pytest.raises(StreamBroken):
+            list(stream)
+        with pytest.raises(NotReady):
+            client.generate(PROMPT)
         result = json.loads(process.communicate(timeout=60)[0])
     assert [json.loads(line)["index"] for line in lines(tmp_path / "run", ordered=True)] == list(range(89))
     outcomes = result["summary"]["outcomes"]

@@ -21,7 +21,7 @@ import pytest
 import echo_repository
 from conftest import ROOMS, ROOT, minitron
 from minitron_trtllm.client import ApiKey, Client, Tls
-from minitron_trtllm.errors import ClientError
+from minitron_trtllm.errors import ClientError, InvalidRequest, NotReady
 from minitron_trtllm.server.leftovers import Process
 
 pytestmark = pytest.mark.server
@@ -383,7 +383,7 @@ def test_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -
     one = serve(echo, "--tls-cert", certificates / "server.crt", "--tls-key", certificates / "server.key")
     assert ask(one.url, 2, tls=Tls(certificates / "ca.crt")) == ["0 ", "1 "]
     for wrong in (None, Tls()):  # plain; an authority that did not sign it
-        with pytest.raises(ClientError):
+        with pytest.raises(NotReady):
             ask(one.url, 1, tls=wrong)
     status, answer = http(one.document["urls"]["http"], "/v2/models/echo")
     assert (status, "restricted" in answer) == (403, True)
@@ -395,7 +395,7 @@ def test_mutual_tls(echo: Path, serve: Callable[..., Supervisor], certificates: 
                 "--tls-ca", certificates / "ca.crt")  # fmt: skip
     ours = Tls(certificates / "ca.crt", certificates / "client.crt", certificates / "client.key")
     assert ask(one.url, 2, tls=ours) == ["0 ", "1 "]
-    with pytest.raises(ClientError):
+    with pytest.raises(NotReady):
         ask(one.url, 1, tls=Tls(certificates / "ca.crt"))
 
 
@@ -407,7 +407,7 @@ def test_api_key(echo: Path, serve: Callable[..., Supervisor], tmp_path: Path) -
     address = one.document["urls"]["http"]
     assert ask(one.url, 2, api_key=ApiKey(KEY)) == ["0 ", "1 "]
     for wrong in (None, ApiKey("another-key-of-length")):
-        with pytest.raises(ClientError, match="restricted"):
+        with pytest.raises(InvalidRequest, match="restricted"):
             ask(one.url, 1, api_key=wrong)
     assert http(address, "/v2/models/echo", {"api-key": KEY})[0] == 200
     assert http(address, "/v2/models/echo", {"api-key": "wrong"})[0] == 403

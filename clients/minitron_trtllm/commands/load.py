@@ -200,10 +200,9 @@ def _lines(document: dict[str, Any], summary: dict[str, Any]) -> list[str]:
             + f"goodput {goodput:.2f}/s ({summary['goodput_share'] or 0:.1%} of those meant for it)"
         )
     server = document["server"]
-    for name in ("requests", "output_tokens"):
+    for name, words in (("requests", "requests"), ("output_tokens", "output tokens"), ("requests_per_s", "requests/s")):
         if name in server:
-            lines.append(f"the server counted {server[name]:.0f} {name.replace('_', ' ')}: "
-                         f"{server[name + '_difference']:+.2%} here")  # fmt: skip
+            lines.append(f"the server counted {server[name]:.6g} {words}: {server[name + '_difference']:+.2%} here")
     lines += [f"STALL of {one['seconds']:.2f} s at {one['at_s']:.1f} s with {one['waiting']} requests waiting"
               for one in document["stalls"]]  # fmt: skip
     if document["stopped"]:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,7 @@ from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.errors import ClientError, NotReady, OutputExists
 from minitron_trtllm.load import worker
 from minitron_trtllm.load.profile import Profile
+from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.requests import Sendable
 from minitron_trtllm.load.saturation import SaturationWatch
 from minitron_trtllm.load.schedule import Slice
@@ -81,7 +82,7 @@ def execute(
     ]  # fmt: skip
     crew = _Crew(tasks)
     try:
-        outcome = crew.run(profile, metrics_url, show)
+        outcome = crew.run(profile, metrics_url, model, show)
         window = _window(profile, outcome)
         summaries = crew.summaries(window, profile)
     finally:
@@ -91,13 +92,17 @@ def execute(
         total.merge(one)
     records = [task.records for task in tasks]
     itl = total.percentiles_ms("itl") or {}
-    everything = (record for path in records for record in read_records(path))
+    server = _server_counts(outcome, model, total) | _server_rate(outcome, window, _all(records))
     return _about(profile, share, outcome) | {
         "window": asdict(window), "records": [path.name for path in records], "summary": total.document(window),
-        "stalls": stalls(everything, itl.get("p99"), outcome.start_ns),
+        "stalls": stalls(_all(records), itl.get("p99"), outcome.start_ns),
         "workers": [one.document(window)["latency_ms"] for one in summaries],
-        "server": {"samples": outcome.samples} | _server_counts(outcome, model, total), "state": total.state(),
+        "server": {"samples": outcome.samples} | server, "state": total.state(),
     }  # fmt: skip
+
+
+def _all(paths: Sequence[Path]) -> Iterator[Record]:
+    return (record for path in paths for record in read_records(path))
 
 
 class _Crew:
@@ -117,7 +122,7 @@ class _Crew:
         for pipe in self._pipes:
             self._expect(pipe, "ready")
 
-    def run(self, profile: Profile, metrics_url: str | None, show: Show) -> Outcome:
+    def run(self, profile: Profile, metrics_url: str | None, model: str, show: Show) -> Outcome:
         """Start all at one moment and watch them until they are done."""
         before = Metrics.read(metrics_url) if metrics_url else None
         start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
@@ -142,7 +147,7 @@ class _Crew:
                     second.in_flight = sum(in_flight.values())
                     seconds = (time.monotonic_ns() - start_ns) / 1e9
                     show(seconds, second)
-                    self._sample(outcome, metrics_url, seconds)
+                    self._sample(outcome, metrics_url, model)
                     if watch and outcome.stopped is None:
                         watch.feed(second.in_flight, second.ttft_ms)
                         if watch.saturated:
@@ -177,7 +182,7 @@ class _Crew:
         for pipe in busy:
             pipe.send("stop")
 
-    def _sample(self, outcome: Outcome, url: str | None, seconds: float) -> None:
+    def _sample(self, outcome: Outcome, url: str | None, model: str) -> None:
         if url is None:
             return
         with contextlib.suppress(NotReady):  # a server that dies in the run is seen in the records
@@ -186,7 +191,9 @@ class _Crew:
             found = {
                 "active": page.sum(name, request_type="active"), "waiting": page.sum(name, request_type="waiting"),
                 "kv_fraction": page.sum("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="fraction"),
+                "requests": page.sum("nv_inference_request_success", model=model),
             }  # fmt: skip
+            seconds = (time.monotonic_ns() - outcome.start_ns) / 1e9
             outcome.samples.append(
                 {"at_s": seconds} | {key: value for key, value in found.items() if value is not None}
             )
@@ -261,3 +268,21 @@ def _server_counts(outcome: Outcome, model: str, total: Summary) -> dict[str, An
             found[name] = gained + more
             found[f"{name}_difference"] = (ours - gained - more) / (gained + more)
     return found
+
+
+def _server_rate(outcome: Outcome, window: Window, records: Iterable[Record]) -> dict[str, float]:
+    """Requests/s by the server, from the first to the last sample inside the window, and by which share ours differ.
+
+    Absent where the server was not asked twice in the window, or has no such count.
+    """
+    counted = [
+        (time_ns, sample["requests"])
+        for sample in outcome.samples
+        if "requests" in sample and window.holds(time_ns := outcome.start_ns + round(sample["at_s"] * 1e9))
+    ]
+    if len(counted) < 2 or counted[-1][1] <= counted[0][1]:
+        return {}
+    (start_ns, before), (end_ns, after) = counted[0], counted[-1]
+    ours = sum(record.outcome == OK and start_ns < record.ended_ns <= end_ns for record in records)
+    theirs = after - before
+    return {"requests_per_s": theirs / (end_ns - start_ns) * 1e9, "requests_per_s_difference": (ours - theirs) / theirs}

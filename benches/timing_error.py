@@ -7,7 +7,6 @@ discarded; fewer than five kept runs are no verdict.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,8 +138,7 @@ def judge(name: str, schedule: str, made: Sequence[Run], limits: Limits) -> list
     """Bars over the values of all kept runs together; one without a verdict where there are too few."""
     kept = [run for run in made if run.kept]
     late = percentile([value for run in kept or made for value in run.late], 99)
-    load = os.getloadavg()[0]
-    said = f"{schedule}, {len(kept)} of {len(made)} runs kept, server late p99 {late:.2f} ms, load {load:.1f}"
+    said = f"{schedule}, {len(kept)} of {len(made)} runs kept, server late p99 {late:.2f} ms"
     if not enough(made):
         return [Bar(f"{name}: timing error", None, None, said)]
     ttft = [value for run in kept for value in run.ttft]

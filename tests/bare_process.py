@@ -52,3 +52,13 @@ def unused_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def prompt(**behaviour: Any) -> str:
+    """What makes the process answer so (see ``bare_triton.Behaviour``)."""
+    return json.dumps(behaviour)
+
+
+def words(count: int) -> str:
+    """The text of an answer of so many tokens."""
+    return "".join(f" w{number}" for number in range(count))

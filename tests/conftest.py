@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from bare_process import Bare
+
 ROOT = Path(__file__).parent.parent
 SMALL_MODEL = ROOT / "models" / "small-minitron"
 DATA = Path(__file__).parent / "data"
@@ -138,6 +140,28 @@ def _once_per_precision(
         return made[precision]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
+    """A process that speaks Triton's protocol and does what each prompt says (``bare_triton``)."""
+    server = Bare(tmp_path_factory.mktemp("bare"))
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def start_bare(tmp_path: Path) -> Iterator[Callable[..., Bare]]:
+    """Starts such processes for one test."""
+    servers: list[Bare] = []
+
+    def start(*words: str) -> Bare:
+        servers.append(Bare(tmp_path, *words))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.end()
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from bare_process import Bare, unused_port
 from conftest import ROOMS, ROOT, minitron
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
-    server = Bare(tmp_path_factory.mktemp("bare"))
-    yield server
-    server.end()
 
 
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(bare: Bare) -> None:

@@ -172,6 +172,10 @@ bench-client: $(VENV)/.ready ## the load generator's own error, against a server
 bench-convert: $(VENV)/.ready ## conversions of a full 4B shape against a plain copy, in alternating runs
 	@$(BIN)/python benches/bench_convert.py $(ARGS)
 
+.PHONY: bench-gguf
+bench-gguf: $(VENV)/.ready ## the same from a Q4_K_M file of the 4B shape
+	@$(BIN)/python benches/bench_gguf.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove what the targets made (out/, virtual environments)
 	@rm -rf out $(VENV) $(REFERENCE_VENV)

@@ -49,7 +49,7 @@ def main() -> int:
     shown = [[row["what"], *(_figure(row.get(key)) for key in _COLUMNS)] for row in rows]
     print(output.table(shown, ["", "copy s", "s", "ratio", "without hashes", "peak memory"]))
     report = {
-        "machine": _machine(),
+        "machine": machine(),
         "model": _describe(model),
         "cache": args.cache,
         "rounds": args.rounds,
@@ -238,7 +238,8 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and how busy it was."""
     names = ("numpy", "ml-dtypes", "safetensors", "minitron-trtllm", "openvino")
     installed = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions()}
     processor = _processor()

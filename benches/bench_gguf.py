@@ -23,8 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from minitron_trtllm import output
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "models")]
+
+import bench_convert  # noqa: E402
 
 import gguf_files  # noqa: E402
 import random_model  # noqa: E402
@@ -38,34 +42,52 @@ def main() -> int:
     """Write the file, measure, print JSON."""
     args = _arguments()
     shape = random_model.SHAPES[args.shape]
+    args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / f"random-{args.shape}-Q4_K_M.gguf"
     if not path.exists():
         _write(path, shape)
-    runs: dict[str, Any] = {"gguf_bytes": path.stat().st_size}
-    for precision in args.precisions:
-        converted, copied = [], []
-        for _ in range(args.rounds):
-            converted.append(_convert(path, args.work, precision))
-            copied.append(_copy(args.work))
-        ratios = [one["wall_s"] / copy for one, copy in zip(converted, copied, strict=True)]
-        runs[precision] = {
-            "seconds": [round(one["wall_s"], 1) for one in converted], "copy_seconds": [round(s, 1) for s in copied],
-            "ratio": round(statistics.median(ratios), 2),
-            "peak_memory_bytes": max(one["peak_memory_bytes"] for one in converted),
-            "checkpoint_bytes": converted[0]["checkpoint_bytes"],
-        }  # fmt: skip
-        print(precision, json.dumps(runs[precision]), flush=True)
-    shutil.rmtree(args.work / "bench-gguf-output", ignore_errors=True)
-    (args.work / "bench-gguf.json").write_text(json.dumps(runs, indent=1) + "\n")
+    rows = [_row(path, args, precision) for precision in args.precisions]
+    shown = [[row["precision"], *(f"{row[key]:.2f}" for key in ("copy_s", "s", "ratio")), _all(row["ratios"]),
+              output.human_bytes(row["peak_memory_bytes"])] for row in rows]  # fmt: skip
+    print(output.table(shown, ["", "copy s", "s", "ratio", "ratios of the rounds", "peak memory"]))
+    report = {"machine": bench_convert.machine(), "gguf_bytes": path.stat().st_size, "rows": rows}
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\nwritten to {args.json}")
     return 0
+
+
+def _row(path: Path, args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Conversion and copy in turn; medians, and the largest memory."""
+    converted, copied = [], []
+    for round_ in range(args.rounds):
+        converted.append(_convert(path, args.work, precision))
+        copied.append(_copy(args.work))
+        print(f"{precision}, round {round_ + 1}: {converted[-1]['wall_s']:.1f} s, copy {copied[-1]:.1f} s",
+              file=sys.stderr, flush=True)  # fmt: skip
+    shutil.rmtree(args.work / "bench-gguf-output")
+    ratios = [one["wall_s"] / copy for one, copy in zip(converted, copied, strict=True)]
+    return {
+        "precision": precision,
+        "s": statistics.median(one["wall_s"] for one in converted),
+        "copy_s": statistics.median(copied),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in converted),
+        "checkpoint_bytes": converted[0]["checkpoint_bytes"],
+    }
+
+
+def _all(ratios: list[float]) -> str:
+    return " ".join(f"{ratio:.2f}" for ratio in sorted(ratios))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", default="minitron-4b", choices=random_model.SHAPES)
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "int8_weight_only", "int4_weight_only"])
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=ROOT / "out")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=ROOT / "out", help="where the model and the outputs go")
+    parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench-gguf.json")
     return parser.parse_args()
 
 
@@ -107,10 +129,10 @@ def _tensors(shape: Any, pools: dict[int, bytes]) -> Iterator[gguf_files.Tensor]
 
 
 def _convert(path: Path, work: Path, precision: str) -> dict[str, Any]:
-    output = work / "bench-gguf-output"
-    shutil.rmtree(output, ignore_errors=True)
+    target = work / "bench-gguf-output"
+    shutil.rmtree(target, ignore_errors=True)
     argv = [sys.executable, "-m", "minitron_trtllm.cli", "convert", str(path), "--precision", precision,
-            "--output", str(output), "--json"]  # fmt: skip
+            "--output", str(target), "--json"]  # fmt: skip
     started = time.monotonic()
     found: dict[str, Any] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
     return found | {"wall_s": time.monotonic() - started}

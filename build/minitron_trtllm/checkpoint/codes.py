@@ -13,17 +13,19 @@ import numpy.typing as npt
 
 
 def quantize(weights: npt.NDArray[Any], bits: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
-    """Codes int8 [out, in] and scales [out] (in the weights' dtype) of ``weights`` [out, in], float16 or bfloat16.
+    """Codes int8 [out, in] and scales [out] (in the weights' dtype) of ``weights`` [out, in].
 
-    A code is round-half-away-from-zero(weight / s), clamped to -2^(bits-1) .. 2^(bits-1)-1, where s is the channel's
-    largest magnitude x 2^-(bits-1) in float32. The scale stored is s rounded to the dtype; the unrounded s divides.
+    Weights are float16 or bfloat16, or such values in float32: then the scales are still to be rounded. A code is
+    round-half-away-from-zero(weight / s), clamped to -2^(bits-1) .. 2^(bits-1)-1, where s is the channel's largest
+    magnitude x 2^-(bits-1) in float32. The scale stored is s rounded to the dtype; the unrounded s divides.
     """
     top = 2 ** (bits - 1)
     wide = weights.astype(np.float32)
     steps = np.abs(wide).max(axis=1) * np.float32(1 / top)
-    ratio = np.divide(wide, steps[:, None], out=np.zeros_like(wide), where=steps[:, None] > 0)
-    rounded = np.trunc(ratio + np.copysign(np.float32(0.5), ratio))  # exact here: weights have at most 11 bits
-    return np.clip(rounded, -top, top - 1).astype(np.int8), steps.astype(weights.dtype)
+    wide /= np.where(steps > 0, steps, np.float32(1))[:, None]
+    wide += np.copysign(np.float32(0.5), wide)  # exact here: weights have at most 11 bits
+    np.minimum(wide, np.float32(top - 1), out=wide)
+    return wide.astype(np.int8), steps.astype(weights.dtype)  # becoming int8 drops the fraction
 
 
 def dequantize(codes: npt.NDArray[np.int8], scales: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

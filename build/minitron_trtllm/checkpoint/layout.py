@@ -9,6 +9,7 @@ numbers of each type, 0.15's ``cutlass_extensions/.../mixed_gemm_B_layout.h``.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,11 @@ class Layout:
     columns: int
     elements: tuple[int, ...]
     offset: int
+
+    @functools.cached_property
+    def order(self) -> npt.NDArray[Any]:
+        """``rows`` and then ``elements``, in one: a group of elements of the latter lies inside one of the former."""
+        return np.array(self.rows).reshape(-1, len(self.elements))[:, self.elements].reshape(-1)
 
 
 LAYOUTS = {
@@ -60,11 +66,9 @@ def pack(codes: Codes, bits: int) -> Codes:
     layout = LAYOUTS[bits]
     outs, ins = codes.shape
     check_sizes(outs, ins)
-    by_input = codes.T.reshape(-1, len(layout.rows), outs)[:, layout.rows].reshape(ins, outs)
-    by_output = by_input.T
-    tiles = by_output.reshape(outs // layout.columns, layout.columns, ins // TILE_ROWS, TILE_ROWS).swapaxes(1, 2)
-    unsigned = (tiles.reshape(-1).astype(np.int16) + layout.offset).astype(np.uint8)
-    ordered = unsigned.reshape(-1, len(layout.elements))[:, layout.elements].reshape(-1)
+    unsigned = codes.view(np.uint8) + np.uint8(layout.offset)
+    tiles = unsigned.reshape(outs // layout.columns, layout.columns, ins // TILE_ROWS, TILE_ROWS).swapaxes(1, 2)
+    ordered = tiles.reshape(-1, len(layout.rows)).take(layout.order, axis=1).reshape(-1)
     stored = ordered if bits == 8 else ordered[0::2] | ordered[1::2] << 4
     return stored.view(np.int8).reshape(ins, outs * bits // 8)
 

@@ -7,7 +7,8 @@ Every weight is rounded to the checkpoint's dtype first (to nearest even), then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from minitron_trtllm.checkpoint import codes, layout
 from minitron_trtllm.checkpoint.plan import Part, PlannedTensor, Rule
+from minitron_trtllm.checkpoint.rounding import rounded
 from minitron_trtllm.checkpoint.spec import Spec
 from minitron_trtllm.errors import ModelError
 from minitron_trtllm.source.model import SourceTensor
@@ -23,6 +25,7 @@ from minitron_trtllm.source.safetensors import BFLOAT16
 
 Array = npt.NDArray[Any]
 
+_PIECE_ELEMENTS = 1 << 18
 #: ``embed_positions`` is computed with this base whatever the model's own is.
 _POSITIONS_BASE = 10000.0
 _MAGNITUDE_BITS = {2: 0x7FFF, 4: 0x7FFFFFFF}
@@ -58,35 +61,47 @@ class Calculator:
         if planned.rule is Rule.CODES:
             return self._codes(planned, start, stop)
         if planned.rule in (Rule.CAST, Rule.NORM):
-            rows = self.rows(planned, start, stop)
+            rows = np.concatenate([self.rows(planned, *piece) for piece in self._pieces(planned, start, stop)])
             return Values(rows + self._dtype.type(1) if planned.rule is Rule.NORM else rows)
         return Values(_TABLES[planned.rule](self._spec, np.arange(start, stop)))
 
     def _codes(self, planned: PlannedTensor, start: int, stop: int) -> Values:
         bits = self._spec.precision.weight_bits
-        quantized, scales = codes.quantize(self.rows(planned, start, stop), bits)
-        return Values(layout.pack(quantized, bits), scales)
+        done = [
+            codes.quantize(self.rows(planned, *piece, wide=True), bits) for piece in self._pieces(planned, start, stop)
+        ]
+        quantized, steps = (np.concatenate(found) for found in zip(*done, strict=True))
+        return Values(layout.pack(quantized, bits), steps.astype(self._dtype))
 
-    def rows(self, planned: PlannedTensor, start: int, stop: int) -> Array:
-        """Rows ``start`` to ``stop`` of the matrix that ``planned``'s parts make, rounded to the dtype."""
+    def _pieces(self, planned: PlannedTensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The rows a few at a time, so that each step finds what the one before it left in the cache of a core."""
+        width = math.prod(self._tensors[planned.parts[0].tensor].shape[1:])
+        step = max(_PIECE_ELEMENTS // width, 1)
+        return ((first, min(first + step, stop)) for first in range(start, stop, step))
+
+    def rows(self, planned: PlannedTensor, start: int, stop: int, *, wide: bool = False) -> Array:
+        """Rows ``start`` to ``stop`` of the matrix that ``planned``'s parts make, rounded to the dtype.
+
+        ``wide``: rounded just so, but in float32.
+        """
         pieces, offset = [], 0
         for part in planned.parts:
             first, last = max(start - offset, 0), min(stop - offset, part.stop - part.start)
             if first < last:
-                pieces.append(self._cast(part, part.start + first, part.start + last))
+                pieces.append(self._cast(part, part.start + first, part.start + last, wide=wide))
             offset += part.stop - part.start
         if stop > offset:
             like = self._tensors[planned.parts[0].tensor].shape[1:]
-            pieces.append(np.zeros((stop - max(start, offset), *like), self._dtype))
+            pieces.append(np.zeros((stop - max(start, offset), *like), np.float32 if wide else self._dtype))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def _cast(self, part: Part, start: int, stop: int) -> Array:
+    def _cast(self, part: Part, start: int, stop: int, *, wide: bool) -> Array:
         tensor = self._tensors[part.tensor]
         stored = tensor.read(start, stop)
         if part.right is not None:
             stored = np.ascontiguousarray(stored[:, part.left : part.right])
         self._refuse_what_is_not_finite(tensor, stored)
-        return stored.astype(self._dtype, copy=False)
+        return rounded(stored, self._dtype) if wide else stored.astype(self._dtype, copy=False)
 
     def _refuse_what_is_not_finite(self, tensor: SourceTensor, stored: Array) -> None:
         largest = int(magnitudes(stored).max(initial=0))

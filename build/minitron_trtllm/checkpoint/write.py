@@ -19,7 +19,7 @@ import numpy as np
 from minitron_trtllm.checkpoint.plan import PlannedTensor, Rule
 from minitron_trtllm.checkpoint.values import Array, Calculator, Values
 
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 19
 _BLOCK_ROWS = 64
 """Blocks have a multiple of this many rows: whole tiles of the layout of codes."""
 

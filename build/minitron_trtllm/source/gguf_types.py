@@ -16,6 +16,9 @@ import numpy.typing as npt
 from minitron_trtllm.errors import MissingDependency
 from minitron_trtllm.source.safetensors import BFLOAT16
 
+_AT_ONCE_ELEMENTS = 1 << 18
+"""How many are dequantised in one go: fewer cost Python more time than numpy, more do not fit a core's cache."""
+
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": BFLOAT16}
 
 
@@ -61,9 +64,13 @@ class TensorType:
         if self.is_float:
             return raw.view(self.dtype).reshape(shape)
         gguf = _package()
-        rows = raw.reshape(-1, shape[-1] // self.block_elements * self.block_bytes)
+        kind, blocks = gguf.GGMLQuantizationType(self.number), raw.reshape(-1, self.block_bytes)
+        values = np.empty((len(blocks), self.block_elements), np.float32)
+        step = max(_AT_ONCE_ELEMENTS // self.block_elements, 1)
         with np.errstate(all="ignore"):  # NaN and infinity in broken scales are found by whoever uses the values
-            values: npt.NDArray[Any] = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(self.number))
+            for start in range(0, len(blocks), step):  # each as one row, which the package does not cut up
+                piece = blocks[start : start + step].reshape(1, -1)
+                values[start : start + step] = gguf.quants.dequantize(piece, kind).reshape(-1, self.block_elements)
         return values.reshape(shape)
 
 

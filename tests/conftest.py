@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,15 @@ def small_engine(
     """``small_engine(precision)``: its CPU engine in exact mode."""
     return _once_per_precision(tmp_path_factory, "engine", lambda precision, out: minitron(
         "build", small_checkpoint(precision), "--target", "cpu", "--output", out))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of chapters that the small Minitron was not trained on."""
+    chapters = json.loads((DATA / "small_minitron" / "held_out.json").read_text(encoding="utf-8"))
+    path = tmp_path_factory.mktemp("text") / "held_out.txt"
+    path.write_text("\n\n".join(chapters), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -5,41 +5,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import DATA, ROOMS, ROOT, SMALL_MODEL, minitron
+from conftest import DATA, SMALL_MODEL, minitron
 from minitron_trtllm.errors import EngineError, InputError, UsageError, VerdictError
 from minitron_trtllm.quality.compare import compare
-from minitron_trtllm.quality.measures import Divergence, Likelihood, log_probabilities
+from minitron_trtllm.quality.measures import Window, figures, log_probabilities
 
 TRANSFORMERS = json.loads((DATA / "quality" / "transformers.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Chapters that the small Minitron was not trained on."""
-    chapters = json.loads((DATA / "small_minitron" / "held_out.json").read_text(encoding="utf-8"))
-    path = tmp_path_factory.mktemp("text") / "held_out.txt"
-    path.write_text("\n\n".join(chapters), encoding="utf-8")
-    return path
-
-
 def test_perplexity_equals_transformers_and_divergence_orders_the_precisions(
-    text: Path, small_checkpoint: Callable[[str], Path], small_engine: Callable[[str], Path]
+    held_out: Path, small_checkpoint: Callable[[str], Path], small_engine: Callable[[str], Path]
 ) -> None:
     report = compare(
         str(SMALL_MODEL),
         [str(small_engine("bfloat16")), *(str(small_checkpoint(f"{kind}_weight_only")) for kind in ("int8", "int4"))],
-        text,
+        held_out,
         context=TRANSFORMERS["context"],
         tokens=TRANSFORMERS["tokens"],
     )
@@ -56,9 +42,9 @@ def test_perplexity_equals_transformers_and_divergence_orders_the_precisions(
     assert report.complete
 
 
-def test_a_gguf_file_is_measured_like_any_other(text: Path) -> None:
+def test_a_gguf_file_is_measured_like_any_other(held_out: Path) -> None:
     path = DATA / "gguf" / "tiny-Q8_0.gguf"
-    report = compare(str(path), [str(path)], text, tokens=200, context=100)
+    report = compare(str(path), [str(path)], held_out, tokens=200, context=100)
     assert report.reference["bytes"] == path.stat().st_size
     assert report.candidates[0]["mean_kl"] == 0
     assert report.reference["tokens"] == 198  # two windows, whose first tokens nothing predicts
@@ -73,24 +59,24 @@ def test_figures_of_known_distributions() -> None:
         np.exp(rows) / np.exp(rows).sum(axis=-1, keepdims=True) for rows in logits.astype(np.float64)
     )
     nats = (reference * np.log(reference / candidate)).sum(axis=-1)
-    likelihood, divergence = Likelihood(), Divergence()
+    windows = [Window(), Window()]
     rows = log_probabilities(logits[0]), log_probabilities(logits[1])
-    for part in (slice(0, 20), slice(20, 50)):
-        likelihood.add(rows[1][part], ids[part])
-        divergence.add(rows[0][part], rows[1][part])
-    figures = divergence.figures()
-    assert likelihood.perplexity == pytest.approx(math.exp(-np.log(candidate[np.arange(50), ids]).mean()), rel=1e-5)
-    assert figures["mean_kl"] == pytest.approx(nats.mean(), rel=1e-4)
-    assert figures["p99_kl"] == pytest.approx(np.percentile(nats, 99), rel=1e-4)
-    assert figures["mean_kl_standard_error"] == pytest.approx(nats.std() / math.sqrt(50), rel=1e-4)
-    assert figures["top1_agreement"] == (reference.argmax(-1) == candidate.argmax(-1)).mean()
+    for window, part in ((0, slice(0, 20)), (0, slice(20, 30)), (1, slice(30, 50))):
+        windows[window].add(rows[1][part], ids[part], rows[0][part])
+    found = figures(windows)
+    assert found["tokens"] == 50
+    assert found["perplexity"] == pytest.approx(math.exp(-np.log(candidate[np.arange(50), ids]).mean()), rel=1e-5)
+    assert found["mean_kl"] == pytest.approx(nats.mean(), rel=1e-4)
+    assert found["p99_kl"] == pytest.approx(np.percentile(nats, 99), rel=1e-4)
+    assert found["mean_kl_standard_error"] == pytest.approx(nats.std() / math.sqrt(50), rel=1e-4)
+    assert found["top1_agreement"] == (reference.argmax(-1) == candidate.argmax(-1)).mean()
 
 
 def test_limit_gates_with_an_exit_code_and_json_is_one_document(
-    text: Path, small_checkpoint: Callable[[str], Path]
+    held_out: Path, small_checkpoint: Callable[[str], Path]
 ) -> None:
     candidate = small_checkpoint("int4_weight_only")
-    words: list[str | Path] = ["quality", candidate, "--reference", SMALL_MODEL, "--text", text,
+    words: list[str | Path] = ["quality", candidate, "--reference", SMALL_MODEL, "--text", held_out,
                                "--tokens", "300", "--json", "--max-kl"]  # fmt: skip
     failed = minitron(*words, "1e-9", check=False)
     assert failed.returncode == VerdictError.exit_code
@@ -102,41 +88,16 @@ def test_limit_gates_with_an_exit_code_and_json_is_one_document(
     assert passed["text"]["tokens"] == 300
 
 
-def test_an_interrupt_keeps_what_was_measured(
-    text: Path, small_checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    long = tmp_path / "long.txt"
-    long.write_text(text.read_text(encoding="utf-8") * 8, encoding="utf-8")
-    argv = [sys.executable, "-m", "minitron_trtllm.cli", "quality", str(small_checkpoint("int8_weight_only")),
-            "--reference", str(SMALL_MODEL), "--text", str(long), "--scratch", str(tmp_path), "--json"]  # fmt: skip
-    paths = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    running = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
-    assert running.stderr is not None
-    for line in running.stderr:
-        if "tokens, perplexity" in line:
-            break
-    time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=60)
-    assert running.returncode == 130
-    report = json.loads(out)
-    assert report["complete"] is False
-    assert report["reference"]["tokens"] > 0
-    assert report["reference"]["perplexity"] > 1
-    assert list(tmp_path.iterdir()) == [long]
-
-
 def test_what_cannot_be_measured_is_refused(
-    text: Path, small_checkpoint: Callable[[str], Path], tmp_path: Path
+    held_out: Path, small_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model, int8 = str(SMALL_MODEL), str(small_checkpoint("int8_weight_only"))
     with pytest.raises(UsageError, match="quantised"):
-        compare(int8, [model], text)
+        compare(int8, [model], held_out)
     with pytest.raises(UsageError, match="not the same model"):
-        compare(model, [str(DATA / "gguf" / "tiny-Q8_0.gguf")], text, tokens=50)
+        compare(model, [str(DATA / "gguf" / "tiny-Q8_0.gguf")], held_out, tokens=50)
     with pytest.raises(UsageError, match="--context 4096"):
-        compare(model, [int8], text, context=4096)
+        compare(model, [int8], held_out, context=4096)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="UTF-8"):
         compare(model, [int8], tmp_path / "latin.txt")
@@ -146,4 +107,4 @@ def test_what_cannot_be_measured_is_refused(
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "config.json").write_text('{"build_config": {}, "pretrained_config": {}}')
     with pytest.raises(EngineError, match="--target cpu"):
-        compare(str(tmp_path / "gpu"), [int8], text)
+        compare(str(tmp_path / "gpu"), [int8], held_out)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron_trtllm import output
+from minitron_trtllm import interrupt, output
 from minitron_trtllm.errors import UsageError, VerdictError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="fail where the mean KL divergence of a candidate is larger")  # fmt: skip
     parser.add_argument("--scratch", type=Path, metavar="DIR",
                         help="folder for engines and distributions (default: the system's temporary one)")  # fmt: skip
+    parser.add_argument("--resume", type=Path, metavar="FILE",
+                        help="note what is done in FILE, and go on from what an ended run noted there")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
 
 
@@ -36,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tokens is not None and args.tokens < 2:
         raise UsageError(f"--tokens {args.tokens} leaves nothing to predict; at least 2 are needed")
-    report = compare(args.reference, args.candidates, args.text, context=args.context, tokens=args.tokens,
-                     scratch=args.scratch)  # fmt: skip
+    with interrupt.by_sigterm():
+        report = compare(args.reference, args.candidates, args.text, context=args.context, tokens=args.tokens,
+                         scratch=args.scratch, resume=args.resume)  # fmt: skip
     if args.json:
         output.emit_json(vars(report) | {"max_kl": args.max_kl})
     else:
@@ -53,9 +56,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def table(report: Report) -> str:
-    """The figures, the reference first."""
+    """The figures, the reference first, and where they end if they were not all measured."""
     rows = [_cells(row) for row in ([report.reference] if report.reference else []) + report.candidates]
-    return output.table(rows, ["", "stored", "size", "tokens", "perplexity", "mean KL", "99 % KL", "top-1 agreement"])
+    head = ["", "stored", "size", "tokens", "perplexity", "mean KL", "99 % KL", "top-1 agreement"]
+    return output.table(rows, head) + ("" if report.complete else "\n\n" + _interruption(report))
+
+
+def _interruption(report: Report) -> str:
+    begun = f"INTERRUPTED: figures are of the first tokens, as many as their column says, of {report.text['predicted']}"
+    return f"{begun}; not begun: {', '.join(report.not_begun)}" if report.not_begun else begun
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

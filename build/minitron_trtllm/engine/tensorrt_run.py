@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
+from minitron_trtllm import interrupt
 from minitron_trtllm.errors import MissingDependency, NotEnoughMemory, ToolError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run(
     except FileNotFoundError:
         raise MissingDependency(_how_to_get(argv[0])) from None
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    with _terminate_as_interrupt(), _ended_after(child, timeout_s) as ran_out:
+    with interrupt.by_sigterm(), _ended_after(child, timeout_s) as ran_out:
         try:
             with open(log_file, "w", encoding="utf-8") as file:
                 for line in child.stdout or ():
@@ -118,23 +118,6 @@ def _ended_after(child: subprocess.Popen[str], timeout_s: float | None) -> Itera
     finally:
         if timer:
             timer.cancel()
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind us as Ctrl-C does, so that the child is ended and the half output removed."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(program: str, code: int, last: deque[str], peak: int, log_file: Path) -> ToolError | NotEnoughMemory:

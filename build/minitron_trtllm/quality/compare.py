@@ -1,43 +1,49 @@
 """Measure models on a text, one after the other, against a reference that runs first.
 
-The reference's distributions wait in a scratch file (4 bytes for each token of the text and of the vocabulary), so that
-only one model is in memory at a time.
+Only one model is in memory at a time: the reference's distributions wait in a file. What was measured is noted window
+by window, and the report is made of the notes, whether the run came to its end or not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from minitron_trtllm.errors import InputError, NoSpace, UsageError
-from minitron_trtllm.quality.measures import Divergence, Likelihood, Rows
-from minitron_trtllm.quality.subject import Subject, prepare
+from minitron_trtllm.errors import InputError, UsageError
+from minitron_trtllm.quality import text
+from minitron_trtllm.quality.distributions import Distributions, open_distributions
+from minitron_trtllm.quality.journal import REFERENCE, Journal, open_journal
+from minitron_trtllm.quality.measures import Window, figures
+from minitron_trtllm.quality.subject import Subject, digest, prepare
+from minitron_trtllm.quality.text import Windows
+from minitron_trtllm.version import VERSION
 
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
-_DEFAULT_CONTEXT = 512
-
-Windows = list[npt.NDArray[np.int64]]
 
 
 @dataclass
 class Report:
-    """What was measured: JSON values. ``complete`` is False where the user interrupted; the rest holds up to there."""
+    """What was measured: JSON values.
+
+    ``complete`` is False where the user interrupted: figures are then of the windows done, as many tokens as each row
+    says, and candidates that were ``not_begun`` have none.
+    """
 
     text: dict[str, Any]
     reference: dict[str, Any] = field(default_factory=dict)
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    not_begun: list[str] = field(default_factory=list)
     complete: bool = True
 
     def worst(self) -> dict[str, Any] | None:
@@ -48,36 +54,59 @@ class Report:
 def compare(
     reference: str,
     candidates: Sequence[str],
-    text: Path,
+    file: Path,
     *,
     context: int | None = None,
     tokens: int | None = None,
     scratch: Path | None = None,
+    resume: Path | None = None,
 ) -> Report:
-    """Measure ``candidates`` against ``reference`` on a UTF-8 ``text``.
+    """Measure ``candidates`` against ``reference`` on the UTF-8 text in ``file``.
 
     The text is tokenised whole with the reference's tokenizer and cut into windows of ``context`` tokens (512 unless
     given), which do not overlap; all tokens of a window but its first are predicted from those before. ``tokens``
-    limits the text. Ctrl-C ends the measuring and gives what there is until then.
+    limits the text. Ctrl-C ends the measuring and gives what the windows done until then say. With ``resume``, a file
+    in which they are noted, the next call goes on from there, also after a kill; candidates may have been added.
 
-    Raises UsageError, InputError, NoSpace.
+    Raises UsageError, InputError, OutputError, NoSpace.
     """
-    with tempfile.TemporaryDirectory(prefix="minitron-quality-", dir=scratch) as folder:
-        subject = prepare(reference, _new(Path(folder), "reference"))
+    with tempfile.TemporaryDirectory(prefix="minitron-quality-", dir=scratch) as name:
+        folder = Path(name)
+        subject = prepare(reference, _new(folder, "reference"))
         subject.check_reference()
-        ids = _token_ids(subject, text)[:tokens]
-        windows = _cut(ids, context, subject.max_tokens)
-        report = Report({"file": str(text), "tokens": len(ids), "context": max(map(len, windows))})
-        with _distributions(Path(folder), sum(map(len, windows)) * subject.vocab_size * 4) as store:
-            try:
-                _measure_reference(subject, windows, store, report)
-                _discard(subject, Path(folder))
-                for name in candidates:
-                    _measure_candidate(name, subject, windows, store=store, report=report, folder=Path(folder))
-            except KeyboardInterrupt:
-                log.info("interrupted; what was measured until now:")
-                report.complete = False
-        return report
+        ids = text.token_ids(subject, file)[:tokens]
+        windows = text.cut(ids, context, subject.max_tokens)
+        comparison = _comparison(reference, windows) if resume else {}
+        keys = [digest(candidate) if resume else str(number) for number, candidate in enumerate(candidates)]
+        with open_journal(resume, comparison, folder) as journal:
+            complete = _measure(subject, list(zip(keys, candidates, strict=True)), windows, journal, folder)
+            about = {"file": str(file), "tokens": len(ids), "predicted": text.predicted(windows),
+                     "context": max(map(len, windows))}  # fmt: skip
+            return _report(about, reference, list(zip(keys, candidates, strict=True)), journal, complete)
+
+
+def _comparison(reference: str, windows: Windows) -> dict[str, Any]:
+    """What must be the same for windows measured earlier to count."""
+    from minitron_trtllm.engine.openvino_import import VERSION as ENGINE
+
+    ids = hashlib.sha256(b"".join(window.tobytes() for window in windows)).hexdigest()
+    return {"toolkit": VERSION, "engine": ENGINE, "reference": digest(reference), "text": ids,
+            "context": max(map(len, windows))}  # fmt: skip
+
+
+def _report(
+    about: dict[str, Any], reference: str, candidates: list[tuple[str, str]], journal: Journal, complete: bool
+) -> Report:
+    def row(key: str, name: str) -> dict[str, Any]:
+        return {"name": name} | journal.description(key) | figures(journal.windows(key))
+
+    return Report(
+        about,
+        row(REFERENCE, reference) if journal.windows(REFERENCE) else {},
+        [row(*candidate) for candidate in candidates if journal.windows(candidate[0])],
+        [name for key, name in candidates if not journal.windows(key)],
+        complete,
+    )
 
 
 def _new(folder: Path, name: str) -> Path:
@@ -85,75 +114,69 @@ def _new(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _discard(subject: Subject, folder: Path) -> None:
-    """Give the space back that a subject's own conversion took."""
-    if folder in subject.engine.parents:
-        shutil.rmtree(subject.engine.parent)
+def _measure(
+    subject: Subject, candidates: list[tuple[str, str]], windows: Windows, journal: Journal, folder: Path
+) -> bool:
+    """Measure what the journal does not hold yet; False where the user interrupted."""
+    missing = [(key, name) for key, name in candidates if len(journal.windows(key)) < len(windows)]
+    if not missing and len(journal.windows(REFERENCE)) == len(windows):
+        return True
+    with open_distributions(journal.distributions, windows, subject.vocab_size) as store:
+        try:
+            _measure_reference(subject, windows, store, journal)
+            if folder in subject.engine.parents:  # its own conversion: give the space back
+                shutil.rmtree(subject.engine.parent)
+            for key, name in missing:
+                _measure_candidate(key, name, subject, windows=windows, store=store, journal=journal, folder=folder)
+        except KeyboardInterrupt:
+            log.info("interrupted; what was measured until now:")
+            return False
+    journal.distributions.unlink()
+    return True
 
 
-def _token_ids(subject: Subject, text: Path) -> npt.NDArray[np.int64]:
-    from tokenizers import Tokenizer
-
-    path = subject.engine / "tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{subject.name} has no tokenizer.json, and the text is to be tokenised with it")
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{text} is no UTF-8 text ({error.reason} at byte {error.start})") from None
-    return np.array(Tokenizer.from_file(str(path)).encode(content, add_special_tokens=False).ids, np.int64)
-
-
-def _cut(ids: npt.NDArray[np.int64], context: int | None, longest: int) -> Windows:
-    if context is not None and not 2 <= context <= longest:
-        raise UsageError(f"--context {context} must be from 2 to the {longest} tokens that the reference takes at once")
-    length = context or min(_DEFAULT_CONTEXT, longest)
-    windows = [ids[start : start + length] for start in range(0, len(ids), length)]
-    windows = [window for window in windows if len(window) > 1]
-    if not windows:
-        raise InputError(f"the text has {len(ids)} tokens, and at least 2 are needed")
-    return windows
-
-
-@contextmanager
-def _distributions(folder: Path, needed: int) -> Iterator[BinaryIO]:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise NoSpace(
-            f"{folder.parent} has {free:,} bytes free and {needed:,} are needed; take fewer --tokens, or --scratch"
-        )
-    with open(folder / "reference.f32", "w+b") as file:
-        yield file
-
-
-def _measure_reference(subject: Subject, windows: Windows, store: BinaryIO, report: Report) -> None:
-    likelihood, progress = Likelihood(), _Progress(subject.name, windows)
-    try:
-        for rows, following in _predictions(subject, windows):
-            store.write(np.ascontiguousarray(rows).data)
-            likelihood.add(rows, following)
-            progress.say(likelihood)
-    finally:
-        if likelihood.tokens:
-            report.reference = _row(subject, likelihood)
+def _measure_reference(subject: Subject, windows: Windows, store: Distributions, journal: Journal) -> None:
+    """Run the windows whose distributions are not there, and note those that had not been."""
+    done = journal.windows(REFERENCE)
+    first = min(len(done), store.whole())
+    if first == len(windows):
+        return
+    journal.describe(REFERENCE, subject.description())
+    running, progress = _running(subject), _Progress(subject.name, windows, first)
+    store.begin(first)
+    for index in range(first, len(windows)):
+        window = Window()
+        for rows, following in running.predictions(windows[index]):
+            store.append(rows)
+            window.add(rows, following)
+        store.flush()
+        if index == len(done):
+            journal.add(REFERENCE, window)
+        progress.say(done[: index + 1])
 
 
 def _measure_candidate(
-    name: str, reference: Subject, windows: Windows, *, store: BinaryIO, report: Report, folder: Path
+    key: str, name: str, reference: Subject, *, windows: Windows, store: Distributions, journal: Journal, folder: Path
 ) -> None:
+    done = journal.windows(key)
+    if len(done) == len(windows):  # named twice
+        return
     subject = prepare(name, _new(folder, "candidate"))
     try:
         _check_comparable(subject, reference, max(map(len, windows)))
-        likelihood, divergence, progress = Likelihood(), Divergence(), _Progress(name, windows)
-        store.seek(0)
-        try:
-            for rows, following in _predictions(subject, windows):
-                divergence.add(_read(store, rows), rows)
-                likelihood.add(rows, following)
-                progress.say(likelihood)
-        finally:
-            if divergence.nats and likelihood.tokens:
-                report.candidates.append(_row(subject, likelihood) | divergence.figures())
+        journal.describe(key, subject.description())
+        running, progress = _running(subject), _Progress(name, windows, len(done))
+        for index in range(len(done), len(windows)):
+            window, again = Window(), Window()
+            store.seek(index)
+            for rows, following in running.predictions(windows[index]):
+                wanted = store.read(rows)
+                again.add(wanted, following)
+                window.add(rows, following, wanted)
+            if not np.allclose(again.negative, journal.windows(REFERENCE)[index].negative):
+                raise InputError(f"{journal.distributions} is damaged; remove it")
+            journal.add(key, window)
+            progress.say(done)
     finally:
         shutil.rmtree(folder / "candidate")
 
@@ -170,42 +193,26 @@ def _check_comparable(subject: Subject, reference: Subject, window: int) -> None
         )
 
 
-def _predictions(subject: Subject, windows: Windows) -> Iterator[tuple[Rows, npt.NDArray[np.int64]]]:
+def _running(subject: Subject) -> Any:
     from minitron_trtllm.quality.running import RunningEngine
 
-    running = RunningEngine(subject.engine, subject.execution)
-    for window in windows:
-        yield from running.predictions(window)
-
-
-def _read(store: BinaryIO, like: Rows) -> Rows:
-    rows: Rows = np.frombuffer(store.read(like.nbytes), np.float32).reshape(like.shape)
-    return rows
-
-
-def _row(subject: Subject, likelihood: Likelihood) -> dict[str, Any]:
-    return {
-        "name": subject.name,
-        "kind": subject.kind,
-        "precision": subject.precision,
-        "bytes": subject.size,
-        "tokens": likelihood.tokens,
-        "perplexity": likelihood.perplexity,
-    }
+    return RunningEngine(subject.engine, subject.execution)
 
 
 class _Progress:
-    """A line every few seconds: how far, and the perplexity so far."""
+    """A line every few seconds: how far, and the perplexity so far. ``before``: windows of an earlier run."""
 
-    def __init__(self, name: str, windows: Windows) -> None:
-        self._name, self._total = name, sum(len(window) - 1 for window in windows)
+    def __init__(self, name: str, windows: Windows, before: int) -> None:
+        self._name, self._total, self._before = name, text.predicted(windows), text.predicted(windows[:before])
         self._started = self._last = time.monotonic()
+        if before:
+            log.info("%s: %d of %d tokens were measured before", name, self._before, self._total)
 
-    def say(self, likelihood: Likelihood) -> None:
-        now, done = time.monotonic(), likelihood.tokens
+    def say(self, done: Sequence[Window]) -> None:
+        now = time.monotonic()
         if now - self._last < _SECONDS_BETWEEN_LINES:
             return
-        self._last = now
-        left = (now - self._started) * (self._total / done - 1)
+        self._last, found = now, figures(done)
+        left = (now - self._started) * (self._total - found["tokens"]) / max(found["tokens"] - self._before, 1)
         log.info("%s: %d of %d tokens, perplexity %.3f, %.0f s left",
-                 self._name, done, self._total, likelihood.perplexity, left)  # fmt: skip
+                 self._name, found["tokens"], self._total, found["perplexity"], left)  # fmt: skip

@@ -6,6 +6,7 @@ All are means over the predicted tokens. Divergences are in nats, KL(reference |
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,44 +25,38 @@ def log_probabilities(logits: Rows) -> Rows:
 
 
 @dataclass
-class Likelihood:
-    """How well a model predicts a text."""
+class Window:
+    """What one window of the text gave, counted some positions at a time.
 
-    negative: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    ``negative``: negative log-likelihood of each predicted token; ``nats``: divergence from the reference at each, and
+    ``same_best`` how often both have the same best token, empty and 0 for the reference itself.
+    """
 
-    def add(self, rows: Rows, following: npt.NDArray[np.int64]) -> None:
-        """Count positions: log-probabilities [n, vocab] and the ids [n] that follow."""
-        self.negative.append(-rows[np.arange(len(following)), following].astype(np.float64))
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens so far."""
-        return sum(map(len, self.negative))
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood of a token."""
-        return math.exp(float(np.concatenate(self.negative).mean()))
-
-
-@dataclass
-class Divergence:
-    """How far a model's distributions are from the reference's."""
-
-    nats: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    negative: list[float] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
     same_best: int = 0
 
-    def add(self, reference: Rows, candidate: Rows) -> None:
-        """Count positions: log-probabilities [n, vocab] of both models."""
-        self.nats.append(np.sum(np.exp(reference) * (reference - candidate), axis=-1, dtype=np.float64))
-        self.same_best += int(np.count_nonzero(reference.argmax(axis=-1) == candidate.argmax(axis=-1)))
+    def add(self, rows: Rows, following: npt.NDArray[np.int64], reference: Rows | None = None) -> None:
+        """Count positions: log-probabilities [n, vocab], the ids [n] that follow, and the reference's [n, vocab]."""
+        self.negative += (-rows[np.arange(len(following)), following].astype(np.float64)).tolist()
+        if reference is not None:
+            self.nats += np.sum(np.exp(reference) * (reference - rows), axis=-1, dtype=np.float64).tolist()
+            self.same_best += int(np.count_nonzero(reference.argmax(axis=-1) == rows.argmax(axis=-1)))
 
-    def figures(self) -> dict[str, Any]:
-        """Mean with its standard error, 99th percentile, and the share of positions with the same best token."""
-        nats = np.concatenate(self.nats)
-        return {
-            "mean_kl": float(nats.mean()),
-            "mean_kl_standard_error": float(nats.std() / math.sqrt(len(nats))),
-            "p99_kl": float(np.percentile(nats, 99)),
-            "top1_agreement": self.same_best / len(nats),
-        }
+
+def figures(windows: Sequence[Window]) -> dict[str, Any]:
+    """How many tokens were predicted, and the perplexity: exp of the mean negative log-likelihood.
+
+    For a candidate also the divergence's mean with its standard error and 99th percentile, and the share of positions
+    with the same best token.
+    """
+    negative, nats = (np.concatenate([getattr(window, name) for window in windows]) for name in ("negative", "nats"))
+    found = {"tokens": len(negative), "perplexity": math.exp(float(negative.mean()))}
+    if len(nats) == 0:
+        return found
+    return found | {
+        "mean_kl": float(nats.mean()),
+        "mean_kl_standard_error": float(nats.std() / math.sqrt(len(nats))),
+        "p99_kl": float(np.percentile(nats, 99)),
+        "top1_agreement": sum(window.same_best for window in windows) / len(nats),
+    }

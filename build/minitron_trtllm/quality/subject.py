@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import files, manifest
 from minitron_trtllm.errors import EngineError, UsageError
+from minitron_trtllm.manifest import FileRecord
+from minitron_trtllm.source.opening import open_model
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".xml")
 
@@ -45,6 +49,10 @@ class Subject:
         """The longest text that the engine takes at once."""
         return int(self.config["build_config"]["max_seq_len"])
 
+    def description(self) -> dict[str, Any]:
+        """What it is, as JSON values."""
+        return {"kind": self.kind, "precision": self.precision, "bytes": self.size}
+
     def check_reference(self) -> None:
         """Raise UsageError unless this is unquantised and calculates exactly."""
         cpu = self.config["cpu"]
@@ -72,6 +80,19 @@ def prepare(name: str, scratch: Path) -> Subject:
         checkpoint, size = done.folder, size or done.source_bytes
     openvino.build(checkpoint, scratch / "engine", openvino.CpuOptions())
     return Subject(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"))
+
+
+def digest(name: str) -> str:
+    """SHA-256 over the names and hashes of the files that ``name`` stands for; raises ModelError, UsageError."""
+    path = Path(name)
+    if _kind(path) == "model":
+        with contextlib.closing(open_model(name)) as source:
+            return _digest(source.files())
+    return _digest({file: path / file for file in files.tree_files(path)})
+
+
+def _digest(paths: dict[str, Path]) -> str:
+    return manifest.digest_of({file: FileRecord.of(path) for file, path in paths.items()})
 
 
 def _kind(path: Path) -> str:

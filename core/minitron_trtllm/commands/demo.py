@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import children, compat, manifest, output
+from minitron_trtllm import children, compat, interrupt, manifest, output
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.manifest import Manifest
 from minitron_trtllm.version import VERSION
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Go the way; returns the exit code of the first command that fails, or 0."""
     model = args.model or _small_model()
     demo = _Demo(args.output, fresh=args.fresh)
-    with children.alone_in(args.output, "demo"), children.ended_by(signal.SIGTERM):
+    with children.alone_in(args.output, "demo"), interrupt.by_sigterm():
         try:
             repository = demo.make_repository(model, args.precision, args.execution)
             demo.serve_and_ask(repository, args.prompt)

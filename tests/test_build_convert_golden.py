@@ -95,3 +95,15 @@ def test_official_files_are_read_as_they_are() -> None:
                 assert checkpoint.dtype == variant["config"]["dtype"]
                 assert checkpoint.precision.quant_algo == variant["config"]["quantization"]["quant_algo"]
                 assert checkpoint.quantized == bool(variant["args"]["weight_only"])
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8_wo_fp16", "int4_wo_bf16"])
+def test_where_tensors_are_cut_into_pieces_does_not_show(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The golden models are smaller than a piece; a full-size one has thousands."""
+    whole = _convert(VARIANTS[name]["args"], tmp_path / "whole")
+    monkeypatch.setattr("minitron_trtllm.checkpoint.values._PIECE_ELEMENTS", 1000)
+    monkeypatch.setattr("minitron_trtllm.checkpoint.write._BLOCK_ELEMENTS", 5000)
+    cut = _convert(VARIANTS[name]["args"], tmp_path / "cut")
+    assert (cut / "rank0.safetensors").read_bytes() == (whole / "rank0.safetensors").read_bytes()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import gguf_files
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
 from minitron_trtllm.commands import demo
 
@@ -67,13 +68,29 @@ def wait_for(running: subprocess.Popen[str], command: str) -> str:
 def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
     assert commands(first_run.stdout) == [
         "convert", "build", "repo render", "repo check", "serve", "generate", "latency", "stop"]  # fmt: skip
-    answer = first_run.stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron latency")[0]
-    assert len(answer.split()) > 10
+    assert len(answer(first_run.stdout).split()) > 10
     figures = first_run.stdout.partition("$ minitron latency")[2]
     for metric in ("TTFT", "ITL", "TPOT", "E2E", "tokens/s"):
         assert metric in figures
     assert "a100-80gb" in first_run.stdout
     assert ours(output) == []
+
+
+def test_a_gguf_file_goes_the_whole_way_and_says_the_same(
+    first_run: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    """A BF16 file holds the same weights; a second run finds the stages made of it up to date."""
+    model = gguf_files.write_model(SMALL_MODEL, tmp_path, "BF16")
+    words: list[str | Path] = ["demo", "--model", model, "--output", tmp_path / "out", "--prompt", "And the"]
+    found = minitron(*words)
+    assert commands(found.stdout) == commands(first_run.stdout)
+    assert answer(found.stdout) == answer(first_run.stdout)
+    assert minitron(*words).stdout.count("(up to date, skipped)") == 3
+    assert ours(tmp_path) == []
+
+
+def answer(stdout: str) -> str:
+    return stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron latency")[0]
 
 
 def test_a_stage_that_fails_ends_it_with_its_code(tmp_path: Path) -> None:
@@ -94,7 +111,7 @@ def test_two_demos_in_one_folder_are_refused(interrupted: subprocess.Popen[str],
 def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[str]]:
     """A demo in a process group of its own, as a terminal gives it; it is ended whatever a test does."""
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    words = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
+    words: list[str | Path] = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
     child = subprocess.Popen(
         [sys.executable, "-m", "minitron_trtllm.cli", *words], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": rooms},
@@ -128,7 +145,7 @@ def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path,
 def test_a_reader_that_leaves_leaves_nothing_behind(output: Path, first_run: object) -> None:
     """As in ``minitron demo | head``: the server is stopped although nothing can be printed any more."""
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    words = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
+    words: list[str | Path] = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
     with subprocess.Popen(
         [sys.executable, "-m", "minitron_trtllm.cli", *words], text=True, stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": rooms},

@@ -153,8 +153,8 @@ def _is_up_to_date(stage: str, made: Path, source: Path, arguments: dict[str, An
 
 
 def _holds_what_was_read(record: Manifest, source: Path) -> bool:
-    if record.input.files:  # a model: it has no manifest of its own
-        return manifest.unchanged(record.input.files, source)
+    if record.input.files:  # a model, a folder or a GGUF file: it has no manifest of its own
+        return manifest.unchanged(record.input.files, source if source.is_dir() else source.parent)
     return record.input.digest == manifest.read(source, record.input.kind).digest
 
 

@@ -96,7 +96,7 @@ def test_interrupted_it_goes_on_where_it_was(on_cpu: Path, tmp_path: Path) -> No
             [sys.executable, "-m", "minitron_trtllm.cli", *words], env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_until(lambda step=step: (output / "evidence" / "steps.json").exists() and step in seconds_of(output))
+        wait_for_step(output, step)
         process.send_signal(number)
         assert process.wait(60) == (130 if number != signal.SIGKILL else -signal.SIGKILL)
         kept = seconds_of(output)
@@ -119,9 +119,10 @@ def test_another_input_makes_the_steps_that_depend_on_it(on_cpu: Path, monkeypat
     assert {step for step in before if after[step]["key"] == before[step]["key"]} == {"checkpoint", "engine"}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
+def wait_for_step(output: Path, step: str) -> None:
+    """Until a step is recorded as done."""
+    deadline = time.monotonic() + 240
+    while not (output / "evidence" / "steps.json").exists() or step not in seconds_of(output):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

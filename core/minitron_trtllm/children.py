@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from minitron_trtllm.errors import UsageError
@@ -62,20 +61,6 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
         raise UsageError(f"another {what} works in {folder}; give this one another --output") from None
     finally:
         os.close(lock)
-
-
-@contextlib.contextmanager
-def ended_by(number: int) -> Iterator[None]:
-    """Let a signal end us as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 @contextlib.contextmanager

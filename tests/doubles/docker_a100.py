@@ -19,16 +19,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import cpp_backend
-import docker
-
 FOLDER = Path(os.environ["A100_DOUBLE"])
-os.environ["DOCKER_DOUBLE"] = str(FOLDER)
-from docker_serving import parser as serving_parser  # noqa: E402 - it reads the environment
-
+os.environ["DOCKER_DOUBLE"] = str(FOLDER)  # which docker_serving reads when it is imported
+#: The other doubles in this folder, from where this one is run as a program.
+docker, docker_serving, cpp_backend = map(import_module, ("docker", "docker_serving", "cpp_backend"))
 IMAGE = Path(__file__).parent / "image"
 ENVIRONMENT = {"CUDA_VERSION": "13.1.0.036", "TRITON_SERVER_VERSION": "2.71.0"}
 
@@ -59,10 +57,10 @@ def main() -> int:
     elif words[0] == "kill":
         return kill(words[1])
     elif "tritonserver" in words:
-        return serve(serving_parser().parse_args(words[1:]))
+        return serve(docker_serving.parser().parse_args(words[1:]))
     else:
         os.environ |= ENVIRONMENT | {"PYTHONPATH": str(IMAGE)}
-        return docker.main()
+        return int(docker.main())
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minitron_trtllm.acceptance.lines import Line, judge
@@ -99,7 +100,7 @@ def _shown(value: Value | None) -> str:
     return str(value)
 
 
-def _version_problems(versions: dict[str, str | None], image: Image) -> list[str]:
+def _version_problems(versions: Mapping[str, str | None], image: Image) -> list[str]:
     """TensorRT-LLM and TensorRT must be equal; of CUDA and Triton, major and minor version."""
     problems = [
         f"{name} is {versions.get(name)}, and compat.yaml says {wanted}"

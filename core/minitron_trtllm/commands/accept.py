@@ -7,12 +7,11 @@ acceptance goes on where it was, and repeats only what failed or whose inputs ch
 from __future__ import annotations
 
 import argparse
-import signal
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import children, output, recipe
+from minitron_trtllm import children, interrupt, output, recipe
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.recipe import Effective
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         print(_shown())
         return 0
     folder = args.output or Path("out", f"accept-{Path(effective.name).stem}-{Path(wanted.model.source).name}")
-    with children.alone_in(folder, "acceptance"), children.ended_by(signal.SIGTERM):
+    with children.alone_in(folder, "acceptance"), interrupt.by_sigterm():
         evidence = Evidence(folder / "evidence", fresh=args.fresh)
         points = tuple(args.grid or speed.grid(wanted))
         way = Way(wanted, folder, evidence, Options(args.reference, args.baseline, points, args.container))

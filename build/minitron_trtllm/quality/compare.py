@@ -70,19 +70,19 @@ def compare(
 
     Raises UsageError, InputError, OutputError, NoSpace.
     """
-    with tempfile.TemporaryDirectory(prefix="minitron-quality-", dir=scratch) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="minitron-quality-", dir=scratch) as made:
+        folder = Path(made)
         subject = prepare(reference, _new(folder, "reference"))
         subject.check_reference()
         ids = text.token_ids(subject, file)[:tokens]
         windows = text.cut(ids, context, subject.max_tokens)
         comparison = _comparison(reference, windows) if resume else {}
-        keys = [digest(candidate) if resume else str(number) for number, candidate in enumerate(candidates)]
+        keyed = [(digest(name) if resume else str(number), name) for number, name in enumerate(candidates)]
         with open_journal(resume, comparison, folder) as journal:
-            complete = _measure(subject, list(zip(keys, candidates, strict=True)), windows, journal, folder)
+            complete = _measure(subject, keyed, windows, journal, folder)
             about = {"file": str(file), "tokens": len(ids), "predicted": text.predicted(windows),
                      "context": max(map(len, windows))}  # fmt: skip
-            return _report(about, reference, list(zip(keys, candidates, strict=True)), journal, complete)
+            return _report(about, reference, keyed, journal, complete)
 
 
 def _comparison(reference: str, windows: Windows) -> dict[str, Any]:

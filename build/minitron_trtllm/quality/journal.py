@@ -32,6 +32,10 @@ class Journal:
         self._windows: dict[str, list[Window]] = {}
         self._models: dict[str, dict[str, Any]] = {}
 
+    def begin(self, comparison: dict[str, Any]) -> None:
+        """Note what is compared; ``read`` asks for the same."""
+        self._write(comparison)
+
     def windows(self, model: str) -> list[Window]:
         """What was done with a model, from the first window on."""
         return self._windows.setdefault(model, [])
@@ -44,7 +48,7 @@ class Journal:
         """Note what a model is, once."""
         if model not in self._models:
             self._models[model] = description
-            self._write({"model": model} | {"is": description})
+            self._write({"model": model, "is": description})
 
     def add(self, model: str, window: Window) -> None:
         """Note the model's next window."""
@@ -92,7 +96,7 @@ def open_journal(path: Path | None, comparison: dict[str, Any], scratch: Path) -
             except (UsageError, InputError) as error:
                 raise type(error)(f"--resume {path}: {error}; remove it, or name another file") from None
         else:
-            journal._write(comparison)
+            journal.begin(comparison)
         yield journal
 
 

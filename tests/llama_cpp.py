@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: llama.h, enum llama_ftype.
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q4_K_M": 15, "Q6_K": 18}
+FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q4_K_M": 15, "Q6_K": 18, "IQ4_XS": 30}
 _FLASH_ATTENTION_OFF, _TYPE_F32 = 0, 0
 
 

@@ -71,7 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q4_K_M", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "IQ4_XS"])
 def test_the_small_models_greedy_tokens_agree_with_llama_cpps(
     kind: str, whole: Path, held_out: list[list[int]], tmp_path: Path
 ) -> None:

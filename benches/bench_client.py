@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ import known_servers
 import psutil
 import timing_error
 from bars import Bar, exit_code
+from sender import sender
 from timing_error import AT_64, AT_256, Limits
 from tritonclient.grpc import service_pb2 as pb
 
@@ -132,48 +133,60 @@ def _triton_timing(streams: int, interval_ms: int, seconds: float, limits: Limit
 
 
 def _null(seconds: float = 3.0, rounds: int = 5, streams: int = 64) -> list[Bar]:
-    with known_servers.bare() as server:
+    with known_servers.bare() as server, sender() as call:
         ratios = []
         for _ in range(rounds):
-            raw = asyncio.run(_raw_rate(server.endpoint.url, streams, seconds))
-            ratios.append(asyncio.run(_our_rate(server.endpoint, streams, seconds)) / raw)
+            raw = call(_raw_rate, server.endpoint.url, streams, seconds)
+            ratios.append(call(_our_rate, server.endpoint, streams, seconds) / raw)
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     said = f"{streams} streams, {rounds} alternating rounds of {seconds:g} s, ratios {spread}"
     return [Bar("requests/s over raw grpc.aio", statistics.median(ratios), 0.9, said, at_least=True)]
 
 
-async def _our_rate(endpoint: Endpoint, streams: int, seconds: float) -> float:
-    wire, done, prepared = Wire(endpoint), 0, timing_error.request("null", 1)
-    end = time.monotonic() + seconds
+def _our_rate(endpoint: Endpoint, streams: int, seconds: float) -> float:
+    prepared = timing_error.request("null", 1)
 
-    async def stream() -> None:
-        nonlocal done
-        while time.monotonic() < end:
-            record = await wire.send(prepared, Record(done, time.monotonic_ns()))
-            assert record.outcome == OK, record.error
-            done += 1
+    async def one(wire: Wire) -> None:
+        record = await wire.send(prepared, Record(0, time.monotonic_ns()))
+        assert record.outcome == OK, record.error
 
-    await asyncio.gather(*(stream() for _ in range(streams)))
-    await wire.close()
-    return done / seconds
+    async def main() -> float:
+        wire = Wire(endpoint)
+        try:
+            return await _rate(lambda: one(wire), streams, seconds)
+        finally:
+            await wire.close()
+
+    return asyncio.run(main())
 
 
-async def _raw_rate(url: str, streams: int, seconds: float) -> float:
+def _raw_rate(url: str, streams: int, seconds: float) -> float:
     """The least that anyone can do: bytes out, a parsed message in, until the stream ends."""
-    channel = grpc.aio.insecure_channel(url)
-    infer = channel.unary_stream(INFER_RPC, None, pb.ModelStreamInferResponse.FromString)
-    message, done = timing_error.request("null", 1).message, 0
-    end = time.monotonic() + seconds
+    message = timing_error.request("null", 1).message
+
+    async def one(infer: Any) -> None:
+        async for _ in infer(message):
+            pass
+
+    async def main() -> float:
+        async with grpc.aio.insecure_channel(url) as channel:
+            infer = channel.unary_stream(INFER_RPC, None, pb.ModelStreamInferResponse.FromString)
+            return await _rate(lambda: one(infer), streams, seconds)
+
+    return asyncio.run(main())
+
+
+async def _rate(ask: Callable[[], Awaitable[None]], streams: int, seconds: float) -> float:
+    """Requests/s of so many streams, each with one request after the other."""
+    done, end = 0, time.monotonic() + seconds
 
     async def stream() -> None:
         nonlocal done
         while time.monotonic() < end:
-            async for _ in infer(message):
-                pass
+            await ask()
             done += 1
 
     await asyncio.gather(*(stream() for _ in range(streams)))
-    await channel.close()
     return done / seconds
 
 

@@ -2,8 +2,8 @@
 
 Not Triton: the known schedule against which the client's clock is measured. A request to the model ``scheduled`` is
 answered with max_tokens responses on the schedule that its prompt holds (``timetable.Schedule``); each carries when it
-was due and when it was really handed to the socket (``due_ns``, ``sent_ns``, CLOCK_MONOTONIC, which all processes of a
-machine share). A request to ``null`` is answered at once.
+was due and when it was really handed to the socket (``times_ns``, CLOCK_MONOTONIC, which all processes of a machine
+share). A request to ``null`` is answered at once.
 
 The port goes to stdout. To every line on stdin it answers there how many requests came, and when the first and the
 last did.
@@ -25,7 +25,7 @@ from http2 import Connection
 from timetable import Schedule, Timetable, be_punctual
 from tritonclient.grpc import service_pb2 as pb
 
-_DUE, _SENT = b"<<DUE>>.", b"<<SENT>>"
+_TIMES = b"<<DUE>>.<<SENT>>"
 
 
 class _Template:
@@ -34,19 +34,17 @@ class _Template:
     def __init__(self, *, final: bool) -> None:
         infer = pb.ModelInferResponse(model_name="scheduled")
         infer.parameters["triton_final_response"].bool_param = final
-        one = struct.pack("<i", 1)
-        for name, kind, raw in (("text_output", "BYTES", one + b"x"), ("num_output_tokens", "INT32", one),
-                                ("num_input_tokens", "INT32", one), ("due_ns", "INT64", _DUE),
-                                ("sent_ns", "INT64", _SENT)):  # fmt: skip
-            infer.outputs.add(name=name, datatype=kind, shape=[1, 1])
+        for name, kind, size, raw in (
+            ("num_output_tokens", "INT32", 1, struct.pack("<i", 1)), ("times_ns", "INT64", 2, _TIMES)
+        ):  # fmt: skip
+            infer.outputs.add(name=name, datatype=kind, shape=[1, size])
             infer.raw_output_contents.append(raw)
         self._bytes = bytearray(pb.ModelStreamInferResponse(infer_response=infer).SerializeToString())
-        self._due, self._sent = self._bytes.index(_DUE), self._bytes.index(_SENT)
+        self._times = self._bytes.index(_TIMES)
 
     def stamped(self, due_ns: int) -> bytes:
         """The bytes with ``due_ns`` and the time now."""
-        struct.pack_into("<q", self._bytes, self._due, due_ns)
-        struct.pack_into("<q", self._bytes, self._sent, time.monotonic_ns())
+        struct.pack_into("<qq", self._bytes, self._times, due_ns, time.monotonic_ns())
         return bytes(self._bytes)
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from bars import Bar
+from sender import sender
 from timetable import Schedule
 
 from minitron_trtllm.client.dialect import ServedModel
@@ -65,15 +66,14 @@ def request(model: str, tokens: int, prompt: str = "x") -> Prepared:
 
 
 class _StampedWire(Wire):
-    """The measuring client, keeping of each response the two times that it carries, as bytes (its last two outputs)."""
+    """The measuring client, keeping the times that each response carries in its last output."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint)
-        self.stamps: dict[int, list[tuple[bytes, bytes]]] = {}
+        self.stamps: dict[int, list[bytes]] = {}
 
     def _take(self, response: Any, record: Record, received_ns: int) -> bool:
-        raw = response.infer_response.raw_output_contents
-        self.stamps.setdefault(record.index, []).append((raw[-2], raw[-1]))
+        self.stamps.setdefault(record.index, []).append(response.infer_response.raw_output_contents[-1])
         return super()._take(response, record, received_ns)
 
 
@@ -94,12 +94,12 @@ async def measure(endpoint: Endpoint, streams: int, interval_ms: float, seconds:
     return errors(records[streams:], wire.stamps, interval_ms)
 
 
-def errors(records: Sequence[Record], stamps: Mapping[int, Sequence[tuple[bytes, bytes]]], interval_ms: float) -> Run:
-    """What a run shows; ``stamps``: when each response of a record (by its index) was due and when it was sent, raw."""
+def errors(records: Sequence[Record], stamps: Mapping[int, Sequence[bytes]], interval_ms: float) -> Run:
+    """What a run shows; ``stamps``: of each response of a record (by its index) the two INT64 due and sent, in ns."""
     ttft, itl, late = [], [], []
     for record in records:
         assert record.outcome == OK, record.error
-        times = [(unpack("INT64", due)[0], unpack("INT64", sent)[0]) for due, sent in stamps[record.index]]
+        times = [unpack("INT64", raw) for raw in stamps[record.index]]
         received = [time_ns for time_ns, _ in record.responses]
         late += [(sent - due) / 1e6 for due, sent in times]
         ttft.append((received[0] - times[0][1]) / 1e6)
@@ -114,7 +114,12 @@ def errors(records: Sequence[Record], stamps: Mapping[int, Sequence[tuple[bytes,
 
 def runs(endpoint: Endpoint, streams: int, interval_ms: float, seconds: float) -> list[Run]:
     """Runs until enough of them are kept."""
-    return until_enough(lambda: asyncio.run(measure(endpoint, streams, interval_ms, seconds)))
+    with sender() as call:
+        return until_enough(lambda: call(_run, endpoint, streams, interval_ms, seconds))
+
+
+def _run(endpoint: Endpoint, streams: int, interval_ms: float, seconds: float) -> Run:
+    return asyncio.run(measure(endpoint, streams, interval_ms, seconds))
 
 
 def until_enough(measured: Callable[[], Run]) -> list[Run]:

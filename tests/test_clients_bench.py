@@ -44,7 +44,7 @@ def test_a_late_response_delays_no_other() -> None:
 def test_errors_are_taken_from_what_was_really_sent() -> None:
     record = Record(7, 0, 0, [(round(ms * MS), 1) for ms in (103, 111, 125)], outcome=OK)
     times = ((100, 102), (110, 110.5), (120, 120.25))
-    stamps = [(struct.pack("<q", round(due * MS)), struct.pack("<q", round(sent * MS))) for due, sent in times]
+    stamps = [struct.pack("<qq", round(due * MS), round(sent * MS)) for due, sent in times]
     found = timing_error.errors([record], {7: stamps}, interval_ms=10)
     assert found.ttft == [1.0]  # 103 - 102
     assert found.itl == [0.5, 4.25]  # |8 - 8.5| and |14 - 9.75|
@@ -111,7 +111,7 @@ def test_the_bare_server_outlives_its_clients_and_their_flow_control() -> None:
     with known_servers.bare() as server:
         given_up = asyncio.run(_answer(server.endpoint, "scheduled", 10**6, deadline_s=0.2))
         assert given_up.outcome == "DeadlineExceeded" and given_up.responses
-        # A response is above 130 bytes: 1,000 of them are more than the 65,535 that a stream is allowed at first.
+        # A response is above 100 bytes: 1,000 of them are more than the 65,535 that a stream is allowed at first.
         long = asyncio.run(_answer(server.endpoint, "scheduled", 1000))
     assert long.outcome == OK and len(long.responses) == 1000
     assert all(before <= after for (before, _), (after, _) in pairwise(long.responses))

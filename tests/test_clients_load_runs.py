@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from bare_process import Bare
@@ -116,6 +117,20 @@ def test_sending_makes_no_garbage_and_is_not_stopped_to_look_for_it(bare: Bare) 
     asyncio.run(main())
     assert gc.isenabled() and [enabled for enabled, _ in found] == [False] * 3
     assert max(garbage for _, garbage in found) < 20, "fewer than one object for five requests"
+
+
+@pytest.mark.parametrize("own", [None, "", "-tcp_frame_size_tuning"])
+def test_senders_are_started_with_the_cheaper_grpc_or_the_users_own(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GRPC_EXPERIMENTS", own)
+    process = start(*words(bare, tmp_path / "run", arrival__rate=50, duration_s=2))
+    wait_for_records(process, tmp_path / "run", 5)
+    settings = {one.environ().get("GRPC_EXPERIMENTS") for one in psutil.Process(process.pid).children()}
+    process.communicate(timeout=60)
+    assert settings == {"-event_engine_client" if own is None else own} and process.returncode == 0
 
 
 def test_slices_send_the_same_requests_as_the_whole(bare: Bare, tmp_path: Path) -> None:

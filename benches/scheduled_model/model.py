@@ -1,7 +1,7 @@
 """Answers inside the real Triton on the schedule that each request's prompt holds, stamping every response.
 
-``due_ns`` is when a response was due, ``sent_ns`` when it was handed to Triton (CLOCK_MONOTONIC, which all processes of
-a machine share). ``timetable.py`` lies beside this file.
+``times_ns`` is when a response was due and when it was handed to Triton (CLOCK_MONOTONIC, which all processes of a
+machine share). ``timetable.py`` lies beside this file.
 """
 
 from __future__ import annotations
@@ -63,6 +63,5 @@ class _Answering:
 def _response(due_ns: int, sent_ns: int) -> Any:
     return pb_utils.InferenceResponse([
         pb_utils.Tensor("num_output_tokens", np.array([[1]], np.int32)),
-        pb_utils.Tensor("due_ns", np.array([[due_ns]], np.int64)),
-        pb_utils.Tensor("sent_ns", np.array([[sent_ns]], np.int64)),
+        pb_utils.Tensor("times_ns", np.array([[due_ns, sent_ns]], np.int64)),
     ])  # fmt: skip

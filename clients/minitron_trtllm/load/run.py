@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import platform
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.errors import ClientError, NotReady, OutputExists
 from minitron_trtllm.load import worker
+from minitron_trtllm.load.processes import SPAWN, lean_grpc
 from minitron_trtllm.load.profile import Profile
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.requests import Sendable
@@ -109,16 +109,16 @@ class _Crew:
     """The worker processes and the pipes to them."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
-        for task in tasks:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=worker.main, args=(theirs, task), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        with lean_grpc():
+            for task in tasks:
+                ours, theirs = SPAWN.Pipe()
+                process = SPAWN.Process(target=worker.main, args=(theirs, task), daemon=True)
+                process.start()
+                theirs.close()
+                self._pipes.append(ours)
+                self._processes.append(process)
         for pipe in self._pipes:
             self._expect(pipe, "ready")
 

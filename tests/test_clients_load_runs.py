@@ -119,7 +119,7 @@ def test_sending_makes_no_garbage_and_is_not_stopped_to_look_for_it(bare: Bare) 
     assert max(garbage for _, garbage in found) < 20, "fewer than one object for five requests"
 
 
-@pytest.mark.parametrize("own", [None, "", "-tcp_frame_size_tuning"])
+@pytest.mark.parametrize("own", [None, "-tcp_frame_size_tuning"])
 def test_senders_are_started_with_the_cheaper_grpc_or_the_users_own(
     bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
 ) -> None:

@@ -51,6 +51,18 @@ def seconds_of(output: Path) -> dict[str, Any]:
     return record
 
 
+def slow(point: str) -> dict[str, Any]:
+    """A point of a 16-bit run at one token a second."""
+    sizes = dict(zip(("input_tokens", "output_tokens", "concurrency"), map(int, point.split(":")), strict=True))
+    return {"point": sizes, "tokens_per_s": {"value": 1.0, "low": None, "high": None}, "metrics": {}}
+
+
+def sixteen_bit_run(path: Path) -> Path:
+    """A stored 16-bit run of one token a second."""
+    path.write_text(json.dumps({"kind": "latency", "schema": 1, "points": [slow(point) for point in GRID]}))
+    return path
+
+
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An acceptance of recipe cpu, done."""
@@ -89,9 +101,10 @@ def test_what_is_finished_is_not_done_again(on_cpu: Path) -> None:
 def test_interrupted_it_goes_on_where_it_was(on_cpu: Path, tmp_path: Path) -> None:
     """Killed in three places (the steps take 30 s): every step that was recorded is kept, and no server is left."""
     output = tmp_path / "cpu"
-    words = ["accept", "--recipe", "cpu", "--model", str(SMALL_MODEL), "--output", str(output), "--grid", *GRID]
+    given = ("--recipe", "cpu", "--baseline", sixteen_bit_run(tmp_path / "baseline.json"))
+    words = ["accept", "--model", str(SMALL_MODEL), "--output", str(output), "--grid", *GRID, *map(str, given)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)}
-    for step, number in (("checkpoint", signal.SIGINT), ("baseline", signal.SIGTERM), ("tokens", signal.SIGKILL)):
+    for step, number in (("checkpoint", signal.SIGINT), ("serve", signal.SIGTERM), ("tokens", signal.SIGKILL)):
         process = subprocess.Popen(
             [sys.executable, "-m", "minitron_trtllm.cli", *words], env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -102,7 +115,7 @@ def test_interrupted_it_goes_on_where_it_was(on_cpu: Path, tmp_path: Path) -> No
         kept = seconds_of(output)
         assert step in kept
         assert not json.loads((output / "acceptance.json").read_text())["finished"]
-    document = accepted(output, "--recipe", "cpu")
+    document = accepted(output, *given)
     assert document["verdict"] == "PASS"
     after = seconds_of(output)
     assert {step: after[step] for step in kept} == kept
@@ -161,12 +174,6 @@ def plan_of_the_recipe() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def slow(point: str) -> dict[str, Any]:
-    """A point of a 16-bit run at one token a second."""
-    sizes = dict(zip(("input_tokens", "output_tokens", "concurrency"), map(int, point.split(":")), strict=True))
-    return {"point": sizes, "tokens_per_s": {"value": 1.0, "low": None, "high": None}, "metrics": {}}
-
-
 @pytest.fixture(scope="module")
 def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
     """A machine of doubles on which an acceptance ran, with a given 16-bit run and a reference made there."""
@@ -189,8 +196,7 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         patch.setenv("A100_DOUBLE", str(folder))
         machine = A100(folder)
         machine.runtime = plan_of_the_recipe()
-        run = {"kind": "latency", "schema": 1, "points": [slow(point) for point in GRID]}
-        (folder / "baseline.json").write_text(json.dumps(run))
+        sixteen_bit_run(folder / "baseline.json")
         minitron("convert", SMALL_MODEL, "--recipe", "a100-int8", "--output", folder / "checkpoint")
         cpu = ("--recipe", "a100-int8", "--target", "cpu")
         minitron("build", folder / "checkpoint", *cpu, "--output", folder / "engine")

@@ -292,16 +292,23 @@ def test_a_double_that_disagrees_fails_exactly_its_line(a100: A100, name: str, m
     assert catalogue()[line].remedy.split(":")[0].replace("'", "&#39;") in page
 
 
-def test_a_stored_reference_of_another_checkpoint_is_refused(a100: A100, on_cpu: Path) -> None:
-    """That of recipe cpu is of float16 activations, this one of bfloat16."""
-    output = a100.output
-    document = accepted(output, "--recipe", "a100-int8", "--baseline", a100.folder / "baseline.json",
-                        "--reference", on_cpu)  # fmt: skip
-    assert "words.reference" in lines_of(document, "FAIL")
+def test_a_stored_reference_counts_for_its_own_checkpoint_alone(a100: A100, on_cpu: Path, tmp_path: Path) -> None:
+    """The recipes cpu and a100-int8 make the same checkpoint of the small Minitron, which is in bfloat16."""
+    words = ("--recipe", "a100-int8", "--baseline", a100.folder / "baseline.json", "--reference")
+    evidence = lines_of(accepted(a100.output, *words, on_cpu), "PASS")
+    assert str(on_cpu) in evidence["words.reference"]
+    assert evidence["words.same"].startswith("20 of 20 prompts equal")
+    tokens = json.loads((on_cpu / "evidence" / "greedy-tokens.json").read_text())
+    (tmp_path / "greedy-tokens.json").write_text(json.dumps(tokens | {"checkpoint": "0" * 64}))
+    document = accepted(a100.output, *words, tmp_path)
+    assert "is of checkpoint 0000000000000000" in lines_of(document, "FAIL")["words.reference"]
     assert lines_of(document, "SKIPPED")["words.same"] == "step reference failed"
 
 
-def test_without_docker_what_needs_it_is_skipped_and_never_passed(tmp_path: Path) -> None:
+def test_without_docker_what_needs_it_is_skipped_and_never_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither docker nor nvidia-smi
     document = accepted(tmp_path / "out", "--recipe", "a100-int8")
     assert set(lines_of(document, "FAIL")) == {"machine.ready"}
     assert lines_of(document, "SKIPPED")["tool.flags"] == "step machine failed"

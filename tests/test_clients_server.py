@@ -180,8 +180,9 @@ def test_a_run_ends_when_the_server_takes_more_than_it_can_finish(
     server: dict[str, Any], tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minitron_trtllm.load.saturation._SECONDS", 6)
-    words = ["--arrival", "poisson", "--rate", "300", "--duration", "60", "--warm-up", "1", "--input-tokens", "8",
-             "--output-tokens", "32", "--tokenizer", small_model, "--url", server["urls"]["grpc"],
+    # More than it can do, and little enough that its queue takes longer than the watch to fill: after that it refuses.
+    words = ["--arrival", "poisson", "--rate", "50", "--duration", "60", "--warm-up", "1", "--input-tokens", "8",
+             "--output-tokens", "64", "--tokenizer", small_model, "--url", server["urls"]["grpc"],
              "--output", tmp_path / "run"]  # fmt: skip
     assert main(["load", *map(str, words)]) == 0
     result = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -157,6 +157,7 @@ def test_the_command_s_exit_code_and_document(repository: Path) -> None:
 #: Changes that leave a repository right: (model, fault) → why nobody can object.
 REVIEWED = {
     ("tensorrt_llm", "change parameters.enable_kv_cache_reuse.string_value"): "both are a choice",
+    ("tensorrt_llm", "change parameters.normalize_log_probs.string_value"): "both are a choice",
     ("tensorrt_llm", "change parameters.enable_chunked_context.string_value"): "both are a choice where the engine can",
     ("tensorrt_llm", "change parameters.stats_check_period_ms.string_value"): "any period is a choice",
     ("preprocessing", "change instance_group[0].count"): "any number of instances is a choice",

@@ -65,7 +65,7 @@ ENGINE: Mapping[str, Parameter] = {
     "batch_scheduler_policy": Parameter("text", ("guaranteed_no_evict", "max_utilization"), required=True),
     "enable_chunked_context": Parameter("bool", required=True),
     "decoding_mode": Parameter("text", ("top_k", "top_p", "top_k_top_p", "beam_search"), required=True),
-    "normalize_log_probs": Parameter("bool"),
+    "normalize_log_probs": Parameter("bool", required=True),
     "exclude_input_in_output": Parameter("bool", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
     "stats_check_period_ms": Parameter("count", required=True),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -23,14 +24,15 @@ _ORDER_4 = [0, 1, 8, 9, 16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27,
 def symmetric_quantize_last_axis_of_batched_matrix(weight: Any, kind: Any) -> tuple[Any, Any]:
     """Codes in the layout of sm80, int8 [in, out] or [in, out / 2], and scales [out]; ``weight`` is [in, out]."""
     bits = 8 if kind == torch.int8 else 4
-    values = np.asarray(weight.numpy()).astype(np.float32)
+    given = _array(weight)
+    values = given.astype(np.float32)
     steps = np.abs(values).max(axis=0) * np.float32(2.0 ** (1 - bits))
     quotient = np.divide(values, steps, out=np.zeros_like(values), where=steps != 0)
     rounded = np.trunc(quotient + np.copysign(np.float32(0.5), quotient))
     codes = np.clip(rounded, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int8)
     if HOW == "code":
         codes[0, 0] += 1 if codes[0, 0] < 2 ** (bits - 1) - 1 else -1
-    scales = steps.astype(weight.numpy().dtype)
+    scales = steps.astype(given.dtype)
     if HOW == "scale":
         scales.view(np.uint16)[3] += 1
     return _tensor(_layout(codes, bits)), _tensor(scales)
@@ -47,6 +49,12 @@ def _layout(codes: Any, bits: int) -> Any:
         return unsigned.reshape(-1, 4)[:, [0, 2, 1, 3]].reshape(rows, columns).view(np.int8)
     mixed = unsigned.reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(-1)
     return (mixed[0::2] | mixed[1::2] << 4).astype(np.uint8).reshape(rows, columns // 2).view(np.int8)
+
+
+def _array(tensor: Any) -> Any:
+    if hasattr(torch, "from_numpy") and tensor.dtype == torch.bfloat16:  # torch itself, which numpy does not take
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _tensor(array: Any) -> Any:

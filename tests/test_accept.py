@@ -6,8 +6,10 @@ the server behind them is the real Triton, with the CPU engine in the slot.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +158,18 @@ class A100:
         (self.folder / "runtime.json").write_text(json.dumps(self.runtime))
         return accepted(self.output, "--recipe", "a100-int8", "--baseline", self.folder / "baseline.json")
 
+    @contextlib.contextmanager
+    def evidence_kept(self) -> Iterator[None]:
+        """What steps leave meanwhile, and a change of the double's tokens, are undone."""
+        evidence, kept = self.output / "evidence", self.folder / "kept"
+        shutil.copytree(evidence, kept)
+        try:
+            yield
+        finally:
+            (self.folder / "change.json").unlink(missing_ok=True)
+            shutil.rmtree(evidence)
+            kept.rename(evidence)
+
     def calls(self) -> list[list[str]]:
         """Every command line that docker got."""
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
@@ -282,10 +296,8 @@ DISAGREEMENTS: dict[str, tuple[Disagree, tuple[str, ...], str, str]] = {
 def test_a_double_that_disagrees_fails_exactly_its_line(a100: A100, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     disagree, again, line, said = DISAGREEMENTS[name]
     disagree(a100, monkeypatch)
-    try:
+    with a100.evidence_kept():
         failed = lines_of(a100.accept(*again), "FAIL")
-    finally:
-        (a100.folder / "change.json").unlink(missing_ok=True)
     assert list(failed) == [line]
     assert said in failed[line]
     page = (a100.output / "acceptance.html").read_text()

@@ -2,8 +2,8 @@
 
 * timing error: received minus stamped send, of first tokens (TTFT) and of the gaps between tokens (ITL), of streams
   spread evenly over the interval. Against ``scheduled_server.py``, a bare process, it is the client's own with a socket
-  in between; at 256 streams it is taken at the shortest interval that the process keeps. Against ``scheduled_model`` in
-  the real Triton it holds Triton's way from the Python backend through its core and gRPC, too. A run in which the
+  in between. Against ``scheduled_model`` in the real Triton it holds Triton's way from the Python backend through its
+  core and gRPC, too. Taken at the shortest of several intervals that the server keeps. A run in which the
   server's own lateness (sent minus due) has a p99 above 1 ms says nothing and is discarded; fewer than five kept runs
   are no verdict, and the exit code says so.
 * requests/s on a model that answers at once, beside a hand-written raw grpc.aio loop, in alternating runs.
@@ -28,11 +28,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import known_servers
@@ -48,15 +48,24 @@ from minitron_trtllm.client.endpoint import INFER_RPC, Endpoint
 from minitron_trtllm.load import profile as profiles
 from minitron_trtllm.load import run as runs
 from minitron_trtllm.load import schedule
+from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.wire import Wire
 
-_INTERVALS_256_MS = (25, 40, 60, 80, 100)
+
+class Schedules(NamedTuple):
+    """So many streams, on the shortest of the intervals that the server keeps, and the bars for them."""
+
+    streams: int
+    intervals_ms: Sequence[int]
+    limits: Limits
+
+
 _PARTS: dict[str, Callable[[float], list[Bar]]] = {
-    "timing-64": lambda seconds: _bare_timing(64, (10,), seconds, AT_64),
-    "timing-256": lambda seconds: _bare_timing(256, _INTERVALS_256_MS, seconds, AT_256),
-    "triton-64": lambda seconds: _triton_timing(64, 25, seconds, AT_64),
-    "triton-256": lambda seconds: _triton_timing(256, 100, seconds, AT_256),
+    "timing-64": lambda seconds: _bare_timing(Schedules(64, (10,), AT_64), seconds),
+    "timing-256": lambda seconds: _bare_timing(Schedules(256, (25, 30, 40, 60, 80, 100), AT_256), seconds),
+    "triton-64": lambda seconds: _triton_timing(Schedules(64, (25, 50, 100), AT_64), seconds),
+    "triton-256": lambda seconds: _triton_timing(Schedules(256, (100, 200, 400), AT_256), seconds),
     "null": lambda _: _null(),
     "pacing": lambda _: _pacing(),
     "stall": lambda _: _stall(),
@@ -95,7 +104,12 @@ def _own_s() -> float:
 def _document(bars: list[Bar]) -> dict[str, Any]:
     packages = ("grpcio", "tritonclient", "protobuf", "nvidia-pytriton")
     return {
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "scheduling": scheduling(),
+        },
         "versions": {name: version(name) for name in packages},
         "bars": [vars(bar) | {"met": bar.met} for bar in bars],
     }
@@ -112,21 +126,24 @@ def _arguments() -> argparse.Namespace:
 # ---- timing error
 
 
-def _bare_timing(streams: int, intervals_ms: tuple[int, ...], seconds: float, limits: Limits) -> list[Bar]:
-    """At the shortest of the intervals that the server keeps in five runs (the last, if it keeps none)."""
-    made: list[timing_error.Run] = []
+def _bare_timing(wanted: Schedules, seconds: float) -> list[Bar]:
     with known_servers.bare() as server:
-        for interval in intervals_ms:
-            made = timing_error.runs(server.endpoint, streams, interval, seconds)
-            if timing_error.enough(made):
-                break
-    return timing_error.judge(f"{streams} streams", f"a token every {interval} ms", made, limits)
+        return _timing("", server.endpoint, wanted, seconds)
 
 
-def _triton_timing(streams: int, interval_ms: int, seconds: float, limits: Limits) -> list[Bar]:
+def _triton_timing(wanted: Schedules, seconds: float) -> list[Bar]:
     with known_servers.triton() as server:
-        made = timing_error.runs(server.endpoint, streams, interval_ms, seconds)
-    return timing_error.judge(f"Triton, {streams} streams", f"a token every {interval_ms} ms", made, limits)
+        return _timing("Triton, ", server.endpoint, wanted, seconds)
+
+
+def _timing(of: str, endpoint: Endpoint, wanted: Schedules, seconds: float) -> list[Bar]:
+    """At the first of the intervals that the server keeps in five runs (the last, if it keeps none)."""
+    for interval in wanted.intervals_ms:
+        made = timing_error.runs(endpoint, wanted.streams, interval, seconds)
+        if timing_error.enough(made):
+            break
+    name = f"{of}{wanted.streams} streams"
+    return timing_error.judge(name, f"a token every {interval} ms", made, wanted.limits)
 
 
 # ---- requests/s, pacing, stall

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.load import profile as profiles
 from minitron_trtllm.load.latency import closed_loop
+from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.record import Record
 from minitron_trtllm.load.schedule import plan
 from minitron_trtllm.load.statistics import percentile
@@ -117,6 +119,39 @@ def test_sending_makes_no_garbage_and_is_not_stopped_to_look_for_it(bare: Bare) 
     asyncio.run(main())
     assert gc.isenabled() and [enabled for enabled, _ in found] == [False] * 3
     assert max(garbage for _, garbage in found) < 20, "fewer than one object for five requests"
+
+
+def _policies() -> set[int]:
+    """Scheduling policies of this process's threads."""
+    return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+
+
+def test_what_measures_runs_in_real_time_where_that_is_permitted(bare: Bare, tmp_path: Path) -> None:
+    """chrt (util-linux) says whether it is; threads that come later are meant, too."""
+    permitted = subprocess.run(["chrt", "--fifo", "1", "true"], check=False, capture_output=True).returncode == 0
+    with no_pauses(), ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(_policies).result()
+    assert meanwhile == {os.SCHED_FIFO if permitted else os.SCHED_OTHER}
+    assert _policies() == {os.SCHED_OTHER}
+    minitron(*words(bare, tmp_path / "run", arrival__rate=20))
+    scheduling = json.loads((tmp_path / "run" / "run.json").read_text())["machine"]["scheduling"]
+    assert scheduling == ("real time" if permitted else "normal")
+
+
+@pytest.mark.parametrize(("prefix", "expected"), [
+    (["chrt", "--batch", "0"], "as given"),
+    (["setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice", "--"] if os.geteuid() == 0 else [], "normal"),
+])  # fmt: skip
+def test_a_policy_that_the_user_chose_or_may_not_change_stays(prefix: list[str], expected: str) -> None:
+    program = (
+        "import os; from minitron_trtllm.load.pauses import no_pauses, scheduling\n"
+        "before = os.sched_getscheduler(0)\nwith no_pauses(): assert os.sched_getscheduler(0) == before\n"
+        "print(scheduling())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)}
+    command = [*prefix, sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == f"{expected}\n"
 
 
 @pytest.mark.parametrize("own", [None, "-tcp_frame_size_tuning"])

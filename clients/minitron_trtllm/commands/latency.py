@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load import compare, latency
 from minitron_trtllm.load.latency import FIXED_LENGTH, SCHEMA, Effort, Point, PointResult
+from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.prompts import found_tokenizer, prompt_maker
 from minitron_trtllm.load.statistics import Estimate
 from minitron_trtllm.output import emit_json, table
@@ -85,6 +87,7 @@ def _document(args: argparse.Namespace, model: ServedModel, results: Sequence[Po
     return {
         "kind": "latency", "schema": SCHEMA, "toolkit": VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "scheduling": scheduling()},
         "url": args.url, "model": model.name, "dialect": model.dialect,
         "lengths": FIXED_LENGTH, "seed": args.seed,
         "repeats": args.repeats, "rounds": args.rounds, "warm_up": args.warm_up,

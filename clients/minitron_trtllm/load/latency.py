@@ -17,7 +17,7 @@ from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.errors import UsageError
-from minitron_trtllm.load.pauses import no_collection
+from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.prompts import PromptMaker
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.statistics import Estimate, mean, percentiles
@@ -150,7 +150,7 @@ async def closed_loop(
             records.append(record)
             await wire.send(one, record, deadline_s)
 
-    with no_collection():
+    with no_pauses():
         await asyncio.gather(*(stream() for _ in range(concurrency)))
     return sorted(records, key=lambda record: record.index)
 

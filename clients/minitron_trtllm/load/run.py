@@ -17,6 +17,7 @@ from typing import Any
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.errors import ClientError, NotReady, OutputExists
 from minitron_trtllm.load import worker
+from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.processes import SPAWN, lean_grpc
 from minitron_trtllm.load.profile import Profile
 from minitron_trtllm.load.record import OK, Record
@@ -246,7 +247,8 @@ def _about(profile: Profile, share: Slice, outcome: Outcome) -> dict[str, Any]:
     return {
         "kind": "load", "schema": SCHEMA, "toolkit": VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform(),
+                    "scheduling": scheduling()},
         "profile": profile.model_dump(mode="json"), "slice": asdict(share), "stopped": outcome.stopped,
         "start_ns": outcome.start_ns,
     }  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.load.pacing import Pacer
-from minitron_trtllm.load.pauses import no_collection
+from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.profile import Slo
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.summary import Window, read_records, summarize
@@ -63,7 +63,7 @@ async def _send_all(pipe: Connection, task: Task) -> int:
     worker = _Worker(pipe, task)
     pipe.send(("ready", None))
     start_ns = await asyncio.to_thread(pipe.recv)
-    with no_collection():
+    with no_pauses():
         return await worker.run(start_ns)
 
 

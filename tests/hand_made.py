@@ -69,9 +69,10 @@ def engine_folder(
     return folder
 
 
-def echo_repository(folder: Path, **options: Any) -> Path:
+def echo_repository(folder: Path, max_batch_size: int = 4, **options: Any) -> Path:
     """Render a repository of a hand-made CPU engine and put the echo engine in the slot of the real one."""
-    engine = engine_folder(folder / "engine", cpu=True, limits={"max_input_len": 512, "max_seq_len": 2048})
+    limits = {"max_batch_size": max_batch_size}
+    engine = engine_folder(folder / "engine", cpu=True, limits={"max_input_len": 512, "max_seq_len": 2048} | limits)
     render(engine, folder / "repository", RepositoryOptions(**options))
     version = folder / "repository" / "tensorrt_llm" / "1"
     for file in version.iterdir():

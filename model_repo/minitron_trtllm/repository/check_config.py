@@ -20,7 +20,7 @@ _KNOWN = {
 }  # fmt: skip
 #: Fields that the bundled server (2.51, Triton 24.10) does not know, so that it loads nothing: since which release.
 _NEWER = {"model_metrics": "24.11"}
-_MOST_INSTANCES = 64
+_MOST_INSTANCES = 256
 
 
 def check(model: str, config: Any, engine: EngineFacts | None) -> Iterator[Finding]:

@@ -53,8 +53,8 @@ def render(
         writing.write(version / "model.yaml", yaml.safe_dump(arguments, sort_keys=False))
         for name in dict.fromkeys(names):
             writing.place(model / name, folder / "model" / name, copy=copy)
-        words = container.composed(served, exit_timeout_s=60)
-        text = writing.render_text("docker-compose.yaml.j2", root=seen_at, ranks=ranks, options=options, command=words)
+        composed = container.composed(served)
+        text = writing.render_text("docker-compose.yaml.j2", root=seen_at, ranks=ranks, options=options, **composed)
         writing.write(folder / "docker-compose.yaml", text)
         records = {name: manifest.FileRecord.of(folder / "model" / name) for name in dict.fromkeys(names)}
         manifest.write(

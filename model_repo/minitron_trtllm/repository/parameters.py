@@ -121,6 +121,8 @@ BLS: Mapping[str, Parameter] = {
 
 ENSEMBLE: Mapping[str, Parameter] = {}
 
+LINES: Mapping[str, Parameter] = {}
+
 LLMAPI: Mapping[str, Parameter] = {"gpu_device_ids": Parameter("ids")}
 
 BY_MODEL: Mapping[str, Mapping[str, Parameter]] = {
@@ -129,6 +131,7 @@ BY_MODEL: Mapping[str, Mapping[str, Parameter]] = {
     "postprocessing": POSTPROCESSING,
     "ensemble": ENSEMBLE,
     "tensorrt_llm_bls": BLS,
+    "tensorrt_llm_bls_lines": LINES,
 }
 
 

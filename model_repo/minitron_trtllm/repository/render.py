@@ -62,10 +62,10 @@ def render(
         for name in engine_files:
             writing.place(engine / name, folder / "engine" / name, copy=copy)
         if not facts.is_cpu:
-            command = container.composed(_served(plan, output), exit_timeout_s=60)
             text = writing.render_text(
-                "docker-compose.yaml.j2", root=plan.root, ranks=facts.world_size, options=options, command=command
-            )
+                "docker-compose.yaml.j2", root=plan.root, ranks=facts.world_size, options=options,
+                **container.composed(_served(plan, output)),
+            )  # fmt: skip
             writing.write(folder / "docker-compose.yaml", text)
         known = {f"engine/{name}": record.sha256 for name, record in engine_manifest.files.items()}
         manifest.write(
@@ -80,7 +80,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image,
+        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image, plan.lines,
     )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def _details(plan: Repository, target: str, tokenizer_vocab_size: int | None) ->
         "decoupled": True,
         "max_batch_size": plan.max_batch_size,
         "bls_max_concurrency": plan.options.bls_max_concurrency,
+        "lines": plan.lines,
         "tokenizer_vocab_size": tokenizer_vocab_size,
         "world_size": engine.world_size,
         "engine_version": engine.version,

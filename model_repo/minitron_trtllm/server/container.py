@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minitron_trtllm.errors import MissingDependency
 from minitron_trtllm.repository.options import IMAGE
@@ -21,6 +22,8 @@ _SHM_SIZE = "2g"
 _STACK_BYTES = 64 << 20
 _ALL = "0.0.0.0"
 _INSIDE = Ports()
+_COMPOSED_EXIT_TIMEOUT_S = 60
+_DOCKER_S = 5  # of the grace, for docker itself
 _TLS_FOLDER = "/run/minitron-tls"
 
 
@@ -45,7 +48,8 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
     words = [
         "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
-        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--stop-timeout={options.exit_timeout_s + UNLOAD_S}",
+        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp",
+        f"--stop-timeout={options.exit_timeout_s + served.lines_unload_s + UNLOAD_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",
         f"--publish={options.http_host}:{ports.http}:{_INSIDE.http}",
         f"--publish={options.http_host}:{ports.metrics}:{_INSIDE.metrics}",
@@ -84,9 +88,11 @@ def command(served: Served, options: Options, mark: str) -> list[str]:
     return words
 
 
-def composed(served: Served, exit_timeout_s: int) -> list[str]:
-    """The same for a compose file, which is written once for all starts and so holds no key."""
-    return command(served, _inside(Options(exit_timeout_s=exit_timeout_s, server_key="")), "compose")
+def composed(served: Served) -> dict[str, Any]:
+    """``command`` and ``grace_s`` of a compose file, which is written once for all starts and so holds no key."""
+    options = Options(exit_timeout_s=_COMPOSED_EXIT_TIMEOUT_S, server_key="")
+    grace_s = options.exit_timeout_s + served.lines_unload_s + UNLOAD_S + _DOCKER_S
+    return {"command": command(served, _inside(options), "compose"), "grace_s": grace_s}
 
 
 def _inside(options: Options) -> Options:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ API_KEY_HEADER = "api-key"
 
 log = logging.getLogger(__name__)
 
-#: Seconds that unloading the models may take after the exit timeout for the streams.
+#: Seconds that unloading the models may take after the exit timeout for the streams, and what each line adds: Triton
+#: ends the instances of a Python model one after the other and sleeps a second for each.
 UNLOAD_S = 10
+_UNLOAD_LINE_S = 1.25
 _LOOPBACK = "127.0.0.1"
 
 
@@ -43,6 +46,12 @@ class Served:
     world_size: int
     max_streams: int
     image: str | None
+    lines: int = 0
+
+    @property
+    def lines_unload_s(self) -> int:
+        """Seconds that Triton takes to end the front's lines."""
+        return math.ceil(_UNLOAD_LINE_S * self.lines)
 
     @property
     def engine(self) -> Path:
@@ -63,7 +72,7 @@ class Served:
             return cls(
                 folder, details["backend"], tuple(details["models"]), details["front"], Path(details["root"]),
                 int(details["world_size"]), int(details["bls_max_concurrency"]),
-                details.get("image"),
+                details.get("image"), int(details.get("lines", 0)),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RepositoryError(f"{folder / manifest.NAME} lacks {error}; render the repository again") from error

@@ -2,8 +2,9 @@
 
 Rules that keep the Python backend of Triton 2.51 alive, each once a crash or a hang: inputs are copied in ``execute``,
 before a thread gets them; ``send`` and ``is_cancelled`` of one sender happen under one lock and never after the final
-flag; the final flag is sent in any case. Text is made here and not by postprocessing, because a server that is stopping
-takes no new request, not even one of its own models.
+flag; the final flag is sent in any case; the engine's responses come over lines (``lines.py``), other processes, and
+only the watcher sends a request itself, one at a time. Text is made here and not by postprocessing, because a server
+that is stopping takes no new request, not even one of its own models.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from lines import Job
 from prompts import PromptMaker, RequestError
 from text_tokenizer import TextTokenizer
 from triton_config import flag, one_line, parameters
 
 from .answers import Answers, Tensors
+from .switchboard import LineLost, Switchboard
 from .text_request import Arrays, TextRequest
 
 
@@ -56,12 +59,16 @@ class Call:
             self._closed = True
             self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def is_over(self) -> bool:
-        """Whether the engine works for nobody: the answer is complete, or the client has left (asks the server)."""
+    def look(self) -> None:
+        """Ask the server whether the client has left; for the watcher only."""
         with self._lock:
             if not (self._closed or self._cancelled):
                 self._cancelled = self._sender.is_cancelled()
-            return (self._cancelled or self.satisfied) and not self._closed
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the engine works for nobody: the answer is complete, or the watcher saw that the client has left."""
+        return (self._cancelled or self.satisfied) and not self._closed
 
 
 class TritonPythonModel:
@@ -84,6 +91,7 @@ class TritonPythonModel:
         self._prompts = PromptMaker(self._tokenizer, values)
         outputs = [tensor["name"] for tensor in _declared_outputs(args)]
         self._wanted = ["output_ids", "sequence_length", *(name for name in outputs if name != "text_output")]
+        self._switchboard = Switchboard(int(values["max_concurrency"]))
         self._calls: set[Call] = set()
         self._calls_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(int(values["max_concurrency"]), "request")
@@ -112,15 +120,16 @@ class TritonPythonModel:
         self._stopping.set()
         self._wake.set()
         self._watcher.join()
+        self._switchboard.close()
 
     def _serve(self, call: Call, arrays: Arrays) -> None:
         """One request from its inputs to the final flag, whatever happens."""
         try:
-            if not call.is_over():
+            if not call.is_over:  # a client that left while its request waited for a thread
                 self._answer(call, arrays)
         except RequestError as error:
             call.fail(error, pb_utils.TritonError.INVALID_ARG)
-        except (EngineRefusal, pb_utils.TritonModelException) as error:
+        except (EngineRefusal, LineLost) as error:
             call.fail(error, pb_utils.TritonError.INTERNAL)
         except Exception as error:
             pb_utils.Logger.log_error(f"tensorrt_llm_bls: {error!r}")
@@ -147,8 +156,8 @@ class TritonPythonModel:
             response = answers.feed(outputs)
             if response is not None:
                 call.send(response)
-            call.satisfied = answers.all_stopped
-            if call.is_over():
+            if answers.all_stopped and not call.satisfied:
+                call.satisfied = True
                 self._wake.set()
         for response in answers.finish():
             call.send(response)
@@ -158,17 +167,15 @@ class TritonPythonModel:
     def _generate(self, call: Call, inputs: Tensors) -> Iterator[Tensors]:
         """The engine's responses; all are taken, also behind an error, so that none is left in the server."""
         refusal = None
-        request = pb_utils.InferenceRequest(
-            model_name=self._engine, request_id=call.id, requested_output_names=self._wanted,
-            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in inputs.items()],
-            parameters={"no_late_errors": True},  # our CPU engine obeys: an error behind a response would get lost
-        )  # fmt: skip
-        for response in request.exec(decoupled=True):
-            if response.has_error():
-                refusal = refusal or EngineRefusal(response.error().message())
+        job = Job(
+            self._engine, call.id, {name: np.ascontiguousarray(value) for name, value in inputs.items()}, self._wanted
+        )
+        for kind, said in self._switchboard.ask(job, lambda: not call.is_over):
+            if kind == "error":
+                refusal = refusal or EngineRefusal(said)
                 call.satisfied = True
             elif refusal is None:
-                yield {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+                yield said
         if refusal is not None:
             raise refusal
 
@@ -184,10 +191,7 @@ class TritonPythonModel:
             pass
 
     def _watch(self) -> None:
-        """Stop the engine where it works for nobody, again until the request has ended there.
-
-        Only this thread sends a stop: within the loop over an engine's responses a second request would hang.
-        """
+        """Stop the engine where it works for nobody, again until the request has ended there."""
         while not self._stopping.is_set():
             self._wake.wait(self._period_s)
             self._wake.clear()
@@ -199,7 +203,8 @@ class TritonPythonModel:
             calls = list(self._calls)
         for call in calls:
             try:
-                if call.is_over():
+                call.look()
+                if call.is_over:
                     self._stop_engine(call)
             except Exception as error:  # a stopping server takes no request; what runs ends by itself
                 pb_utils.Logger.log_warn(f"tensorrt_llm_bls: cannot stop a request: {one_line(error)}")

@@ -5,7 +5,6 @@ Rules are those of the contract for a BLS (one line per error, cancel, drain, co
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import threading
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 import hand_made
@@ -127,30 +125,6 @@ def test_sixty_four_streams_at_once_are_each_in_order(echo_server: dict[str, Any
     with ThreadPoolExecutor(64) as threads:
         for done in [threads.submit(one, number % 64) for number in range(3 * 64)]:
             done.result()
-
-
-def test_a_line_that_is_killed_costs_its_own_request_alone(tmp_path: Path) -> None:
-    repository = hand_made.echo_repository(tmp_path, max_batch_size=1)
-    with server(repository) as document:
-        own = Stream(document["urls"]["grpc"])
-        own.ask(BLS, text_input="the quick", max_tokens=500, stream=True, temperature=20.0)
-        own.next()
-        started = psutil.Process(document["process"].pid).children(recursive=True)
-        (line,) = [one for one in started if any("tensorrt_llm_bls_lines/" in word for word in one.cmdline())]
-        line.kill()
-        error = None
-        while error is None:
-            _, error, final = own.next()
-            assert not final or error is not None
-        own.close()
-        assert "line to tensorrt_llm broke" in error
-        texts: list[str] = []
-        while not texts:  # the first one finds the line dead, and Triton starts it anew
-            again = Stream(document["urls"]["grpc"])
-            with contextlib.suppress(AssertionError):
-                texts.append(text_of(again.responses(BLS, text_input="the fox", max_tokens=4)))
-            again.close()
-        assert texts == [" the fox the fox"]
 
 
 @pytest.mark.parametrize(

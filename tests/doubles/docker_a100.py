@@ -118,8 +118,8 @@ def exchanged(mounted: Path, target: Path) -> Path:
         text = config.read_text().replace('"tensorrtllm"', '"python"')
         config.write_text(text)
     for model in target.glob("*/1/model.py"):
-        with open(model, "a", encoding="utf-8") as code:
-            code.write(_ELSEWHERE.format(target=str(target)))
+        if "def initialize" in (code := model.read_text(encoding="utf-8")):
+            model.write_text(code + _ELSEWHERE.format(target=str(target)), encoding="utf-8")
     cpp_backend.make_alike(target / "tensorrt_llm" / "1", FOLDER / "change.json")
     return target
 

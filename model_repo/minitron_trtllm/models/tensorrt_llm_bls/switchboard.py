@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from lines import END, Job
 
 _LINES = "tensorrt_llm_bls_lines"
-_LOOK_S = 0.1  # between two looks whether anybody still waits for a line
+_LOOK_S = 0.5  # between two looks whether anybody still waits for a line
 
 
 class LineLost(Exception):

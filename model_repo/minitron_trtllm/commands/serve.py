@@ -126,7 +126,7 @@ def _state(folder: Path, served: Served, options: Options, ports: Ports, launche
         me,
         "starting",
         urls,
-        options.exit_timeout_s + served.lines_unload_s,
+        served.exit_timeout_s(options.exit_timeout_s),
         launched.container,
     )
     starting.write()

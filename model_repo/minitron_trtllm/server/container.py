@@ -49,7 +49,7 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
         "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
         f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp",
-        f"--stop-timeout={options.exit_timeout_s + served.lines_unload_s + UNLOAD_S}",
+        f"--stop-timeout={served.exit_timeout_s(options.exit_timeout_s) + UNLOAD_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",
         f"--publish={options.http_host}:{ports.http}:{_INSIDE.http}",
         f"--publish={options.http_host}:{ports.metrics}:{_INSIDE.metrics}",
@@ -91,7 +91,7 @@ def command(served: Served, options: Options, mark: str) -> list[str]:
 def composed(served: Served) -> dict[str, Any]:
     """``command`` and ``grace_s`` of a compose file, which is written once for all starts and so holds no key."""
     options = Options(exit_timeout_s=_COMPOSED_EXIT_TIMEOUT_S, server_key="")
-    grace_s = options.exit_timeout_s + served.lines_unload_s + UNLOAD_S + _DOCKER_S
+    grace_s = served.exit_timeout_s(options.exit_timeout_s) + UNLOAD_S + _DOCKER_S
     return {"command": command(served, _inside(options), "compose"), "grace_s": grace_s}
 
 

@@ -48,10 +48,9 @@ class Served:
     image: str | None
     lines: int = 0
 
-    @property
-    def lines_unload_s(self) -> int:
-        """Seconds that Triton takes to end the front's lines."""
-        return math.ceil(_UNLOAD_LINE_S * self.lines)
+    def exit_timeout_s(self, streams_s: int) -> int:
+        """Triton's exit timeout: seconds for the streams in flight, and for ending the front's lines after them."""
+        return streams_s + math.ceil(_UNLOAD_LINE_S * self.lines)
 
     @property
     def engine(self) -> Path:

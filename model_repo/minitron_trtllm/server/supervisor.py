@@ -149,7 +149,7 @@ class Supervisor:
         )
         child.terminate()
         self._asked.clear()
-        deadline = time.monotonic() + self._options.exit_timeout_s + self._served.lines_unload_s + UNLOAD_S
+        deadline = time.monotonic() + self._served.exit_timeout_s(self._options.exit_timeout_s) + UNLOAD_S
         while child.poll() is None:
             self._show_errors()
             if signal.SIGINT in self._asked:

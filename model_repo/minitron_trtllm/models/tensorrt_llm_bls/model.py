@@ -167,9 +167,7 @@ class TritonPythonModel:
     def _generate(self, call: Call, inputs: Tensors) -> Iterator[Tensors]:
         """The engine's responses; all are taken, also behind an error, so that none is left in the server."""
         refusal = None
-        job = Job(
-            self._engine, call.id, {name: np.ascontiguousarray(value) for name, value in inputs.items()}, self._wanted
-        )
+        job = Job(self._engine, call.id, inputs, self._wanted)
         for kind, said in self._switchboard.ask(job, lambda: not call.is_over):
             if kind == "error":
                 refusal = refusal or EngineRefusal(said)

@@ -46,7 +46,7 @@ class RepositoryOptions:
     enable_chunked_context: bool | None = _option(None, "split long prompts; unset: where the engine can")
     exclude_input_in_output: bool = _option(True, "leave the prompt out of non-streamed answers, unless a request asks")
     skip_special_tokens: bool = _option(True, "leave special tokens such as the end token out of the text")
-    cancellation_check_period_ms: int = _option(10, "milliseconds between two looks for cancelled requests")
+    cancellation_check_period_ms: int = _option(100, "milliseconds between two looks for cancelled requests")
     stats_check_period_ms: int = _option(100, "milliseconds between two updates of the engine's metrics")
     image: str = _option(IMAGE, "container image that serves a GPU engine")
     parameters: Mapping[str, str] = field(

@@ -5,7 +5,8 @@ arithmetic. What a server may add is small against both, and this shows how smal
 text through Triton's gRPC, the BLS front, the CPU engine's model and back as text; "bare" is a loop around
 ``openvino_genai.ContinuousBatchingPipeline`` with the same engine and settings in a process of its own; "llama.cpp"
 is its server with the same weights as Q8_0 beside int8 and Q4_0 beside int4, and none beside 16 bits
-(``llama_cpp_side``). All are loaded once and measured in turns.
+(``llama_cpp_side``). All are loaded at the same time and measured in turns; half way they are loaded anew in the
+opposite order, because who is loaded first may get the better memory.
 
     python benches/bench_cpu.py                                        # a random 1B model
     python benches/bench_cpu.py --shape 4b --executions exact fast     # the full Minitron-4B shape, random weights
@@ -24,7 +25,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +114,23 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
     kind = None if args.no_peer else llama_cpp_side.KINDS.get(precision)
     peer = llama_cpp_side.gguf(model, kind, args.work) if kind else None
     load_average = os.getloadavg()
-    with ExitStack() as stack:
-        sides: list[Any] = [
-            stack.enter_context(cpu_sides.bare(engine, _kv_tokens(args))),
-            stack.enter_context(cpu_sides.server(repository, args.work)),
-        ]
-        if peer:
-            slots = max(args.streams)
-            sides.append(stack.enter_context(llama_cpp_side.llama_cpp(peer, model, slots, longest, args.work)))
-        rounds = [_round(args, number, *sides) for number in range(args.rounds)]
-        memory = {side.name: side.memory() for side in sides}
-        load = {side.name: side.load_s for side in sides}
+    slots = max(args.streams)
+    sides: list[Callable[[], AbstractContextManager[Any]]] = [
+        lambda: cpu_sides.bare(engine, _kv_tokens(args)),
+        lambda: cpu_sides.server(repository, args.work),
+    ]
+    if peer:
+        sides.append(lambda: llama_cpp_side.llama_cpp(peer, model, slots, longest, args.work))
+    rounds, loads, memories = [], [], []
+    middle = -(-args.rounds // 2)
+    for numbers, order in ((range(middle), 1), (range(middle, args.rounds), -1)):
+        if not numbers:
+            continue
+        with ExitStack() as stack:
+            loaded = [stack.enter_context(side()) for side in sides[::order]]
+            rounds += [_round(args, number, *loaded[:: -1 if number % 2 else 1]) for number in numbers]
+            loads.append({side.name: side.load_s for side in loaded})
+            memories.append({side.name: side.memory() for side in loaded})
     shutil.rmtree(repository)
     shutil.rmtree(engine)
     return {
@@ -131,17 +139,17 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         "llama_cpp_kind": kind,
         "load_average": load_average,
         "build": {key: built[key] for key in ("seconds", "peak_memory_bytes", "bytes")},
-        "load_s": load,
-        "memory_bytes": memory,
+        "load_s": loads[0],
+        "memory_bytes": memories[0],
         **_medians(rounds),
         "rounds": rounds,
     }
 
 
 def _round(args: argparse.Namespace, number: int, *sides: Any) -> dict[str, Any]:
-    """Each side measured once, the order turned around every second round."""
+    """Each side measured once, in this order."""
     found: dict[str, Any] = {}
-    for side in sides[:: 1 if number % 2 == 0 else -1]:
+    for side in sides:
         figures: dict[str, Any] = {}
         prompts = _prompts(args, f"{number} a", 1, args.prompt_tokens)
         figures["ttft_s"] = side.ask(prompts, 1)["ttft_s"]

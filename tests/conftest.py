@@ -105,9 +105,9 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_repository(
     tmp_path_factory: pytest.TempPathFactory, small_engine: Callable[[str], Path]
 ) -> Callable[[str], Path]:
-    """``small_repository(precision)``: its rendered model repository."""
+    """``small_repository(precision)``: its rendered model repository, for four requests at once."""
     return _once_per_precision(tmp_path_factory, "repository", lambda precision, out: minitron(
-        "repo", "render", small_engine(precision), "--output", out))  # fmt: skip
+        "repo", "render", small_engine(precision), "--output", out, "--bls-max-concurrency", "4"))  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +135,33 @@ def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     repository = hand_made.echo_repository(folder, postprocessing_instances=3)
     with serve(repository, "--exit-timeout", "10") as document:
         yield document | {"steps": repository / "tensorrt_llm" / "steps"}
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start supervisors with ``tmp_path``/state; whatever a test leaves is stopped."""
+    from supervisor import Supervisor
+
+    started: list[Supervisor] = []
+
+    def start(repository: Path, *flags: str | Path, ready: bool = True, path: str | None = None) -> Supervisor:
+        one = Supervisor(repository, tmp_path / "state", *flags, path=path)
+        started.append(one)
+        return one.wait_until_ready() if ready else one
+
+    yield start
+    for one in started:  # not gently: that takes seconds each, and is what some of the tests are about
+        one.process.kill()
+        one.process.communicate()
+    minitron("stop", "--all", "--state", tmp_path / "state", check=False)
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Path:
+    """A repository with the one model of ``echo_repository``."""
+    import echo_repository
+
+    return echo_repository.write(tmp_path / "echo-repository")
 
 
 def _once_per_precision(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import queue
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from answers import Answers, dtype_of, make_model
 from minitron_trtllm.checkpoint.convert import convert
 from minitron_trtllm.engine import openvino as cpu
+from minitron_trtllm.models.tensorrt_llm.cpu_engine import Chunk, Engine
+from minitron_trtllm.models.tensorrt_llm.engine_config import BLOCK_TOKENS
+from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
 
 MODELS = ("small", "other")
@@ -49,6 +53,41 @@ def engine(name: str, precision: Precision) -> Path:
     output = _folder() / f"{name}-{precision.value}-engine"
     cpu.build(checkpoint(name, precision), output, cpu.CpuOptions())
     return output
+
+
+def load(name: str, precision: Precision, *, blocks: int, max_queue: int = 0) -> Engine:
+    """The engine, loaded, with a KV cache of so many blocks; the caller closes it."""
+    return Engine.load(engine(name, precision), kv_cache_tokens=blocks * BLOCK_TOKENS, max_queue=max_queue)
+
+
+class Caller:
+    """Submits a request and keeps what comes back."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        self.chunks: list[Chunk] = []
+        self.generation = engine.submit(request, self._chunks.put)
+
+    def next(self) -> Chunk:
+        self.chunks.append(self._chunks.get(timeout=60))
+        return self.chunks[-1]
+
+    def last(self) -> Chunk:
+        while not self.next().is_last:
+            pass
+        return self.chunks[-1]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for chunk in self.chunks for token in chunk.token_ids]
+
+
+def run(engine: Engine, *requests: Request) -> list[list[int]]:
+    """Submit all at once; the tokens of each."""
+    callers = [Caller(engine, request) for request in requests]
+    for caller in callers:
+        assert caller.last().error is None
+    return [caller.tokens for caller in callers]
 
 
 def rows_of_logits(engine_folder: Path, answers: Answers, precision: Precision) -> NDArray[np.float32]:

@@ -65,6 +65,14 @@ def sixteen_bit_run(path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_lines() -> Iterator[None]:
+    """Four requests at once in every server here: Triton takes a second to end each line of the front."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINITRON_RECIPE_SERVING_BLS_MAX_CONCURRENCY", "4")
+        yield
+
+
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An acceptance of recipe cpu, done."""
@@ -208,7 +216,6 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("A100_DOUBLE", str(folder))
-        patch.setenv("MINITRON_RECIPE_SERVING_BLS_MAX_CONCURRENCY", "4")  # Triton takes a second to end each line
         machine = A100(folder)
         machine.runtime = plan_of_the_recipe()
         sixteen_bit_run(folder / "baseline.json")

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,23 +29,15 @@ from minitron_trtllm.errors import (
     NotEnoughMemory,
     PortBusy,
     RepositoryError,
-    ServerError,
     UsageError,
 )
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
-from minitron_trtllm.server import bundled, container, launch, leftovers, memory, state
+from minitron_trtllm.server import bundled, container, launch, memory
 from minitron_trtllm.server.launch import Options, Ports, Served
-from minitron_trtllm.server.leftovers import Process
 from minitron_trtllm.server.ports import Reservation
-from minitron_trtllm.server.server_log import ServerLog
 
 KEY = "a-key-that-must-not-be-seen"
-
-
-@pytest.fixture
-def echo(tmp_path: Path) -> Path:
-    return echo_repository.write(tmp_path / "echo-repository")
 
 
 @pytest.fixture
@@ -332,114 +323,6 @@ def test_a_control_group_may_leave_less_memory(tmp_path: Path) -> None:
     assert memory._group_leaves(tmp_path) == [400]  # of 900 used, 300 are page cache
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._group_leaves(tmp_path) == []
-
-
-# --- what the server's log says (lines as tritonserver 2.51.0 wrote them) --------------------------------------------
-
-LOG = """\
-2026-01-31T09:37:44Z E 14310 server.cc:241] "CudaDriverHelper has not been initialized."
-2026-01-31T09:37:44Z I 14310 model_lifecycle.cc:839] "successfully loaded 'echo'"
-{more}
-"""
-
-
-@pytest.mark.parametrize(
-    ("more", "kind", "said"),
-    [
-        (r"""2026-01-31T09:37:44Z E 14310 model_lifecycle.cc:642] "failed to load 'llm' version 1: Internal: No"""
-         r""" module named 'x'\n\nAt:\n  /a/b/model.py(1): <module>\n" """.rstrip(),
-         ServerError, "model llm: Internal: No module named 'x' (log"),
-        ("""[libprotobuf ERROR /a/b.cc:337] Error parsing text-format inference.ModelConfig: 3:16: Message type"""
-         """ "x" has no field named "y".""", ServerError, 'no field named "y"'),
-        ("2026-01-31T09:29:28Z E 8449 main.cc:245] \"failed to start GRPC service: Unavailable - Socket "
-         "'127.0.0.1:9001' already in use \"", PortBusy, "127.0.0.1:9001 is taken"),
-        ("error: creating server: Internal - failed to load all models", ServerError, "failed to load all models"),
-    ],
-)  # fmt: skip
-def test_why_a_server_did_not_start(tmp_path: Path, more: str, kind: type[Exception], said: str) -> None:
-    path = tmp_path / "log"
-    path.write_text(LOG.format(more=more))
-    log = ServerLog(path)
-    log.new_errors()
-    error = log.explain(1)
-    assert type(error) is kind
-    assert said in str(error)
-    assert log.loaded == {"echo"}
-    assert "CudaDriverHelper" not in str(error)
-
-
-def test_a_half_written_line_waits_for_its_end(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    line = '2026-01-31T09:37:44Z E 1 x.cc:1] "gone wrong"\n'
-    path.write_text(line[:30])
-    log = ServerLog(path)
-    assert log.new_errors() == []
-    path.write_text(line)
-    assert log.new_errors() == ["gone wrong"]
-    assert log.new_errors() == []
-
-
-# --- processes and state --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    child = subprocess.Popen(["sleep", "60"], env={"MINITRON_SERVER": "marked-for-the-test"})
-    yield child
-    child.kill()
-    child.wait()
-
-
-def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
-    process = Process.of(sleeper.pid)
-    assert process is not None
-    assert process.lives()
-    sleeper.kill()
-    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and not yet waited for
-    assert Path(f"/proc/{sleeper.pid}").exists()
-    assert not process.lives()
-
-
-def test_a_later_process_of_the_same_number_is_another(sleeper: subprocess.Popen[bytes]) -> None:
-    process = Process.of(sleeper.pid)
-    assert process is not None
-    assert not Process(process.pid, process.started - 1).lives()
-
-
-def test_exactly_the_marked_processes_and_segments_go(sleeper: subprocess.Popen[bytes]) -> None:
-    other = Path("/dev/shm/minitron-another-mark-0-x")
-    mine = Path("/dev/shm/minitron-marked-for-the-test-1-x")
-    for segment in (mine, other):
-        segment.touch()
-    try:
-        assert leftovers.remove("marked-for") == 0  # a part of the mark is not the mark
-        assert sleeper.poll() is None
-        assert leftovers.remove("marked-for-the-test") == 1
-        assert sleeper.wait(5) == -9
-        assert not mine.exists()
-        assert other.exists()
-    finally:
-        other.unlink()
-        mine.unlink(missing_ok=True)
-
-
-def test_state_lies_where_xdg_says_and_broken_files_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert state.home() == tmp_path / "state" / "minitron-trtllm" / "servers"
-    for name, content in {"a": "{", "b": "[]", "c": '{"schema": 99}'}.items():
-        folder = state.new_folder(state.home(), name)
-        assert folder.stat().st_mode & 0o077 == 0
-        (folder / "state.json").write_text(content)
-    assert state.servers(state.home()) == []
-
-
-def test_nothing_to_see_and_nothing_to_stop(tmp_path: Path) -> None:
-    done = minitron("status", "--state", tmp_path, "--json", check=False)
-    assert (done.returncode, json.loads(done.stdout)) == (10, [])
-    done = minitron("stop", "--state", tmp_path, "--json")
-    assert json.loads(done.stdout) == []
 
 
 def test_three_different_ports_are_needed() -> None:

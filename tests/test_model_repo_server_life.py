@@ -1,142 +1,24 @@
-"""The life of a server: ready, asked, drained, killed, and nothing of it left. All with the real tritonserver.
-
-Processes and segments are counted here by other means than the toolkit's: a process is the server's when its command
-line names the server's state folder or its mark, a segment when its name holds the mark.
-"""
+"""The life of a server: ready, asked, drained, killed, and nothing of it left. All with the real tritonserver."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import echo_repository
-from conftest import ROOMS, ROOT, minitron
-from minitron_trtllm.client import ApiKey, Client, Tls
-from minitron_trtllm.errors import ClientError, InvalidRequest, NotReady
+from conftest import ROOT, minitron
+from minitron_trtllm.client import Client
+from minitron_trtllm.errors import ClientError
 from minitron_trtllm.server.leftovers import Process
+from supervisor import FREE, Supervisor, ask, command_lines, nothing_is_left, segments, tritonserver, within
 
 pytestmark = pytest.mark.server
-
-FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-KEY = "a-key-that-must-not-be-seen"
-
-
-class Supervisor:
-    """``minitron serve`` in a process of its own, on free ports."""
-
-    def __init__(self, repository: Path, state: Path, *flags: str | Path, path: str | None = None) -> None:
-        words = ["serve", repository, *FREE, "--state", state, "--json", *flags]
-        rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-        more = {"PYTHONPATH": rooms} | ({"PATH": path} if path else {})
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | more,
-        )  # fmt: skip
-        self.repository, self.state = repository, state
-        self.document: dict[str, Any] = {}
-
-    def wait_until_ready(self) -> Supervisor:
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if line.startswith("}"):
-                self.document = json.loads("".join(lines))
-                return self
-        raise AssertionError(f"not ready: {self.end()}")
-
-    @property
-    def mark(self) -> str:
-        return str(self.document["mark"])
-
-    @property
-    def url(self) -> str:
-        return str(self.document["urls"]["grpc"])
-
-    def send(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self, timeout_s: float = 60) -> tuple[int, str]:
-        """Wait for its end: exit code and stderr."""
-        _, said = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, said
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
-    """Start supervisors with ``tmp_path``/state; whatever a test leaves is stopped."""
-    started: list[Supervisor] = []
-
-    def start(repository: Path, *flags: str | Path, ready: bool = True, path: str | None = None) -> Supervisor:
-        one = Supervisor(repository, tmp_path / "state", *flags, path=path)
-        started.append(one)
-        return one.wait_until_ready() if ready else one
-
-    yield start
-    for one in started:  # not gently: that takes seconds each, and is what some of the tests are about
-        one.process.kill()
-        one.process.communicate()
-    minitron("stop", "--all", "--state", tmp_path / "state", check=False)
-
-
-@pytest.fixture
-def echo(tmp_path: Path) -> Path:
-    return echo_repository.write(tmp_path / "echo-repository")
-
-
-def command_lines(text: str) -> dict[int, str]:
-    """Living processes whose command line holds ``text``, this one and its parents' shells apart."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-                if text in words:
-                    found[int(entry.name)] = words
-        except OSError:
-            continue
-    return found
-
-
-def tritonserver(mark: str) -> int:
-    (pid,) = [pid for pid, words in command_lines(mark).items() if "/bin/tritonserver " in words]
-    return pid
-
-
-def segments(mark: str) -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if mark in name]
-
-
-def nothing_is_left(mark: str) -> bool:
-    return not command_lines(mark) and not segments(mark)
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def ask(url: str, tokens: int, **options: Any) -> list[str]:
-    """The texts that ``echo`` streams."""
-    with (
-        Client(url, model="echo", deadline_s=30, **options) as client,
-        client.stream("hi", max_tokens=tokens) as stream,
-    ):
-        return [chunk.text for chunk in stream if chunk.text]
-
 
 # --- ready, asked, stopped ------------------------------------------------------------------------------------------
 
@@ -220,9 +102,11 @@ def test_ctrl_c_twice_does_not_wait(echo: Path, serve: Callable[..., Supervisor]
 
 
 def test_sixteen_streams_through_the_front_finish(
-    small_repository: Callable[[str], Path], serve: Callable[..., Supervisor]
+    small_engine: Callable[[str], Path], tmp_path: Path, serve: Callable[..., Supervisor]
 ) -> None:
-    one = serve(small_repository("bfloat16"))
+    repository = tmp_path / "repository"
+    minitron("repo", "render", small_engine("bfloat16"), "--output", repository)
+    one = serve(repository)
     with Client(one.url, deadline_s=120) as client:
         streams = [client.stream(f"Chapter {i}", max_tokens=300, min_tokens=300, temperature=0.0) for i in range(16)]
         first = [next(stream) for stream in streams]
@@ -374,64 +258,6 @@ def test_a_detached_start_that_fails_says_why(echo: Path, tmp_path: Path) -> Non
     done = minitron("serve", echo, *FREE, "--state", tmp_path / "state", "--detach", check=False, timeout=60)
     assert done.returncode == 7
     assert "Python model file not found" in done.stderr
-
-
-# --- TLS and API key -----------------------------------------------------------------------------------------------
-
-
-def test_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -> None:
-    one = serve(echo, "--tls-cert", certificates / "server.crt", "--tls-key", certificates / "server.key")
-    assert ask(one.url, 2, tls=Tls(certificates / "ca.crt")) == ["0 ", "1 "]
-    for wrong in (None, Tls()):  # plain; an authority that did not sign it
-        with pytest.raises(NotReady):
-            ask(one.url, 1, tls=wrong)
-    status, answer = http(one.document["urls"]["http"], "/v2/models/echo")
-    assert (status, "restricted" in answer) == (403, True)
-    assert http(one.document["urls"]["http"], "/v2/health/ready")[0] == 200
-
-
-def test_mutual_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -> None:
-    one = serve(echo, "--tls-cert", certificates / "server.crt", "--tls-key", certificates / "server.key",
-                "--tls-ca", certificates / "ca.crt")  # fmt: skip
-    ours = Tls(certificates / "ca.crt", certificates / "client.crt", certificates / "client.key")
-    assert ask(one.url, 2, tls=ours) == ["0 ", "1 "]
-    with pytest.raises(NotReady):
-        ask(one.url, 1, tls=Tls(certificates / "ca.crt"))
-
-
-def test_api_key(echo: Path, serve: Callable[..., Supervisor], tmp_path: Path) -> None:
-    file = tmp_path / "key"
-    file.write_text(KEY)
-    file.chmod(0o600)
-    one = serve(echo, "--api-key-file", file, "--verbose")
-    address = one.document["urls"]["http"]
-    assert ask(one.url, 2, api_key=ApiKey(KEY)) == ["0 ", "1 "]
-    for wrong in (None, ApiKey("another-key-of-length")):
-        with pytest.raises(InvalidRequest, match="restricted"):
-            ask(one.url, 1, api_key=wrong)
-    assert http(address, "/v2/models/echo", {"api-key": KEY})[0] == 200
-    assert http(address, "/v2/models/echo", {"api-key": "wrong"})[0] == 403
-    assert http(address, "/v2/models/echo")[0] == 403
-    assert http(address, "/v2/health/ready")[0] == 200
-    for path in one.state.rglob("*"):
-        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
-    one.send(signal.SIGTERM)
-    code, said = one.end()
-    assert code == 0
-    assert KEY not in said
-    assert "command line" in said  # the warning
-
-
-def http(address: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-    from http.client import HTTPConnection
-
-    connection = HTTPConnection(address, timeout=10)
-    try:
-        connection.request("GET", path, headers=headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
 
 
 # --- the container, with a stand-in for docker ----------------------------------------------------------------------

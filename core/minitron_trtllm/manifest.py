@@ -129,6 +129,15 @@ def read(folder: Path, stage: str) -> Manifest:
         raise InputError(f"{path} is damaged ({error}); make the {stage} again") from error
 
 
+def whole(folder: Path, stage: str) -> Manifest | None:
+    """The manifest of a folder that has every recorded file as it was recorded (see ``unchanged``), else None."""
+    try:
+        record = read(folder, stage)
+    except InputError:
+        return None
+    return record if unchanged(record.files, folder) else None
+
+
 def _records(raw: dict[str, Any]) -> dict[str, FileRecord]:
     return {name: FileRecord(**record) for name, record in raw.items()}
 
@@ -149,3 +158,8 @@ def unchanged(records: dict[str, FileRecord], folder: Path) -> bool:
         if (status.st_size, status.st_mtime_ns) != (record.size, record.mtime_ns):
             return False
     return True
+
+
+def model_unchanged(made_from: Input, model: Path) -> bool:
+    """The same of the model that a stage was made from: a folder, or a file among others."""
+    return unchanged(made_from.files, model if model.is_dir() else model.parent)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_trtllm import files, manifest, recipe
-from minitron_trtllm.errors import InputError
 from minitron_trtllm.manifest import Manifest
 from minitron_trtllm.recipe import Effective
 
@@ -110,7 +109,7 @@ class _Way:
             files.write_text(self.directory / _REPOSITORY_RECIPE, self._recipe_text())
 
     def _checkpoint_is_done(self) -> bool:
-        record = _whole(self._checkpoint, "checkpoint")
+        record = manifest.whole(self._checkpoint, "checkpoint")
         if record is None:
             return False
         wanted = self.effective.recipe
@@ -123,12 +122,12 @@ class _Way:
         return all(record.arguments.get(name) == value for name, value in asked.items()) and _model_is_the_same(record)
 
     def _repository_is_done(self, source: str) -> bool:
-        record, kept = _whole(self._repository, "repository"), self.directory / _REPOSITORY_RECIPE
+        record, kept = manifest.whole(self._repository, "repository"), self.directory / _REPOSITORY_RECIPE
         if record is None or not kept.exists() or kept.read_text(encoding="utf-8") != self._recipe_text():
             return False
         if record.input.kind != "engine":
             return _model_is_the_same(record)
-        engine = _whole(Path(source), "engine")
+        engine = manifest.whole(Path(source), "engine")
         return engine is not None and engine.digest == record.input.digest
 
     def _recipe_text(self) -> str:
@@ -145,19 +144,10 @@ class _Way:
         subprocess.run([sys.executable, "-m", "minitron_trtllm.cli", *words], check=True)
 
 
-def _whole(folder: Path, stage: str) -> Manifest | None:
-    """The manifest of a folder of which every recorded file is in its place."""
-    try:
-        record = manifest.read(folder, stage)
-    except InputError:
-        return None
-    return record if manifest.unchanged(record.files, folder) else None
-
-
 def _model_is_the_same(record: Manifest) -> bool:
     """A downloaded model may have left the cache; one that is here must still be what was read."""
     source = Path(record.input.path)
-    return not source.exists() or manifest.unchanged(record.input.files, source if source.is_dir() else source.parent)
+    return not source.exists() or manifest.model_unchanged(record.input, source)
 
 
 def _force(folder: Path) -> list[str]:

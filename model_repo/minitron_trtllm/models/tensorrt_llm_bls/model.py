@@ -168,7 +168,7 @@ class TritonPythonModel:
         """The engine's responses; all are taken, also behind an error, so that none is left in the server."""
         refusal = None
         job = Job(self._engine, call.id, inputs, self._wanted)
-        for kind, said in self._switchboard.ask(job, lambda: not call.is_over):
+        for kind, said in self._switchboard.ask(job):
             if kind == "error":
                 refusal = refusal or EngineRefusal(said)
                 call.satisfied = True
@@ -189,7 +189,7 @@ class TritonPythonModel:
             pass
 
     def _watch(self) -> None:
-        """Stop the engine where it works for nobody, again until the request has ended there."""
+        """Stop what works or waits for nobody, again until it has ended."""
         while not self._stopping.is_set():
             self._wake.wait(self._period_s)
             self._wake.clear()
@@ -203,6 +203,7 @@ class TritonPythonModel:
             try:
                 call.look()
                 if call.is_over:
+                    self._switchboard.give_up(call.id)
                     self._stop_engine(call)
             except Exception as error:  # a stopping server takes no request; what runs ends by itself
                 pb_utils.Logger.log_warn(f"tensorrt_llm_bls: cannot stop a request: {one_line(error)}")

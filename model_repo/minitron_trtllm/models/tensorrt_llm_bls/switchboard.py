@@ -7,7 +7,7 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Listener
 from typing import Any
@@ -17,7 +17,6 @@ import triton_python_backend_utils as pb_utils
 from lines import END, Job
 
 _LINES = "tensorrt_llm_bls_lines"
-_LOOK_S = 0.5  # between two looks whether anybody still waits for a line
 
 
 class LineLost(Exception):
@@ -32,7 +31,7 @@ class Switchboard:
         self._folder = tempfile.mkdtemp(prefix="minitron-")
         self._path = os.path.join(self._folder, "front")
         self._listener = Listener(self._path, "AF_UNIX", backlog=jobs)
-        self._callers: dict[str, queue.SimpleQueue[Connection | LineLost]] = {}
+        self._callers: dict[str, queue.SimpleQueue[Connection | LineLost | None]] = {}
         self._requests = ThreadPoolExecutor(jobs, "line")
         threading.Thread(target=self._accept, name="switchboard", daemon=True).start()
 
@@ -42,16 +41,18 @@ class Switchboard:
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def ask(self, job: Job, still_wanted: Callable[[], bool]) -> Iterator[tuple[str, Any]]:
-        """Answers of tensorrt_llm: ("tensors", name to array) and ("error", text); none if they are not wanted any more
-        when a line is free. Whoever leaves the loop early waits here for the end. Raises LineLost.
+    def ask(self, job: Job) -> Iterator[tuple[str, Any]]:
+        """Answers of tensorrt_llm: ("tensors", name to array) and ("error", text); none after ``give_up`` before a line
+        was free. Whoever leaves the loop early waits here for the end. Raises LineLost.
         """
         caller = self._callers[job.request_id] = queue.SimpleQueue()
         try:
             self._requests.submit(self._call, job.request_id)
-            line = _called(caller, still_wanted)
+            line = caller.get()
         finally:
             del self._callers[job.request_id]
+        if isinstance(line, LineLost):
+            raise line
         if line is None:
             return
         with line:
@@ -65,6 +66,11 @@ class Switchboard:
                         pass
             except (EOFError, OSError) as error:
                 raise LineLost(f"the line to tensorrt_llm broke ({type(error).__name__})") from error
+
+    def give_up(self, request_id: str) -> None:
+        """Let the job wait for a line no longer; nothing happens where it has one, or is not here (yet)."""
+        if (caller := self._callers.get(request_id)) is not None:
+            caller.put(None)
 
     def _call(self, number: str) -> None:
         """Have a line call back, and wait for the end of the job: a request that is not decoupled cannot deadlock."""
@@ -95,19 +101,6 @@ class Switchboard:
                 caller.put(line)
             else:
                 _refuse(line)
-
-
-def _called(caller: queue.SimpleQueue[Connection | LineLost], still_wanted: Callable[[], bool]) -> Connection | None:
-    """The line that called back; None where nobody wants it any more. Raises LineLost."""
-    while still_wanted():
-        try:
-            found = caller.get(timeout=_LOOK_S)
-        except queue.Empty:
-            continue
-        if isinstance(found, LineLost):
-            raise found
-        return found
-    return None
 
 
 def _refuse(line: Connection) -> None:

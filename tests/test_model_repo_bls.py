@@ -176,6 +176,27 @@ def test_a_client_that_leaves_before_the_first_token_stops_the_engine_too(echo_s
     assert note["stopped"] and note["steps"] < 100
 
 
+def test_a_client_that_leaves_while_it_waits_for_a_line_makes_room(tmp_path: Path) -> None:
+    """One line for two requests: one is answered, one waits for the line, one for its turn; a fourth is refused."""
+    repository = hand_made.echo_repository(tmp_path, max_batch_size=1, bls_max_concurrency=2, max_queue_size=1)
+    with server(repository) as document:
+        answered, waiting, queued = (Stream(document["urls"]["grpc"]) for _ in range(3))
+        answered.ask(BLS, text_input="the fox", max_tokens=1500, stream=True, temperature=20.0)
+        answered.next()
+        for one in (waiting, queued):
+            one.ask(BLS, text_input="the fox", max_tokens=2)
+            time.sleep(0.3)
+        late = queued.another()
+        assert "Exceeds maximum queue size" in late.error(BLS, text_input="the fox", max_tokens=2)
+        waiting.close(cancel=True)
+        time.sleep(2)
+        late.ask(BLS, text_input="the fox", max_tokens=2)
+        answered.close(cancel=True)
+        assert late.next()[1] is None
+        for one in (queued, late):
+            one.close()
+
+
 def test_what_is_more_than_cap_and_queue_is_refused_and_the_rest_completes(tmp_path: Path) -> None:
     repository = hand_made.echo_repository(tmp_path, bls_max_concurrency=2, max_queue_size=3)
     with server(repository) as document:

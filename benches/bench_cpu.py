@@ -121,7 +121,9 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
     ]
     if peer:
         sides.append(lambda: llama_cpp_side.llama_cpp(peer, model, slots, longest, args.work))
-    rounds, loads, memories = [], [], []
+    rounds: list[dict[str, Any]] = []
+    load: dict[str, float] = {}  # this and memory: of the first half
+    memory: dict[str, dict[str, int]] = {}
     middle = -(-args.rounds // 2)
     for numbers, order in ((range(middle), 1), (range(middle, args.rounds), -1)):
         if not numbers:
@@ -129,8 +131,8 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         with ExitStack() as stack:
             loaded = [stack.enter_context(side()) for side in sides[::order]]
             rounds += [_round(args, number, *loaded[:: -1 if number % 2 else 1]) for number in numbers]
-            loads.append({side.name: side.load_s for side in loaded})
-            memories.append({side.name: side.memory() for side in loaded})
+            load = load or {side.name: side.load_s for side in loaded}
+            memory = memory or {side.name: side.memory() for side in loaded}
     shutil.rmtree(repository)
     shutil.rmtree(engine)
     return {
@@ -139,8 +141,8 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         "llama_cpp_kind": kind,
         "load_average": load_average,
         "build": {key: built[key] for key in ("seconds", "peak_memory_bytes", "bytes")},
-        "load_s": loads[0],
-        "memory_bytes": memories[0],
+        "load_s": load,
+        "memory_bytes": memory,
         **_medians(rounds),
         "rounds": rounds,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -90,6 +91,15 @@ def small_engine(
     """``small_engine(precision)``: its CPU engine in exact mode."""
     return _once_per_precision(tmp_path_factory, "engine", lambda precision, out: minitron(
         "build", small_checkpoint(precision), "--target", "cpu", "--output", out))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    """The CPU engine of the model "other" in bfloat16 with room for 40 blocks: a few of its prompts at a time."""
+    import cpu_engines
+
+    with contextlib.closing(cpu_engines.load("other", cpu_engines.BF16, blocks=40)) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="session")

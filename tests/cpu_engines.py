@@ -20,6 +20,10 @@ from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
 
 MODELS = ("small", "other")
+BF16 = Precision.BFLOAT16
+_OTHER = Answers.load("other")
+#: Of the model "other" in bfloat16.
+PROMPTS, EXPECTED = _OTHER.prompts, _OTHER.variants[BF16].continuations
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import threading
@@ -14,26 +13,13 @@ from typing import Any
 import pytest
 
 import cpu_engines
-from answers import Answers
-from cpu_engines import Caller, run
+from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
 from minitron_trtllm.engine import openvino as cpu
 from minitron_trtllm.models.tensorrt_llm import pipeline
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Chunk, Engine
 from minitron_trtllm.models.tensorrt_llm.engine_config import BLOCK_TOKENS, EngineConfig
 from minitron_trtllm.models.tensorrt_llm.generation_request import Refused, Request
 from minitron_trtllm.precision import Precision
-
-BF16 = Precision.BFLOAT16
-ANSWERS = Answers.load("other")
-PROMPTS, EXPECTED = ANSWERS.prompts, ANSWERS.variants[BF16].continuations
-SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """The other model in bfloat16 with room for 40 blocks: a few of the prompts at a time."""
-    with contextlib.closing(cpu_engines.load("other", BF16, blocks=40)) as loaded:
-        yield loaded
 
 
 @pytest.fixture

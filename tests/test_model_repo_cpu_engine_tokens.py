@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,14 @@ import pytest
 
 import cpu_engines
 from answers import END_ID, Answers
-from cpu_engines import Caller, run
+from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
 from minitron_trtllm import shape
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
 from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
 from nemotron_reference import checkpoint_weights, logits
 
-BF16 = Precision.BFLOAT16
-ANSWERS = Answers.load("other")
-PROMPTS, EXPECTED = ANSWERS.prompts, ANSWERS.variants[BF16].continuations
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """The other model in bfloat16 with room for 40 blocks: a few of the prompts at a time."""
-    with contextlib.closing(cpu_engines.load("other", BF16, blocks=40)) as loaded:
-        yield loaded
 
 
 @pytest.mark.parametrize("precision", Precision)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import manifest
-from minitron_trtllm.errors import InputError, OutputExists
+from minitron_trtllm.errors import OutputExists
 
 ROOT = Path("out") / "engines"
 _NAME_DIGITS = 12
@@ -52,12 +52,9 @@ def default_output(name: str, key: EngineKey) -> Path:
 
 def find(folder: Path, key: EngineKey) -> manifest.Manifest | None:
     """The manifest of the engine at ``folder`` if it is complete and what ``key`` asks for, else None."""
-    try:
-        record = manifest.read(folder, "engine")
-    except InputError:
-        return None
-    same = (record.details.get("cache") or {}).get("digest") == key.digest
-    return record if same and manifest.unchanged(record.files, folder) else None
+    record = manifest.whole(folder, "engine")
+    same = record is not None and (record.details.get("cache") or {}).get("digest") == key.digest
+    return record if same else None
 
 
 def check_free(folder: Path, *, force: bool) -> None:

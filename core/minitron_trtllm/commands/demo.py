@@ -26,7 +26,8 @@ _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
 _PROMPT = "In the beginning"
 _GRID = ("32:32:1", "32:32:4")  # input tokens : output tokens : streams
-_STREAMS = 4  # the most at once; each that the front may work on costs a second when the server stops
+#: The most at once; each that the front may work on costs a second when the server stops.
+_STREAMS = max(int(point.rpartition(":")[2]) for point in _GRID)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -215,13 +215,6 @@ total_accepted_draft_tokens  INT32   1
 total_draft_tokens           INT32   1
 """)
 
-LINES_INPUTS = _table("""
-front  STRING  1
-job    STRING  1
-""")
-
-LINES_OUTPUTS = _table("done  BOOL  1")
-
 #: Inputs and outputs of the models; logits are not filled in (``with_logits``).
 BY_MODEL = {
     "preprocessing": (PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS),
@@ -229,5 +222,4 @@ BY_MODEL = {
     "postprocessing": (POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS),
     "ensemble": (ENSEMBLE_INPUTS, TEXT_OUTPUTS),
     "tensorrt_llm_bls": (BLS_INPUTS, TEXT_OUTPUTS),
-    "tensorrt_llm_bls_lines": (LINES_INPUTS, LINES_OUTPUTS),
 }

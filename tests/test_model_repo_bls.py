@@ -176,6 +176,29 @@ def test_a_client_that_leaves_before_the_first_token_stops_the_engine_too(echo_s
     assert note["stopped"] and note["steps"] < 100
 
 
+def test_a_stop_with_its_id_ends_a_request_and_its_engine(echo_server: dict[str, Any], stream: Stream) -> None:
+    """Order alone is judged: what was stopped ends before its 1,500 tokens, with its final flag and no error."""
+    before = ended(echo_server)
+    stream.ask(BLS, "the one", text_input="the fox", max_tokens=1500, stream=True, temperature=20.0)
+    stream.next()
+    other = stream.another()
+    other.ask(BLS, "another", text_input="x", max_tokens=1, stop=True)
+    assert other.next() == ({}, None, True)  # an unknown id is no error
+    other.ask(BLS, "the one", text_input="x", max_tokens=1, stop=True)
+    assert other.next() == ({}, None, True)
+    pieces = 0
+    while True:
+        outputs, error, final = stream.next()
+        assert error is None
+        pieces += bool(outputs)
+        if final:
+            break
+    note = steps_of_last(echo_server, before)
+    assert note["stopped"] and note["steps"] < 1500 and pieces <= note["steps"]
+    assert "must have the request id" in other.error(BLS, text_input="x", max_tokens=1, stop=True)
+    other.close()
+
+
 def test_a_client_that_leaves_makes_room_for_another(tmp_path: Path) -> None:
     """Room for two at work and one that waits: a fourth is refused until one of the three has left."""
     repository = hand_made.echo_repository(tmp_path, bls_max_concurrency=2, max_queue_size=1)

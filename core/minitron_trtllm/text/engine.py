@@ -1,13 +1,18 @@
-"""``tensorrt_llm`` over gRPC: each request is one ModelStreamInfer call, whose cancel is the engine's cancel.
+"""``tensorrt_llm`` over gRPC: each request is one ModelStreamInfer call.
 
 Over the server's own front door and not over its Python API (``InferenceRequest.exec``), because several decoupled
 requests in one process deadlock there (Triton 2.51 and its main branch of July 2026), an error behind the first
 response gets lost, and a caller that leaves cannot cancel. Protocol: ``grpc_service.proto`` of KServe v2 with Triton's
 streaming extension; ``triton_enable_empty_final_response`` makes the last message of a request known.
+
+A request is ended by TensorRT-LLM's own ``stop`` request with its id, and its call read to the end. The call is not
+cancelled: a cancel that meets a response within some microseconds ends the whole server with a segmentation fault
+(Triton 2.51, the handler of gRPC streams; the same code on its main branch of August 2026).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from .tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
@@ -23,6 +29,8 @@ INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 DEFAULT_URL = "127.0.0.1:8001"
 #: Header of an API key of ``--grpc-restricted-protocol``, by the name that 'minitron serve' gives it.
 _KEY_HEADER = "triton-grpc-protocol-api-key"
+#: Seconds that the engine has to end a stopped request; then its call is cancelled after all.
+_STOP_GRACE_S = 30
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -88,37 +96,71 @@ class EngineClient:
         self._name, self._url = name, address.url
         self._metadata = address.metadata()
         self._channel = address.channel()
+        self._ending: set[asyncio.Task[None]] = set()
         self._infer = self._channel.unary_stream(
             INFER_RPC, pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
         )
 
     async def close(self) -> None:
-        """End what is in flight and close the channel."""
+        """Wait for the end of what was stopped, and close the channel."""
+        if self._ending:
+            await asyncio.wait(self._ending)
         await self._channel.close()
 
-    async def generate(
-        self, inputs: Arrays, outputs: Sequence[str], request_id: str = ""
-    ) -> AsyncGenerator[Tensors, None]:
-        """The responses to one request, the wanted ``outputs`` by name; leaving the loop cancels it in the engine.
+    async def generate(self, inputs: Arrays, outputs: Sequence[str], request_id: str) -> AsyncGenerator[Tensors, None]:
+        """The responses to one request, the wanted ``outputs`` by name; leaving the loop ends it in the engine.
 
-        Raises EngineError, whenever it comes.
+        ``request_id`` is this request's alone. Raises EngineError, whenever it comes.
         """
-        call = self._infer(self._message(inputs, outputs, request_id), metadata=self._metadata)
+        arrived: asyncio.Queue[Tensors | EngineError | None] = asyncio.Queue()
+        reading = asyncio.create_task(self._read(self._message(inputs, outputs, request_id), arrived))
+        is_over = False
+        try:
+            while (response := await arrived.get()) is not None:
+                if isinstance(response, EngineError):
+                    raise response
+                yield response
+            is_over = True
+        finally:
+            if not is_over:
+                ending = asyncio.create_task(self._stop(request_id, reading))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+
+    async def _read(self, message: Any, arrived: asyncio.Queue[Tensors | EngineError | None]) -> None:
+        """Hand on what a call answers, to its end, and then None. A task of its own: whoever leaves does not end it."""
         is_final = False
         try:
-            async for response in call:  # to its end: a call that ended by itself is not cancelled
+            async for response in self._infer(message, metadata=self._metadata):
                 if response.error_message:
-                    raise EngineError(response.error_message)
-                infer = response.infer_response
-                is_final = infer.parameters["triton_final_response"].bool_param
-                if infer.outputs:
-                    yield _tensors(infer)
+                    arrived.put_nowait(EngineError(response.error_message))
+                    continue
+                is_final = response.infer_response.parameters["triton_final_response"].bool_param
+                if response.infer_response.outputs:
+                    arrived.put_nowait(_tensors(response.infer_response))
+            if not is_final:
+                arrived.put_nowait(EngineError(f"{self._name} ended the stream before its last response"))
         except grpc.RpcError as error:
-            raise EngineError(self._said(error)) from None
-        finally:
-            call.cancel()  # nothing happens where it is over
-        if not is_final:
-            raise EngineError(f"{self._name} ended the stream before its last response")
+            arrived.put_nowait(EngineError(self._said(error)))
+        except ValueError as error:
+            arrived.put_nowait(EngineError(f"{self._name} sent a broken response ({error})"))
+        arrived.put_nowait(None)
+
+    async def _stop(self, request_id: str, reading: asyncio.Task[None]) -> None:
+        """End a request, again until it has ended: a ``stop`` can overtake what it is to stop."""
+        one = np.ones((1, 1), np.int32)  # the three are only there to be present
+        inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": np.array([[True]])}
+        message = self._message(inputs, ("output_ids", "sequence_length"), request_id)
+        for _ in range(_STOP_GRACE_S):
+            try:
+                async for _ in self._infer(message, metadata=self._metadata):
+                    pass
+            except grpc.RpcError:
+                pass  # a stopping server takes no request; what runs ends by itself
+            await asyncio.wait({reading}, timeout=1)
+            if reading.done():
+                return
+        reading.cancel()
 
     def _message(self, inputs: Arrays, outputs: Sequence[str], request_id: str) -> Any:
         message = pb.ModelInferRequest(model_name=self._name, id=request_id)

@@ -174,7 +174,10 @@ TEXT_OUTPUTS = (Tensor("text_output", "STRING", (-1,)), *RESULT_OUTPUTS)
 
 #: The BLS takes what the ensemble takes, these as scalars (its upstream declares just these with a reshape).
 _BLS_SCALARS = {"num_return_sequences"} | {t.name for t in ENSEMBLE_INPUTS if t.name.startswith("return_")}
-BLS_INPUTS = tuple(replace(tensor, scalar=tensor.name in _BLS_SCALARS) for tensor in ENSEMBLE_INPUTS)
+BLS_INPUTS = (
+    *(replace(tensor, scalar=tensor.name in _BLS_SCALARS) for tensor in ENSEMBLE_INPUTS),
+    Tensor("stop", "BOOL", (1,), optional=True),  # ours: as in tensorrt_llm
+)
 
 LLMAPI_INPUTS = _table("""
 text_input                                STRING  -1

@@ -4,6 +4,9 @@ One instance; an event loop in a thread of its own answers all requests, each ov
 (``text/engine.py`` says why). All that is said to a client is said in that thread, for two things crash the Python
 backend of Triton 2.51: ``is_cancelled`` beside ``send`` on one sender, and anything on a sender behind its final flag.
 Text is made here and not by postprocessing: a server that is stopping takes no new request, not even of its own.
+
+Beyond upstream's tensors there is ``stop``, with tensorrt_llm's meaning: a client that ends its request so, and reads
+its stream to the end, spares the server a cancelled gRPC stream (``text/engine.py``).
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 class _Call:
     """The client's side of one request. Once the client has left, nothing is sent but the closing call."""
 
-    def __init__(self, sender: Any) -> None:
+    def __init__(self, request_id: str, sender: Any) -> None:
+        self.request_id = request_id
         self.task: asyncio.Task[None] | None = None
         self._sender, self._left = sender, False
 
@@ -56,8 +60,13 @@ class _Call:
 
     def look(self) -> None:
         """End the request where its client has left."""
-        if not self._left and self.task is not None and self._sender.is_cancelled():
-            self._left = True
+        if not self._left and self._sender.is_cancelled():
+            self.end()
+
+    def end(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._left = True
+        if self.task is not None:
             self.task.cancel()
 
 
@@ -94,7 +103,8 @@ class TritonPythonModel:
         """Copy the requests; their answers are sent by the loop."""
         for request in requests:
             arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
-            self._loop.call_soon_threadsafe(self._begin, _Call(request.get_response_sender()), arrays)
+            call = _Call(request.request_id(), request.get_response_sender())
+            self._loop.call_soon_threadsafe(self._begin, call, arrays)
 
     def finalize(self) -> None:
         """End the loop; Triton calls it when no request is in flight."""
@@ -108,11 +118,25 @@ class TritonPythonModel:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _begin(self, call: _Call, arrays: Arrays) -> None:
+        if "stop" in arrays and arrays["stop"].any():
+            self._stop(call)
+            return
         if self._most_calls is not None and len(self._calls) >= self._most_calls:
             call.close(_error(f"Exceeds maximum queue size of {self._queue_limit}", pb_utils.TritonError.UNAVAILABLE))
             return
         self._calls.add(call)
         call.task = self._loop.create_task(self._serve(call, arrays))
+
+    def _stop(self, call: _Call) -> None:
+        """End the requests that have this one's id, and answer with nothing, as tensorrt_llm does."""
+        if not call.request_id:
+            wrong = "a request with 'stop' must have the request id of the one that it stops"
+            call.close(_error(wrong, pb_utils.TritonError.INVALID_ARG))
+            return
+        for other in self._calls:
+            if other.request_id == call.request_id:
+                other.end()
+        call.close()
 
     async def _serve(self, call: _Call, arrays: Arrays) -> None:
         """One request from its inputs to the final flag, whatever happens."""

@@ -6,8 +6,8 @@ response gets lost, and a caller that leaves cannot cancel. Protocol: ``grpc_ser
 streaming extension; ``triton_enable_empty_final_response`` makes the last message of a request known.
 
 A request is ended by TensorRT-LLM's own ``stop`` request with its id, and its call read to the end. The call is not
-cancelled: a cancel that meets a response within some microseconds ends the whole server with a segmentation fault
-(Triton 2.51, the handler of gRPC streams; the same code on its main branch of August 2026).
+cancelled: Triton's handler of gRPC streams was seen to crash under cancelled ones (2.51; the same code on its main
+branch of August 2026).
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class ServedModel:
     ``inputs``: declared tensors and their Triton types. ``cumulative``: its streamed text repeats what came before.
     ``stop_through``: the model that takes a ``stop`` for its requests, None where none does. Where one does, a request
     is ended so and its stream read to the end: Triton's handler of gRPC streams was seen to crash under cancelled ones
-    (2.51; the same code on its main branch of August 2026), and an ensemble's request stays behind in the server (before
-    core 5280db8, 26.03).
+    (2.51; the same code on its main branch of August 2026), and an ensemble's request stays behind in the server
+    (before core 5280db8, 26.03).
     """
 
     name: str

@@ -22,7 +22,7 @@ from minitron_trtllm.load import compare, latency
 from minitron_trtllm.load.latency import FIXED_LENGTH, SCHEMA, Effort, Point, PointResult
 from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.prompts import found_tokenizer, prompt_maker
-from minitron_trtllm.load.statistics import Estimate
+from minitron_trtllm.load.statistics import Estimate, remark, shown
 from minitron_trtllm.output import emit_json, table
 from minitron_trtllm.version import VERSION
 
@@ -103,26 +103,28 @@ def _table(results: Sequence[PointResult], roofline: compare.Roofline | None, ra
     for one in results:
         point = [str(one.point.input_tokens), str(one.point.output_tokens), str(one.point.concurrency)]
         for name, shares in one.metrics.items():
-            cells = [cell for share in shares.values() for cell in (f"{share.value:.2f}", _interval(share))]
+            cells = [cell for share in shares.values() for cell in _cells(share)]
             rows.append([*point, _NAMES[name], *cells, str(one.counts[name]), *([""] * len(extra))])
         if one.tokens_per_s:
             last = [f"{roofline.tokens_per_s(one.point.concurrency):.0f}"] if roofline else []
             last += [f"{ratios[one.point]:.2f}" if one.point in ratios else ""] if ratios else []
-            rate = [f"{one.tokens_per_s.value:.1f}", _interval(one.tokens_per_s)]
+            rate = [f"{one.tokens_per_s.value:.1f}", _cells(one.tokens_per_s)[1]]
             rows.append([*point, "tokens/s", *rate, "", "", "", "", str(one.requests), *last])
-    return table(rows, head + extra)
+    return "\n".join([table(rows, head + extra), *remark(rows)])
 
 
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None else f"{estimate.low:.2f}..{estimate.high:.2f}"
+def _cells(estimate: Estimate | None) -> tuple[str, str]:
+    """A figure and its interval, which one repeat does not give."""
+    if estimate is None:
+        return shown(None), ""
+    return shown(estimate.value), "" if estimate.low is None else f"{estimate.low:.2f}..{estimate.high:.2f}"
 
 
 def _remarks(
     args: argparse.Namespace, results: Sequence[PointResult], counted_by: str, roofline: compare.Roofline | None
 ) -> list[str]:
-    lines = [f"Fixed lengths: {FIXED_LENGTH}. Prompt tokens were counted by {counted_by}."]
-    if any(one.counts.get("ttft_ms", 0) < 100 for one in results):
-        lines.append("A p99 of fewer than 100 values is their largest; 'values' counts requests for tokens/s (a mean).")
+    lines = [f"Fixed lengths: {FIXED_LENGTH}. Prompt tokens were counted by {counted_by}. 'values' counts requests for "
+             "tokens/s (a mean)."]  # fmt: skip
     if not all(one.metrics.get("tpot_ms") or one.point.output_tokens == 1 for one in results):
         lines.append("The server counted no tokens, so there are no token metrics.")
     for one in results:

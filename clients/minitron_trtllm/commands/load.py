@@ -25,6 +25,7 @@ from minitron_trtllm.load.latency import FIXED_LENGTH
 from minitron_trtllm.load.profile import Profile
 from minitron_trtllm.load.prompts import PromptMaker, found_tokenizer, prompt_maker
 from minitron_trtllm.load.schedule import Planned, Slice
+from minitron_trtllm.load.statistics import remark, shown
 from minitron_trtllm.load.summary import METRICS
 from minitron_trtllm.load.worker import Progress
 from minitron_trtllm.output import emit_json, table
@@ -182,10 +183,9 @@ def _print_result(document: dict[str, Any], folder: Path) -> None:
         print(search.text(document))
     else:
         summary = document["summary"]
-        rows = [[METRICS[name], *(f"{value:.2f}" for value in shares.values())]
-                for name, shares in summary["latency_ms"].items()]  # fmt: skip
+        rows = [[METRICS[name], *map(shown, shares.values())] for name, shares in summary["latency_ms"].items()]
         print(table(rows, ["ms", "p50", "p90", "p99"]))
-        print("\n".join(_lines(document, summary)))
+        print("\n".join([*remark(rows), *_lines(document, summary)]))
     print(f"records and result: {folder}; 'minitron report {folder}' draws them")
 
 

@@ -63,14 +63,15 @@ class Point:
 class PointResult:
     """What was measured at a point: per metric its percentiles in ms, tokens/s over all streams, and failures by kind.
 
-    A metric that the server's answers do not allow (it counted no tokens) is absent.
+    A metric that the server's answers do not allow (it counted no tokens) is absent; a percentile of too few values is
+    None.
     """
 
     point: Point
     requests: int
     failures: dict[str, int]
     input_tokens: tuple[int, int] | None
-    metrics: dict[str, dict[int, Estimate]]
+    metrics: dict[str, dict[int, Estimate | None]]
     counts: dict[str, int]
     tokens_per_s: Estimate | None
 

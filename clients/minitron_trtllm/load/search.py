@@ -13,7 +13,7 @@ from typing import Any
 
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load.profile import Profile, Slo
-from minitron_trtllm.load.statistics import mean
+from minitron_trtllm.load.statistics import mean, remark, shown
 from minitron_trtllm.output import table
 
 log = logging.getLogger(__name__)
@@ -96,11 +96,12 @@ def text(document: dict[str, Any]) -> str:
         rows.append([
             f"{one['rate']:.3g}", f"{summary['requests_per_s'] or 0:.3g}",
             f"{summary.get('output_tokens_per_s', 0):.1f}",
-            f"{100 * (summary['goodput_share'] or 0):.1f}%", f"{ttft.get('p50', 0):.1f}", f"{ttft.get('p99', 0):.1f}",
-            one["stopped"] or _word(one["carried"]),
+            f"{100 * (summary['goodput_share'] or 0):.1f}%",
+            *(shown(ttft.get(share), ".1f") for share in ("p50", "p99")), one["stopped"] or _word(one["carried"]),
         ])  # fmt: skip
     head = ["rate", "requests/s", "tokens/s", "good", "TTFT p50 ms", "TTFT p99 ms", "verdict"]
-    return table(rows, head) + (
-        f"\ncapacity: {document['capacity_per_s']:.3g} requests/s with at least {document['goodput_bound']:.0%} good, "
+    found = (
+        f"capacity: {document['capacity_per_s']:.3g} requests/s with at least {document['goodput_bound']:.0%} good, "
         f"{_REPEATS} of {_REPEATS} repeats"
     )
+    return "\n".join([table(rows, head), *remark(rows), found])

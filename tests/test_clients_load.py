@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from conftest import minitron
 from minitron_trtllm.client.dialect import ServedModel
-from minitron_trtllm.errors import InputError, UsageError
+from minitron_trtllm.errors import InputError, ServerError, UsageError
 from minitron_trtllm.load import profile as profiles
 from minitron_trtllm.load.histogram import Histogram
 from minitron_trtllm.load.profile import Slo
@@ -232,6 +232,22 @@ def test_capacity_is_found_and_repeated(tmp_path: Path) -> None:
     assert 37 / 1.1 <= found["capacity_per_s"] <= 37 and rates[-3:] == [found["capacity_per_s"]] * 3
     with pytest.raises(UsageError, match="SLO"):
         find_capacity(made(), measure, tmp_path, 0.95)
+
+
+@pytest.mark.parametrize(("stopped", "error"), [("server gone", ServerError), ("interrupted", KeyboardInterrupt)])
+def test_a_search_ends_with_its_server_and_with_its_user(
+    tmp_path: Path, stopped: str, error: type[BaseException]
+) -> None:
+    runs = []
+
+    def measure(one: profiles.Profile, folder: Path) -> dict[str, Any]:
+        runs.append(one)
+        gone = {"at_s": 1.0, "request": 7, "error": "refused"}
+        return {"stopped": stopped, "server_gone": gone, "summary": {"goodput_share": 0.0, "requests_per_s": 0.0}}
+
+    with pytest.raises(error):
+        find_capacity(made(**{"slo.ttft_ms": 1}), measure, tmp_path, 0.95)
+    assert len(runs) == 1
 
 
 def test_prometheus_text_is_read() -> None:

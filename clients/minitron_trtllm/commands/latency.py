@@ -19,6 +19,7 @@ from minitron_trtllm.client.arguments import add_connection, endpoint
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load import compare, latency
+from minitron_trtllm.load.gone import failure
 from minitron_trtllm.load.latency import FIXED_LENGTH, SCHEMA, Effort, Point, PointResult
 from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.prompts import found_tokenizer, prompt_maker
@@ -68,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     with Client(server.url, model=args.model, tls=server.tls, api_key=server.api_key) as client:
         model, metadata = client.served_model(), client.metadata()
         prompts, counted_by = prompt_maker(client, model, args.tokenizer or found_tokenizer(args.manifest), args.seed)
-        results = asyncio.run(latency.measure(server, model, points, prompts=prompts, effort=effort, progress=log.info))
+        results, gone = asyncio.run(
+            latency.measure(server, model, points, prompts=prompts, effort=effort, progress=log.info)
+        )
     document = _document(args, model, results) | {
         "server_version": metadata.get("version"), "prompt_tokens_counted_by": counted_by,
-        "roofline": vars(roofline) if roofline else None,
+        "roofline": vars(roofline) if roofline else None, "server_gone": gone,
     }  # fmt: skip
     if args.output:
         files.write_text(args.output, json.dumps(document, indent=1) + "\n")
@@ -80,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(results, roofline, compare.speedups(results, beside) if beside else {}))
         print("\n".join(_remarks(args, results, counted_by, roofline)))
+    if gone:
+        raise failure(gone)
     return _verdict(results, baseline, args.tolerance)
 
 

@@ -25,7 +25,7 @@ from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
 
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls", "tensorrt_llm_bls_lines")
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +108,11 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (replace("tensorrt_llm", "max_queue_size: 256", "max_queue_size: 2"), ENGINE,
      "dynamic_batching.default_queue_policy.max_queue_size"),
     (replace("tensorrt_llm_bls", "count: 1", "count: 4"), BLS, "instance_group.count"),
-    (replace("tensorrt_llm_bls_lines", "count: 16", "count: 15"), "tensorrt_llm_bls_lines/config.pbtxt",
-     "instance_group.count"),
     (drop("tensorrt_llm_bls/1/model.py"), "tensorrt_llm_bls/1/model.py", ""),
     (drop("ensemble/1"), "ensemble/1", ""),
     (drop("engine/openvino/openvino_model.bin"), "engine/config.json", ""),
     (drop("postprocessing/config.pbtxt"), "postprocessing/config.pbtxt", ""),
-    (drop("tensorrt_llm_bls/1/detokenizer.py"), "tensorrt_llm_bls/1/detokenizer.py", ""),
+    (drop("tensorrt_llm_bls/1/text/detokenizer.py"), "tensorrt_llm_bls/1/text/detokenizer.py", ""),
     (other_tokenizer, "tokenizer/tokenizer.json", "vocab"),
     (replace("ensemble", "ensemble_scheduling", "ensemble_schedule"), ENSEMBLE, ""),
 ]  # fmt: skip

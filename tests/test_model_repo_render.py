@@ -25,8 +25,7 @@ from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
 
 CONTRACT = json.loads((DATA / "triton_tensors.json").read_text())["models"]
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls", "tensorrt_llm_bls_lines")
-CONTRACT_MODELS = MODELS[:-1]  # the lines are ours alone
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 #: Keys that upstream's models do not read, each with its reason.
 OWN_KEYS = {
     "preprocessing": {
@@ -84,7 +83,7 @@ def expected(tensor: dict[str, Any]) -> tuple[Any, ...]:
     return dtype, tensor["dims"], tensor.get("reshape"), *flags
 
 
-@pytest.mark.parametrize("model", CONTRACT_MODELS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_declared_tensors_are_those_of_the_contract(repository: Path, model: str, side: str) -> None:
     wanted = {
@@ -94,10 +93,12 @@ def test_declared_tensors_are_those_of_the_contract(repository: Path, model: str
     }
     if (model, side) == ("tensorrt_llm", "input"):
         wanted["no_repeat_ngram_size"] = ("INT32", [1], [], True, False)
+    if (model, side) == ("tensorrt_llm_bls", "input"):  # ours beyond upstream's, with tensorrt_llm's meaning
+        wanted["stop"] = ("BOOL", [1], None, True, False)
     assert {tensor.name: declared(tensor) for tensor in getattr(configs(repository)[model], side)} == wanted
 
 
-@pytest.mark.parametrize("model", CONTRACT_MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_parameter_keys_are_known_complete_and_not_retired(repository: Path, model: str) -> None:
     known = {parameter["key"]: parameter["required"] for parameter in CONTRACT[model].get("parameters", [])}
     keys = set(configs(repository)[model].parameters)

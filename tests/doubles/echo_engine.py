@@ -36,15 +36,14 @@ class TritonPythonModel:
         for request in requests:
             inputs = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
             sender = request.get_response_sender()
-            quiet = "no_late_errors" in request.parameters()
             if inputs.get("stop", np.array([False])).any():
                 with self._lock:
                     self._stopped.add(request.request_id())
                 sender.send(flags=FINAL)
             else:
-                threading.Thread(target=self._run, args=(request.request_id(), inputs, sender, quiet)).start()
+                threading.Thread(target=self._run, args=(request.request_id(), inputs, sender)).start()
 
-    def _run(self, request_id: str, inputs: dict[str, Any], sender: Any, quiet: bool) -> None:
+    def _run(self, request_id: str, inputs: dict[str, Any], sender: Any) -> None:
         count = int(inputs.get("num_return_sequences", np.array([1])).reshape(-1)[0])
         rows = inputs["input_ids"].shape[0]
         steps = 0
@@ -58,13 +57,8 @@ class TritonPythonModel:
                     steps += self._sequence(request_id, inputs, row, place, sender)
             sender.send(flags=FINAL)
         except RuntimeError as error:
-            # As our CPU engine: an error ends the request, and a late one is left out for who asks for that.
-            late = inputs["seed"].reshape(-1)[0] == 13 and inputs.get("streaming", np.array([False])).any()
-            if late and quiet:
-                sender.send(flags=FINAL)
-            else:
-                response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-                sender.send(response, flags=FINAL)
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+            sender.send(response, flags=FINAL)
         finally:
             with self._log.open("a") as file:
                 file.write(
@@ -82,7 +76,9 @@ class TritonPythonModel:
             if value("seed", 0) == 13 and step == 3:
                 raise RuntimeError(ERROR)
             time.sleep(wait_s)
-            if request_id in self._stopped:
+            if request_id in self._stopped or sender.is_cancelled():
+                with self._lock:
+                    self._stopped.add(request_id)
                 break
             made.append(prompt[step % len(prompt)])
             if streaming:

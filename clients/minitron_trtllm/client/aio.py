@@ -100,8 +100,8 @@ class AsyncClient:
                 task.cancel()
 
     async def stop(self, request_id: str, *, model: str = "tensorrt_llm") -> None:
-        """Tell the engine's model to end the request of this id; an unknown id is no error."""
-        message = dialect.stop_message(model, request_id)
+        """Tell a model to end its request of this id; an unknown id is no error."""
+        message = dialect.stop_message(await self.served_model(model, deadline_s=STOP_GRACE_S), request_id)
         try:
             async for answer in self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata):
                 if answer.error_message:

@@ -139,7 +139,7 @@ class Exchange:
 
     def failure(self, error: Any) -> ClientError:
         """The error that a failed call means."""
-        return self.ended_early() or failures.of_status(error, self.url, streaming=True)
+        return self.ended_early() or failures.of_status(error, self.url, streaming=bool(self._times))
 
     def check_whole(self) -> None:
         """To be called at the stream's orderly end; raises if that came before the last response."""

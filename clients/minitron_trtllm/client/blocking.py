@@ -104,8 +104,8 @@ class Client:
                 raise
 
     def stop(self, request_id: str, *, model: str = "tensorrt_llm") -> None:
-        """Tell the engine's model to end the request of this id; an unknown id is no error."""
-        message = dialect.stop_message(model, request_id)
+        """Tell a model to end its request of this id; an unknown id is no error."""
+        message = dialect.stop_message(self.served_model(model, deadline_s=STOP_GRACE_S), request_id)
         try:
             for answer in self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata):
                 if answer.error_message:

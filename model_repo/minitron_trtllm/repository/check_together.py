@@ -8,7 +8,6 @@ from typing import Any
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.ensemble import STEPS
 from minitron_trtllm.repository.finding import Finding, error, warning
-from minitron_trtllm.repository.layout import LINES, lines
 
 Configs = Mapping[str, Any]
 
@@ -101,12 +100,6 @@ def _front(configs: Configs, details: Mapping[str, Any]) -> Iterator[Finding]:
     if streams is not None and streams != sized_for:
         yield _at("tensorrt_llm_bls", "parameters max_concurrency",
                   f"is {streams}, and the server's thread pool is sized for {sized_for}: render again")  # fmt: skip
-    if LINES in configs and streams is not None and streams.isdigit():
-        has = configs[LINES].instance_group[0].count if configs[LINES].instance_group else 0
-        wanted = lines(int(streams), configs[LINES].max_batch_size)
-        if has != wanted:
-            yield _at(LINES, "instance_group.count",
-                      f"is {has}, and {wanted} streams that run at the same time need a line each")  # fmt: skip
 
 
 def _ensemble(config: Any) -> Iterator[Finding]:

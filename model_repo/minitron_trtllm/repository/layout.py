@@ -12,8 +12,8 @@ from minitron_trtllm.repository.ensemble import Step
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.tensors import Tensor
 
-FRONT, LINES = "tensorrt_llm_bls", "tensorrt_llm_bls_lines"
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", FRONT, LINES)
+FRONT = "tensorrt_llm_bls"
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", FRONT)
 _BACKEND_KV_CACHE_FRACTION = 0.9  # the C++ backend's own default
 
 
@@ -57,11 +57,6 @@ class Repository:
         """The backend in the tensorrt_llm slot."""
         return next(model.backend for model in self.models if model.name == "tensorrt_llm")
 
-    @property
-    def lines(self) -> int:
-        """Processes between the front and the engine."""
-        return next(model.instances for model in self.models if model.name == LINES)
-
 
 def plan(engine: EngineFacts, options: RepositoryOptions, *, root: str, add_special_tokens: bool) -> Repository:
     """Derive the models; ``root`` is the folder of the repository as the server will see it.
@@ -87,7 +82,6 @@ def plan(engine: EngineFacts, options: RepositoryOptions, *, root: str, add_spec
         _postprocessing(batch, tokenizer, options),
         _ensemble(batch, engine.logits_dtype),
         _bls(batch, tokenizer | prompt, options, engine.logits_dtype),
-        _lines(batch, options),
     )
     return Repository(models, root, engine, options, batch)
 
@@ -164,18 +158,6 @@ def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits:
     return ModelConfig(
         FRONT, "python", batch, tensors.BLS_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits), values,
         decoupled=True,
-    )  # fmt: skip
-
-
-def lines(max_concurrency: int, max_batch_size: int) -> int:
-    """As many as the front works on, and no more than the engine works on: who waits needs no line."""
-    return min(max_concurrency, max_batch_size)
-
-
-def _lines(batch: int, options: RepositoryOptions) -> ModelConfig:
-    return ModelConfig(
-        LINES, "python", batch, tensors.LINES_INPUTS, tensors.LINES_OUTPUTS,
-        instances=lines(options.bls_max_concurrency, batch),
     )  # fmt: skip
 
 

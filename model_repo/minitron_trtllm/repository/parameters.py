@@ -117,11 +117,13 @@ BLS: Mapping[str, Parameter] = {
     "max_concurrency": Parameter("count", required=True),
     "max_queue_size": Parameter("size", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
+    # Where the server itself listens, for a Triton that 'minitron serve' did not start.
+    "grpc_url": Parameter("text"),
+    **{f"grpc_{name}": Parameter("path") for name in ("ca", "cert", "key", "api_key_file")},
+    "grpc_authority": Parameter("text"),
 }
 
 ENSEMBLE: Mapping[str, Parameter] = {}
-
-LINES: Mapping[str, Parameter] = {}
 
 LLMAPI: Mapping[str, Parameter] = {"gpu_device_ids": Parameter("ids")}
 
@@ -131,7 +133,6 @@ BY_MODEL: Mapping[str, Mapping[str, Parameter]] = {
     "postprocessing": POSTPROCESSING,
     "ensemble": ENSEMBLE,
     "tensorrt_llm_bls": BLS,
-    "tensorrt_llm_bls_lines": LINES,
 }
 
 

@@ -80,7 +80,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image, plan.lines,
+        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image,
     )  # fmt: skip
 
 
@@ -107,7 +107,6 @@ def _details(plan: Repository, target: str, tokenizer_vocab_size: int | None) ->
         "decoupled": True,
         "max_batch_size": plan.max_batch_size,
         "bls_max_concurrency": plan.options.bls_max_concurrency,
-        "lines": plan.lines,
         "tokenizer_vocab_size": tokenizer_vocab_size,
         "world_size": engine.world_size,
         "engine_version": engine.version,

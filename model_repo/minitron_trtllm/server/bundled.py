@@ -131,7 +131,8 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
         "--allow-gpu-metrics=false",
     ]  # fmt: skip
     secrets = tuple(filter(None, (options.api_key, options.server_key)))
-    return Launch(mark, tuple(argv), _environment(wheel, runtime, mark), None, secrets)
+    environment = _environment(wheel, runtime, mark) | {"MINITRON_GRPC": f"127.0.0.1:{ports.grpc}"}
+    return Launch(mark, tuple(argv), environment, None, secrets)
 
 
 def _environment(wheel: Wheel, runtime: Path, mark: str) -> dict[str, str]:

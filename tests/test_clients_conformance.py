@@ -204,8 +204,12 @@ def test_a_client_that_leaves_and_keeps_the_server_generating_is_seen(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel that does nothing: the whole answer is generated."""
-    kept: list[Call] = []  # gRPC cancels a call that nobody has any more
-    monkeypatch.setattr(Call, "cancel", kept.append)
+    kept: list[Call] = []
+
+    def keep(call: Call) -> None:
+        kept.append(call)  # gRPC cancels a call that nobody has any more
+
+    monkeypatch.setattr(Call, "cancel", keep)
     short_answers(subject, monkeypatch)
     (line,) = suite.run(subject, ["behaviour.cancel"])
     for call in kept:

@@ -37,8 +37,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Find the file for the steps, and the engine's limits."""
         self._log = Path(args["model_repository"], "steps")
-        folder = json.loads(args["model_config"])["parameters"]["gpt_model_path"]["string_value"]
-        self._limits = json.loads(Path(folder, "config.json").read_text())["build_config"]
+        values = {key: one["string_value"] for key, one in json.loads(args["model_config"])["parameters"].items()}
+        self._limits = json.loads(Path(values["gpt_model_path"], "config.json").read_text())["build_config"]
+        self._excludes_input = values["exclude_input_in_output"] == "true"
         self._stopped: set[str] = set()
         self._lock = threading.Lock()
 
@@ -88,14 +89,16 @@ class TritonPythonModel:
             most = self._limits["max_input_len"]
             raise Refused(f"Prompt length ({prompt}) exceeds maximum input length ({most})")
         if prompt + wanted > self._limits["max_seq_len"]:
-            raise Refused(
-                f"Prompt length ({prompt}) and requested output length ({wanted}) together exceed the maximum"
+            most, lengths = (
+                self._limits["max_seq_len"],
+                f"Prompt length ({prompt}) and requested output length ({wanted})",
             )
+            raise Refused(f"{lengths} together exceed the maximum sequence length ({most})")
 
     def _sequence(self, call: _Call, inputs: dict[str, Any], row: int, number: int, *, is_last: bool) -> int:
         """Answer with one sequence; how many tokens it was."""
         prompt, streaming = _prompt(inputs, row), bool(_value(inputs, row, "streaming", False))
-        echo = [] if streaming or _value(inputs, row, "exclude_input_in_output", False) else prompt
+        echo = [] if streaming or _value(inputs, row, "exclude_input_in_output", self._excludes_input) else prompt
         made: list[int] = []
         for new, ends in self._tokens(call, inputs, row, prompt):
             made += new

@@ -232,8 +232,8 @@ def queue_full(subject: Subject) -> str:
     """More long requests than run and wait; then all are left, and the next one is answered."""
     limit = subject.queue_limit
     if not limit:
-        raise NotApplicable("this server's queue has no limit (max_queue_size 0)")
-    # Triton's own queue, in front of the engine's, has the same limit.
+        raise NotApplicable("this engine's queue has no limit (serving.max_queue_size, serving.executor_queue_policy)")
+    # Triton's own queue, in front of a TensorRT engine's, has the same limit.
     most = 2 * limit + 4 * subject.limits.max_batch_size + 64
     with _Crowd(subject, most) as crowd:
         crowd.grow()

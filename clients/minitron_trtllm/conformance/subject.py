@@ -150,8 +150,11 @@ class Subject:
 
     @cached_property
     def queue_limit(self) -> int:
-        """``max_queue_size`` of the engine's model."""
-        batching = self._client.config(ENGINE).get("dynamic_batching") or {}
+        """Requests that may wait in the engine: the CPU engine's parameter, the queue policy for the C++ backend."""
+        config = self._client.config(ENGINE)
+        if self.engine == OPENVINO:
+            return int(config["parameters"]["max_queue_size"]["string_value"])
+        batching = config.get("dynamic_batching") or {}
         return int((batching.get("default_queue_policy") or {}).get("max_queue_size") or 0)
 
     @cached_property

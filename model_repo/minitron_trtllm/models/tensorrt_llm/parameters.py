@@ -43,11 +43,10 @@ class Parameters:
         folder = Path(values.get("gpt_model_path", ""))
         if not folder.is_absolute() or not folder.is_dir():
             raise ValueError(f"parameter gpt_model_path is {str(folder)!r}, and an absolute path of a folder is needed")
-        queue = ((config.get("dynamic_batching") or {}).get("default_queue_policy") or {}).get("max_queue_size", 0)
         return cls(
             engine_folder=folder,
             decoupled=bool((config.get("model_transaction_policy") or {}).get("decoupled", False)),
-            max_queue=int(queue),
+            max_queue=_read(values, "max_queue_size", int, 0),
             kv_cache_tokens=_read(values, "max_tokens_in_paged_kv_cache", int, None),
             reuse_kv_cache=_read(values, "enable_kv_cache_reuse", _BOOLS.__getitem__, True),
             exclude_input_in_output=_read(values, "exclude_input_in_output", _BOOLS.__getitem__, False),

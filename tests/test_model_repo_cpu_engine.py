@@ -45,7 +45,7 @@ def small_room() -> Iterator[Callable[..., Engine]]:
         ({"max_new_tokens": 511}, r"together exceed the maximum sequence length \(512\)"),
         ({"prompt": [5, 1031]}, "token id 1031: it must be from 0 to 1030"),
         ({"prompt": [5, -1]}, "token id -1"),
-        ({"end_id": 1031}, "end_id is 1031"),
+        ({"end_ids": frozenset({5, 1031})}, "end_id is 1031"),
         ({"stop_words": ((5, 2000),)}, "stop_words_list"),
         ({"stop_words": ((),)}, "stop_words_list"),
         ({"temperature": -0.5}, "temperature is -0.5"),

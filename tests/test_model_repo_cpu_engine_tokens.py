@@ -27,7 +27,7 @@ def test_greedy_tokens_equal_those_of_transformers(name: str, precision: Precisi
     answers = Answers.load(name)
     engine = Engine.load(cpu_engines.engine(name, precision), kv_cache_tokens=2048)
     try:
-        requests = [Request(prompt, 64, end_id=END_ID) for prompt in answers.prompts]
+        requests = [Request(prompt, 64, end_ids=frozenset({END_ID})) for prompt in answers.prompts]
         assert run(engine, *requests) == answers.variants[precision].continuations
     finally:
         engine.close()
@@ -120,14 +120,14 @@ def test_presence_and_frequency_penalties_count_what_was_generated(engine: Engin
 
 def test_the_end_id_ends_and_is_no_output(engine: Engine) -> None:
     end = EXPECTED[0][10]
-    caller = Caller(engine, Request(PROMPTS[0], 64, end_id=end))
+    caller = Caller(engine, Request(PROMPTS[0], 64, end_ids=frozenset({end})))
     assert caller.last().finish == "end_id"
     assert caller.tokens == EXPECTED[0][: EXPECTED[0].index(end)]
 
 
 def test_min_tokens_bans_the_end_id(engine: Engine) -> None:
     end = EXPECTED[0][0]  # would end at once
-    assert run(engine, Request(PROMPTS[0], 8, end_id=end))[0] == []
+    assert run(engine, Request(PROMPTS[0], 8, end_ids=frozenset({end})))[0] == []
 
     def ban(row: Any, found: list[int]) -> None:
         if len(found) < 3:
@@ -135,7 +135,7 @@ def test_min_tokens_bans_the_end_id(engine: Engine) -> None:
 
     expected = greedy(PROMPTS[0], 8, ban)
     cut = expected.index(end) if end in expected else 8
-    assert run(engine, Request(PROMPTS[0], 8, end_id=end, min_tokens=3))[0] == expected[:cut]
+    assert run(engine, Request(PROMPTS[0], 8, end_ids=frozenset({end}), min_tokens=3))[0] == expected[:cut]
 
 
 def test_stop_words_end_and_are_output(engine: Engine) -> None:

@@ -308,7 +308,7 @@ class Engine:
         while finish is None and handle.can_read():
             for output in handle.read().values():
                 for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                    if token == request.end_id:
+                    if token in request.end_ids:
                         finish = END_ID
                     else:
                         generation.token_ids.append(token)

@@ -21,14 +21,15 @@ class Refused(ValueError):
 class Request:
     """A prompt and how to go on from it.
 
-    ``end_id`` None: generation does not stop on a token. The end token is not part of the output, stop words are.
+    ``end_ids``: any of them ends the sequence, none is part of the output, and none comes among the first
+    ``min_tokens``; empty: generation does not stop on a token. Stop words are part of the output.
     ``top_k`` 0 and ``top_p`` 0 mean "not given"; with neither, or with ``temperature`` 0, the most probable token is
     taken. ``log_probs``: natural logarithms over the whole vocabulary, before temperature and penalties.
     """
 
     prompt: Sequence[int]
     max_new_tokens: int
-    end_id: int | None = None
+    end_ids: frozenset[int] = frozenset()
     stop_words: tuple[tuple[int, ...], ...] = ()
     temperature: float = 1.0
     top_k: int = 0
@@ -77,8 +78,9 @@ def _check_ids(request: Request, engine: EngineConfig) -> None:
     if min(request.prompt) < 0 or max(request.prompt) >= size:
         wrong = next(token for token in request.prompt if not 0 <= token < size)
         raise Refused(f"input_ids has token id {wrong}: it must be from 0 to {size - 1}")
-    if request.end_id is not None and request.end_id >= size:
-        raise Refused(f"end_id is {request.end_id}: it must be from 0 to {size - 1}")
+    for end in request.end_ids:
+        if end >= size:
+            raise Refused(f"end_id is {end}: it must be from 0 to {size - 1}")
     for word in request.stop_words:
         if not word or min(word) < 0 or max(word) >= size:
             raise Refused(f"stop_words_list has the word {list(word)}: its token ids must be from 0 to {size - 1}")

@@ -77,6 +77,7 @@ class TritonPythonModel:
             tensors,
             decoupled=self._parameters.decoupled,
             exclude_input=self._parameters.exclude_input_in_output,
+            own_end_ids=self._parameters.end_ids,
         )
         requested = frozenset(request.requested_output_names())
         asked = json.loads(request.parameters() or "{}")

@@ -87,10 +87,10 @@ def generation_config(request: Request) -> Any:
     config.apply_chat_template = False
     config.max_new_tokens = request.max_new_tokens
     config.logprobs = 1
-    config.eos_token_id = _NEVER if request.end_id is None else request.end_id
-    config.stop_token_ids = {config.eos_token_id}
-    config.ignore_eos = request.end_id is None
-    config.min_new_tokens = 0 if request.end_id is None else request.min_tokens
+    config.eos_token_id = min(request.end_ids, default=_NEVER)
+    config.stop_token_ids = set(request.end_ids or {_NEVER})  # all of these end, and are banned until min_new_tokens
+    config.ignore_eos = not request.end_ids
+    config.min_new_tokens = request.min_tokens if request.end_ids else 0
     config.repetition_penalty = request.repetition_penalty
     config.presence_penalty = request.presence_penalty
     config.frequency_penalty = request.frequency_penalty

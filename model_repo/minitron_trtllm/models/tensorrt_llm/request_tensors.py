@@ -6,13 +6,14 @@ are declared with dims [1] and reshape [], so they arrive as [batch]; lists as [
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from . import end_ids
 from .generation_request import Refused, Request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -33,12 +34,12 @@ class Wanted:
     num_output_tokens: bool
 
 
-def read(tensors: Tensors, *, decoupled: bool, exclude_input: bool) -> Wanted:
-    """Read one request; ``exclude_input`` is the model's own default. Raises Refused."""
+def read(tensors: Tensors, *, decoupled: bool, exclude_input: bool, own_end_ids: Sequence[int] = ()) -> Wanted:
+    """Read one request; ``exclude_input`` and ``own_end_ids`` are the model's. Raises Refused."""
     if "input_ids" not in tensors:
         raise Refused("Input tensor 'input_ids' is missing")
     batch = len(tensors["input_ids"])
-    rows = tuple(_row(tensors, index, batch) for index in range(batch))
+    rows = tuple(_row(tensors, index, batch, own_end_ids) for index in range(batch))
     wanted = Wanted(
         rows=rows,
         streaming=_flag(tensors, "streaming"),
@@ -55,19 +56,20 @@ def read(tensors: Tensors, *, decoupled: bool, exclude_input: bool) -> Wanted:
     return wanted
 
 
-def _row(tensors: Tensors, index: int, batch: int) -> tuple[Request, ...]:
+def _row(tensors: Tensors, index: int, batch: int, own_end_ids: Sequence[int]) -> tuple[Request, ...]:
     """The sequences of one prompt; each further one has the next seed."""
     row = _Row(tensors, index)
     _refuse_unsupported(row)
     count = row.integer("num_return_sequences", 1)
     if count < 1:
         raise Refused(f"num_return_sequences is {count}: it must be 1 or more")
-    prompt, seed, end_id = row.prompt(batch), row.integer("seed", 0), row.integer("end_id", -1)
+    prompt, seed = row.prompt(batch), row.integer("seed", 0)
+    ends = end_ids.meant_by(row.integer("end_id", -1), own_end_ids)
     return tuple(
         Request(
             prompt=prompt,
             max_new_tokens=row.integer("request_output_len", 0),
-            end_id=end_id if end_id >= 0 else None,
+            end_ids=ends,
             stop_words=row.words("stop_words_list"),
             temperature=row.number("temperature", 1.0),
             top_k=row.integer("runtime_top_k", 0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 
 import cpu_engines
 from answers import END_ID, Answers
-from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
-from minitron_trtllm import shape
+from cpu_engines import EXPECTED, PROMPTS, Caller, greedy, next_logits, run
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
 from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
-from nemotron_reference import checkpoint_weights, logits
 
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
 
@@ -64,23 +61,6 @@ def test_sampling_keeps_to_the_most_probable(engine: Engine) -> None:
     best = np.argsort(next_logits(PROMPTS[2]))[-2:]
     found = run(engine, *(Request(PROMPTS[2], 1, temperature=2.0, top_k=2, seed=seed) for seed in range(40)))
     assert {tokens[0] for tokens in found} == set(best.tolist())
-
-
-def next_logits(ids: list[int]) -> np.ndarray[Any, Any]:
-    """Logits after ``ids`` by the numpy Nemotron of the tests."""
-    folder = cpu_engines.checkpoint("other", BF16)
-    model = shape.read(cpu_engines.model("other") / "config.json")
-    return np.asarray(logits(checkpoint_weights(folder), model, np.array(ids))[-1])
-
-
-def greedy(ids: list[int], count: int, change: Callable[[Any, list[int]], None]) -> list[int]:
-    """Greedy tokens by the numpy Nemotron, its logits changed by ``change(logits, tokens so far)`` in place."""
-    found: list[int] = []
-    for _ in range(count):
-        row = next_logits(ids + found)
-        change(row, found)
-        found.append(int(row.argmax()))
-    return found
 
 
 def test_log_probs_are_those_of_the_whole_vocabulary(engine: Engine) -> None:

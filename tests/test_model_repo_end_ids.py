@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from text_tokenizer import TextTokenizer
 
 import hand_made
-from cpu_engines import EXPECTED, PROMPTS, Caller, run
+from cpu_engines import EXPECTED, PROMPTS, Caller, greedy, run
 from minitron_trtllm.errors import EngineError
 from minitron_trtllm.models.tensorrt_llm import end_ids, request_tensors
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
@@ -20,8 +21,6 @@ from minitron_trtllm.models.tensorrt_llm.parameters import Parameters
 from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
-from test_model_repo_cpu_engine_tokens import greedy
-from text_tokenizer import TextTokenizer
 
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 EOS = {"content": "</s>", "__type": "AddedToken"}
@@ -46,7 +45,8 @@ def tokenizer(folder: Path, **files: Mapping[str, Any] | None) -> Path:
         ({"generation_config": {"eos_token_id": None}}, (3,)),
         ({"generation_config": None}, (3,)),
         ({"generation_config": None, "tokenizer_config": FAST | DECODER | {"eos_token": EOS}}, (3,)),
-        ({"generation_config": None, "tokenizer_config": FAST | {"eos_token": "▁fox"}, "special_tokens_map": {}}, (348,)),
+        ({"generation_config": None, "tokenizer_config": FAST | {"eos_token": "▁fox"}, "special_tokens_map": {}},
+         (348,)),
         ({"generation_config": None, "tokenizer_config": FAST, "special_tokens_map": {"eos_token": "</s>"}}, (3,)),
         ({"generation_config": None, "tokenizer_config": FAST | {"eos_token": "</s>"},
           "special_tokens_map": {"eos_token": "<unk>"}}, (0,)),

@@ -52,8 +52,8 @@ def check_end_ids(folder: Path, vocab_size: int) -> None:
         raise EngineError(str(error)) from error
     if foreign := [end for end in ends if end >= vocab_size]:
         raise EngineError(
-            f"{folder / 'generation_config.json'} ends texts with id {foreign[0]}, and the engine knows {vocab_size}: it "
-            "is of another model; convert and build with the right one"
+            f"{folder / 'generation_config.json'} ends texts with id {foreign[0]}, and the engine knows {vocab_size}: "
+            "it is of another model; convert and build with the right one"
         )
 
 

@@ -83,21 +83,6 @@ def test_a_repetition_penalty_counts_prompt_and_output(engine: Engine) -> None:
     assert run(engine, Request(prompt, 6, repetition_penalty=1.8))[0] == greedy(prompt, 6, penalise)
 
 
-@pytest.mark.parametrize("kind", ["presence", "frequency"])
-def test_presence_and_frequency_penalties_count_what_was_generated(engine: Engine, kind: str) -> None:
-    """OpenVINO GenAI moves a logit towards zero; TensorRT-LLM lowers negative ones too (docs/cpu-engine.md)."""
-    prompt, counted = PROMPTS[0], kind == "frequency"
-
-    def penalise(row: Any, found: list[int]) -> None:
-        for token in set(found):
-            row[token] -= np.sign(row[token]) * (found.count(token) if counted else 1)
-
-    expected = greedy(prompt, 6, penalise)
-    assert expected != EXPECTED[0][:6]
-    penalty: dict[str, Any] = {f"{kind}_penalty": 1.0}
-    assert run(engine, Request(prompt, 6, **penalty))[0] == expected
-
-
 def test_the_end_id_ends_and_is_no_output(engine: Engine) -> None:
     end = EXPECTED[0][10]
     caller = Caller(engine, Request(PROMPTS[0], 64, end_ids=frozenset({end})))

@@ -191,6 +191,8 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"beam_width": 2}, "beam_width is 2: that is not supported by the CPU engine"),
     ({"bad_words_list": words([5, 6])}, "bad_words_list .* not supported"),
     ({"embedding_bias": np.zeros((1, 1024), np.float32)}, "embedding_bias .* not supported"),
+    ({"presence_penalty": 0.5}, "presence_penalty is 0.5: that is not supported by the CPU engine"),
+    ({"frequency_penalty": -0.5}, "frequency_penalty is -0.5: that is not supported by the CPU engine"),
     ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size .* not supported"),
     ({"return_context_logits": True}, "return_context_logits .* not supported"),
     ({"return_generation_logits": True}, "return_generation_logits .* not supported"),

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 from .engine_config import EngineConfig
 
+# A logit is multiplied or divided by the repetition penalty, in float32: beyond these it would be infinite, and what is
+# sampled from that is anything.
+_PENALTIES = (1e-28, 1e28)
+
 
 class Refused(ValueError):
     """The engine will not take a request; the message says why, in one line."""
@@ -35,8 +39,6 @@ class Request:
     top_k: int = 0
     top_p: float = 0.0
     repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
     min_tokens: int = 0
     seed: int = 0
 
@@ -90,16 +92,12 @@ def _check_sampling(request: Request) -> None:
     for name, low, high in (
         ("temperature", 0.0, math.inf),
         ("top_p", 0.0, 1.0),
-        ("repetition_penalty", 0.0, math.inf),
-        ("presence_penalty", -2.0, 2.0),
-        ("frequency_penalty", -2.0, 2.0),
+        ("repetition_penalty", *_PENALTIES),
     ):
         value = getattr(request, name)
         if not (math.isfinite(value) and low <= value <= high):
             bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise Refused(f"{name} is {value:g}: it must be {bounds}")
-    if request.repetition_penalty == 0:
-        raise Refused("repetition_penalty is 0: it must be above 0")
     if request.top_k < 0:
         raise Refused(f"top_k is {request.top_k}: it must be 0 or more")
     if not 0 <= request.seed < 1 << 64:

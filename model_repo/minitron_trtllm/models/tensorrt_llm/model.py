@@ -66,6 +66,8 @@ class TritonPythonModel:
         self._stopping.set()
         self._watcher.join()
         self._engine.close()
+        self._metrics.close()
+        self._calls.clear()
 
     def _take(self, request: Any, sender: Any) -> None:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -19,6 +19,7 @@ from .generation_request import Refused, Request
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 _SEED_RANGE = 1 << 64
+_MOST_SEQUENCES = 1024  # of one prompt; a wrong number must not fill the memory with requests
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _row(tensors: Tensors, index: int, batch: int, own_end_ids: Sequence[int]) -
     row = _Row(tensors, index)
     _refuse_unsupported(row)
     count = row.integer("num_return_sequences", 1)
-    if count < 1:
-        raise Refused(f"num_return_sequences is {count}: it must be 1 or more")
+    if not 1 <= count <= _MOST_SEQUENCES:
+        raise Refused(f"num_return_sequences is {count}: it must be from 1 to {_MOST_SEQUENCES}")
     prompt, seed = row.prompt(batch), row.integer("seed", 0)
     ends = end_ids.meant_by(row.integer("end_id", -1), own_end_ids)
     return tuple(
@@ -75,8 +76,6 @@ def _row(tensors: Tensors, index: int, batch: int, own_end_ids: Sequence[int]) -
             top_k=row.integer("runtime_top_k", 0),
             top_p=max(row.number("runtime_top_p", 0.0), 0.0),  # the backend drops what is not above 0
             repetition_penalty=row.number("repetition_penalty", 1.0),
-            presence_penalty=row.number("presence_penalty", 0.0),
-            frequency_penalty=row.number("frequency_penalty", 0.0),
             min_tokens=row.integer("min_tokens", 0),
             seed=(seed + number) % _SEED_RANGE,
         )
@@ -85,13 +84,22 @@ def _row(tensors: Tensors, index: int, batch: int, own_end_ids: Sequence[int]) -
 
 
 def _refuse_unsupported(row: _Row) -> None:
-    """Refuse by name what the C++ backend can do and OpenVINO GenAI cannot."""
-    beams = row.integer("beam_width", 1)
+    """Refuse by name what the C++ backend can do and OpenVINO GenAI cannot.
+
+    Presence and frequency penalties: TensorRT-LLM subtracts them from the logit of every token of prompt and output
+    (batchApplyPenalty in cpp/tensorrt_llm/kernels/penaltyKernels.cu). OpenVINO GenAI 2026.4 looks at the output alone
+    and moves logits towards zero (logit_transformers.hpp), so that a token with a negative logit, once it has come, is
+    rewarded; and it takes no logits processing of others.
+    """
+    beams, ngrams = row.integer("beam_width", 1), row.integer("no_repeat_ngram_size", 0)
+    presence, frequency = row.number("presence_penalty", 0.0), row.number("frequency_penalty", 0.0)
     asked = [
         ("beam_width", f"is {beams}", beams != 1),
         ("bad_words_list", "has words", len(row.words("bad_words_list")) > 0),
         ("embedding_bias", "has values", row.has_values("embedding_bias")),
-        ("no_repeat_ngram_size", "is above 0", row.integer("no_repeat_ngram_size", 0) > 0),
+        ("presence_penalty", f"is {presence:g}", presence != 0),
+        ("frequency_penalty", f"is {frequency:g}", frequency != 0),
+        ("no_repeat_ngram_size", f"is {ngrams}", ngrams != 0),
         ("runtime_top_p_decay", "is not 1", row.number("runtime_top_p_decay", 1.0) != 1.0),
         ("return_context_logits", "is true", _flag(row.tensors, "return_context_logits")),
         ("return_generation_logits", "is true", _flag(row.tensors, "return_generation_logits")),

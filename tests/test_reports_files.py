@@ -94,7 +94,7 @@ SITUATIONS = [
               (single("new"), single("old", "model.fp16.safetensors")), "new", ("model.fp16.safetensors",)),
     Situation("weights in the old format beside it", "every folder with both, as of Llama 2",
               (single("new"), junk("pytorch_model.bin")), "new", ("pytorch_model.bin",)),
-    Situation("an adapter's weights that were saved into the folder", "an adapter's file without its adapter_config.json",
+    Situation("an adapter's weights that were saved into the folder", "without adapter_config.json",
               (single("new"), junk("adapter_model.safetensors")), "new", ("adapter_model.safetensors",)),
     Situation("config.json names the file", "transformers_weights of transformers 5",
               (single("old"), single("new", "other.safetensors"), config(transformers_weights="other.safetensors")),

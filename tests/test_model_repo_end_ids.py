@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from text_tokenizer import TextTokenizer
 
 import hand_made
 from cpu_engines import EXPECTED, PROMPTS, Caller, greedy, run
@@ -21,6 +20,7 @@ from minitron_trtllm.models.tensorrt_llm.parameters import Parameters
 from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 EOS = {"content": "</s>", "__type": "AddedToken"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm.errors import EngineError
-from minitron_trtllm.models.tensorrt_llm import end_ids
+from minitron_trtllm.text import end_ids
 
 #: What transformers needs to load a tokenizer, and the ids that end a text. Code is not among it.
 NAMES = (

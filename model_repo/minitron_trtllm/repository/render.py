@@ -80,7 +80,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image, plan.lines,
+        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image,
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 The wheel keeps the stub processes of the Python backend, one per Python version, apart from the backend; the server
 wants them together. So a private copy of the backend is made for each server. What the server needs besides was found
 by trying, see docs/serving.md.
+
+The Python backend starts its processes by a line of shell in which no path is quoted. So where a path holds anything
+that a shell would not read as it stands, the server is given the path of a link.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -18,8 +22,8 @@ from pathlib import Path
 
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
 from minitron_trtllm.server import memory
-from minitron_trtllm.server.flags import flags
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served
+from minitron_trtllm.server.flags import flags, shared_memory_prefix
+from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
 
 _GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
@@ -116,33 +120,62 @@ def prepare(runtime: Path) -> None:
     # A folder of its own: LIBDIR may hold a libstdc++ (conda) that the server must not meet.
     (runtime / "lib").mkdir()
     (runtime / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+    (runtime / "wheel").symlink_to(wheel.libraries)  # whose path may hold what ends a path in LD_LIBRARY_PATH
+
+
+def link(served: Served, runtime: Path, mark: str) -> None:
+    """Make the links that ``launch`` counts on; that to ``runtime`` goes with the server's shared memory."""
+    seen = _seen(runtime, mark)
+    if seen != runtime:
+        seen.symlink_to(runtime)
+    if not _plain(served.folder):
+        (runtime / "repository").symlink_to(served.folder)
+
+
+def _plain(path: Path) -> bool:
+    return shlex.quote(str(path)) == str(path)
+
+
+def _seen(runtime: Path, mark: str) -> Path:
+    return runtime if _plain(runtime) else _SHM / f"{shared_memory_prefix(mark)}folder"
 
 
 def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: str) -> Launch:
-    """The server as a child process of this machine; ``runtime`` is what ``prepare`` makes."""
-    wheel = find()
+    """The server as a child process of this machine; ``runtime`` is what ``prepare`` and ``link`` make."""
+    wheel, runtime = find(), _seen(runtime, mark)
+    repository = served.folder if _plain(served.folder) else runtime / "repository"
     argv = [
         str(wheel.server),
-        *flags(
-            served, options, repository=str(served.folder), ports=ports, mark=mark, bind_http=options.http_host
-        ),
+        *flags(served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host),
         f"--backend-directory={runtime / 'backends'}",
         "--pinned-memory-pool-byte-size=0",
         "--allow-gpu-metrics=false",
-    ]  # fmt: skip
-    secrets = tuple(filter(None, (options.api_key, options.server_key)))
-    return Launch(mark, tuple(argv), _environment(wheel, runtime, mark), None, secrets)
+    ]
+    calls = loopback(f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file)
+    return Launch(mark, tuple(argv), environment(runtime, mark) | calls, None, options.secrets)
 
 
-def _environment(wheel: Wheel, runtime: Path, mark: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
-    return inherited | {
-        # The stub finds its packages through the first python3 on PATH.
-        "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),
-        "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(wheel.libraries), inherited.get("LD_LIBRARY_PATH")),
-        "HF_HUB_OFFLINE": "1",
-        MARK_VARIABLE: mark,
-    }
+def environment(runtime: Path, mark: str) -> dict[str, str]:
+    """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
+    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return (
+        inherited
+        | _locale(inherited)
+        | {
+            # The stub finds its packages through the first python3 on PATH.
+            "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),
+            "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(runtime / "wheel"), inherited.get("LD_LIBRARY_PATH")),
+            "HF_HUB_OFFLINE": "1",
+            MARK_VARIABLE: mark,
+        }
+    )
+
+
+def _locale(environment: dict[str, str]) -> dict[str, str]:
+    """Python inside another program takes the encoding of file names from the locale, and ASCII in the plain one."""
+    chosen = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")
+    return {} if "UTF8" in chosen.upper().replace("-", "") else {"LC_ALL": "C.UTF-8"}
 
 
 def _join(*paths: str | None) -> str:

@@ -154,8 +154,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     started: list[Supervisor] = []
 
-    def start(repository: Path, *flags: str | Path, ready: bool = True, path: str | None = None) -> Supervisor:
-        one = Supervisor(repository, tmp_path / "state", *flags, path=path)
+    def start(repository: Path, *flags: str | Path, ready: bool = True, **more: Any) -> Supervisor:
+        one = Supervisor(repository, tmp_path / "state", *flags, **more)
         started.append(one)
         return one.wait_until_ready() if ready else one
 
@@ -213,7 +213,8 @@ def start_bare(tmp_path: Path) -> Iterator[Callable[..., Bare]]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, a server and a client certificate for 127.0.0.1, by openssl."""
+    """An authority and three certificates, by openssl: server and client for 127.0.0.1, elsewhere for *.example.org,
+    which is for servers alone."""
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*words: str) -> None:
@@ -221,8 +222,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=test authority")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-    for who in ("server", "client"):
+    for who, names in (("server", "IP:127.0.0.1"), ("client", "IP:127.0.0.1"), ("elsewhere", "DNS:*.example.org")):
+        usage = "\nextendedKeyUsage=serverAuth" if who == "elsewhere" else ""
+        (folder / "names").write_text(f"subjectAltName={names}{usage}")
         openssl("req", *new_key, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
         openssl("x509", "-req", "-in", f"{who}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
                 "-days", "2", "-extfile", "names", "-out", f"{who}.crt")  # fmt: skip

@@ -204,7 +204,7 @@ def test_two_ranks_are_two_servers_under_mpirun(tmp_path: Path) -> None:
 def test_without_docker_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependency, match=r"docker is not on PATH.*--dry-run"):
-        container.check_machine()
+        container.check_machine(Served.read(echo_repository.write(tmp_path / "r")))
 
 
 # --- what is refused before anything starts -------------------------------------------------------------------------

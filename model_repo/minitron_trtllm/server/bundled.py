@@ -4,8 +4,9 @@ The wheel keeps the stub processes of the Python backend, one per Python version
 wants them together. So a private copy of the backend is made for each server. What the server needs besides was found
 by trying, see docs/serving.md.
 
-The Python backend starts its processes by a line of shell in which no path is quoted. So where a path holds anything
-that a shell would not read as it stands, the server is given the path of a link.
+The Python backend starts its processes by a line of shell in which no path is quoted, and Python in these processes
+knows no file names but ASCII. So where a path holds anything but plain characters, the server is given links to what
+lies there, and configs that name the links.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shlex
+import re
 import shutil
 import sys
 import sysconfig
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
+from minitron_trtllm.repository import config_text
 from minitron_trtllm.server import memory
 from minitron_trtllm.server.flags import flags, shared_memory_prefix
 from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
@@ -28,6 +30,7 @@ from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports,
 _GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
 _SHM_NEEDED_BYTES = 32 << 20
+_REPOSITORY = "repository"  # in the runtime folder
 _INSTALL = "pip install 'minitron-trtllm[cpu]'"
 
 
@@ -128,12 +131,27 @@ def link(served: Served, runtime: Path, mark: str) -> None:
     seen = _seen(runtime, mark)
     if seen != runtime:
         seen.symlink_to(runtime)
-    if not _plain(served.folder):
-        (runtime / "repository").symlink_to(served.folder)
+    if not _plain(served.folder, served.root):
+        (runtime / _REPOSITORY).mkdir()
+        for entry in served.folder.iterdir():
+            target = runtime / _REPOSITORY / entry.name
+            _link_model(entry, target, served, seen) if entry.name in served.models else target.symlink_to(entry)
 
 
-def _plain(path: Path) -> bool:
-    return shlex.quote(str(path)) == str(path)
+def _link_model(model: Path, target: Path, served: Served, runtime: Path) -> None:
+    """A model's folder with its config written anew, for where the links lie."""
+    target.mkdir()
+    for entry in model.iterdir():
+        if entry.name == "config.pbtxt":
+            root, seen = (config_text.quote(str(path))[1:-1] for path in (served.root, runtime / _REPOSITORY))
+            (target / entry.name).write_text(entry.read_text(encoding="utf-8").replace(root, seen), encoding="utf-8")
+        else:
+            (target / entry.name).symlink_to(entry)
+
+
+def _plain(*paths: Path) -> bool:
+    """Whether each path can stand in a line of shell, and (no colon) in a list of paths, as it is."""
+    return all(re.fullmatch(r"[\w%+=,./@-]+", str(path), re.ASCII) for path in paths)
 
 
 def _seen(runtime: Path, mark: str) -> Path:
@@ -143,7 +161,7 @@ def _seen(runtime: Path, mark: str) -> Path:
 def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: str) -> Launch:
     """The server as a child process of this machine; ``runtime`` is what ``prepare`` and ``link`` make."""
     wheel, runtime = find(), _seen(runtime, mark)
-    repository = served.folder if _plain(served.folder) else runtime / "repository"
+    repository = served.folder if _plain(served.folder, served.root) else runtime / _REPOSITORY
     argv = [
         str(wheel.server),
         *flags(served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host),
@@ -159,23 +177,13 @@ def environment(runtime: Path, mark: str) -> dict[str, str]:
     """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
     dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return (
-        inherited
-        | _locale(inherited)
-        | {
-            # The stub finds its packages through the first python3 on PATH.
-            "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),
-            "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(runtime / "wheel"), inherited.get("LD_LIBRARY_PATH")),
-            "HF_HUB_OFFLINE": "1",
-            MARK_VARIABLE: mark,
-        }
-    )
-
-
-def _locale(environment: dict[str, str]) -> dict[str, str]:
-    """Python inside another program takes the encoding of file names from the locale, and ASCII in the plain one."""
-    chosen = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")
-    return {} if "UTF8" in chosen.upper().replace("-", "") else {"LC_ALL": "C.UTF-8"}
+    return inherited | {
+        # The stub finds its packages through the first python3 on PATH.
+        "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),
+        "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(runtime / "wheel"), inherited.get("LD_LIBRARY_PATH")),
+        "HF_HUB_OFFLINE": "1",
+        MARK_VARIABLE: mark,
+    }
 
 
 def _join(*paths: str | None) -> str:

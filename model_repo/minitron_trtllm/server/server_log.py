@@ -13,7 +13,8 @@ from minitron_trtllm.errors import MinitronError, PortBusy, ServerError
 # With --log-format=ISO8601 a line is: time, level, process, file:line], "text" with its line ends written as \n.
 _ERROR = re.compile(r"^\S+Z E \d+ \S+\] \"?(?P<text>.*?)\"?$")
 _PROTOBUF = re.compile(r"^\[libprotobuf ERROR \S+\] (?P<text>.*)$")
-_OWN_WORDS = re.compile(r"^(\S+Z [IWE] \d+ |[+|]|$)")  # of the server: a line of the log, or of the tables in it
+# Of the server itself: a line of the log, or of the tables in it, and the one that it ends with.
+_OWN_WORDS = re.compile(r"^(\S+Z [IWE] \d+ |[+|]|$|error: )")
 _TRACEBACK = r"\n\nAt:\n"  # how the Python backend begins the traceback in its message
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
@@ -72,6 +73,7 @@ class ServerLog:
             if match := _PORT_IN_USE.search(line):
                 return PortBusy(f"{match['address']} is taken; stop what listens there, or choose another port")
         texts = [text for line in self.tail if (text := _error_text(line))]
+        texts = texts or [line for line in self.tail if line.startswith("error: ")]
         reasons = [f"model {m['model']}: {m['reason']}" for text in texts if (m := _NOT_LOADED.search(text))] or texts
         said = "; ".join(dict.fromkeys(reasons))[:600] or self.last_words()
         if _PROCESS_ENDED in said:
@@ -80,7 +82,7 @@ class ServerLog:
 
     def last_words(self) -> str:
         """What was said last by no part of the server's own log: by a process that died, by a library."""
-        words = [line.strip() for line in self.tail[-20:] if not _OWN_WORDS.match(line)]
+        words = [line.strip() for line in self.tail if not _OWN_WORDS.match(line)]
         return "; ".join(words[-3:])[-600:] or "it said nothing"
 
 

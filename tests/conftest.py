@@ -213,8 +213,8 @@ def start_bare(tmp_path: Path) -> Iterator[Callable[..., Bare]]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority and three certificates, by openssl: server and client for 127.0.0.1, elsewhere for *.example.org,
-    which is for servers alone."""
+    """An authority and what it signed, by openssl: server and client for 127.0.0.1, elsewhere for *.example.org and
+    for servers alone, and expired, with server's key. locked.key is that key with a password."""
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*words: str) -> None:
@@ -228,4 +228,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl("req", *new_key, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
         openssl("x509", "-req", "-in", f"{who}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
                 "-days", "2", "-extfile", "names", "-out", f"{who}.crt")  # fmt: skip
+    (folder / "register").touch()
+    (folder / "config").write_text(
+        "[ca]\ndefault_ca=c\n[c]\ndatabase=register\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n"
+        "[p]\ncommonName=supplied\n"
+    )
+    of_2020 = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z")
+    openssl("ca", "-config", "config", "-batch", "-notext", "-outdir", ".", "-in", "server.csr", "-out", "expired.crt",
+            "-cert", "ca.crt", "-keyfile", "ca.key", *of_2020)  # fmt: skip
+    openssl("ec", "-in", "server.key", "-aes256", "-passout", "pass:secret", "-out", "locked.key")
     return folder

@@ -34,6 +34,7 @@ from minitron_trtllm.errors import (
     RepositoryError,
     UsageError,
 )
+from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
 from minitron_trtllm.server import bundled, container, launch, memory
@@ -384,6 +385,26 @@ def test_a_control_group_may_leave_less_memory(tmp_path: Path) -> None:
 def test_three_different_ports_are_needed() -> None:
     with pytest.raises(UsageError):
         Reservation(Options(), Ports(1, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1bb", os.fsdecode(b"a\xff")])
+def test_a_folder_whose_name_no_config_can_hold(tmp_path: Path, name: str) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    with pytest.raises(UsageError, match="control character, or bytes that are no UTF-8; choose another"):
+        render(engine, tmp_path / name / "repository", RepositoryOptions())
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("root", ["/mod els", "/models;x", "/$HOME", "/mödels", "/a:b"])
+def test_a_root_that_no_server_in_a_container_bears(tmp_path: Path, root: str) -> None:
+    """Where a server takes it as it stands; those on this machine are given links (test_model_repo_server_start)."""
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
+    with pytest.raises(UsageError, match=r"--root .* does not bear; choose another"):
+        render(engine, tmp_path / "repository", RepositoryOptions(), root=root)
+    render(engine, tmp_path / "repository", RepositoryOptions())
+    path = tmp_path / "repository" / "manifest.json"
+    path.write_text(path.read_text().replace('"root": "/models"', f'"root": {json.dumps(root)}'))
+    assert [found.field for found in check(tmp_path / "repository") if found.file == "manifest.json"] == ["root"]
 
 
 def test_the_compose_file_starts_what_serve_starts(tmp_path: Path) -> None:

@@ -49,11 +49,11 @@ def check(folder: Path) -> list[Finding]:
         made = manifest.read(folder, "repository")
     except InputError as problem:
         raise RepositoryError(str(problem)) from problem
-    if made.details.get("backend") == "llmapi":
-        return _without_repeats([*_files(folder, made), *llmapi.check(folder, str(made.details.get("root")))])
-    configs: dict[str, Any] = {}
     root = str(made.details.get("root"))
     findings = [*_files(folder, made), *_place(root, contained=made.details.get("image") is not None)]
+    if made.details.get("backend") == "llmapi":
+        return _without_repeats([*findings, *llmapi.check(folder, root)])
+    configs: dict[str, Any] = {}
     for model in MODELS:
         found, config = _config(folder, model, root)
         findings += found

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOMS, ROOT
 
 PACKAGE = "minitron_trtllm"
-#: Inside Triton these files stand alone in a version folder, so their imports are not the project's.
-SELF_CONTAINED = ROOT / "model_repo" / PACKAGE / "models"
+#: Inside Triton these files stand alone in a version folder: they import what lies beside them there.
+SELF_CONTAINED = (ROOT / "model_repo" / PACKAGE / "models", ROOT / "core" / PACKAGE / "text")
 
 
 def modules_of(room: str) -> dict[str, Path]:
@@ -33,7 +33,8 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 or SELF_CONTAINED in path.parents, f"{path}: relative import"
+            stands_alone = any(folder in path.parents for folder in SELF_CONTAINED)
+            assert node.level == 0 or (node.level == 1 and stands_alone), f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
     return {name.removeprefix(PACKAGE + ".") for name in names if name.startswith(PACKAGE + ".")}
 
@@ -44,6 +45,26 @@ def test_a_room_imports_only_itself_and_core(room: str) -> None:
     for path in modules_of(room).values():
         wrong = {name: others[name] for name in imported(path) if name in others}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_text_code_needs_nothing_of_the_toolkit_and_knows_neither_triton_nor_http() -> None:
+    """A rendered repository holds a copy of it, also in NVIDIA's image, where the toolkit is not."""
+    for path in SELF_CONTAINED[1].glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        absolute = {
+            name.split(".")[0]
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [str(node.module)]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+        }
+        foreign = absolute - set(sys.stdlib_module_names)
+        assert foreign <= {"numpy", "transformers", "grpc", "tritonclient"}, f"{path}: imports {foreign}"
+        assert not absolute & {"http", "urllib"}, path
 
 
 def test_no_module_name_is_in_two_rooms() -> None:

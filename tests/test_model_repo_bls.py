@@ -143,7 +143,7 @@ def test_sixty_four_streams_at_once_are_each_in_order(echo_server: dict[str, Any
         ({"text_input": "the", "max_tokens": 4, "embedding_bias_words": "fox"}, "same number of entries"),
         ({"text_input": "the", "max_tokens": 6, "seed": 14}, "bad place"),
         ({"text_input": "the", "max_tokens": 6, "seed": 13}, "bad place"),
-        ({"text_input": "the", "max_tokens": 6, "seed": 13, "stream": True}, "failed after 3 of up to 6 tokens"),
+        ({"text_input": "the", "max_tokens": 6, "seed": 13, "stream": True}, "bad place"),
     ],
 )
 def test_a_wrong_request_gets_one_clear_line_and_the_next_is_fine(
@@ -176,25 +176,49 @@ def test_a_client_that_leaves_before_the_first_token_stops_the_engine_too(echo_s
     assert note["stopped"] and note["steps"] < 100
 
 
-def test_a_client_that_leaves_while_it_waits_for_a_line_makes_room(tmp_path: Path) -> None:
-    """One line for two requests: one is answered, one waits for the line, one for its turn; a fourth is refused."""
-    repository = hand_made.echo_repository(tmp_path, max_batch_size=1, bls_max_concurrency=2, max_queue_size=1)
+def test_a_stop_with_its_id_ends_a_request_and_its_engine(echo_server: dict[str, Any], stream: Stream) -> None:
+    """Order alone is judged: what was stopped ends before its 1,500 tokens, with its final flag and no error."""
+    before = ended(echo_server)
+    stream.ask(BLS, "the one", text_input="the fox", max_tokens=1500, stream=True, temperature=20.0)
+    stream.next()
+    other = stream.another()
+    other.ask(BLS, "another", text_input="x", max_tokens=1, stop=True)
+    assert other.next() == ({}, None, True)  # an unknown id is no error
+    other.ask(BLS, "the one", text_input="x", max_tokens=1, stop=True)
+    assert other.next() == ({}, None, True)
+    pieces = 0
+    while True:
+        outputs, error, final = stream.next()
+        assert error is None
+        pieces += bool(outputs)
+        if final:
+            break
+    note = steps_of_last(echo_server, before)
+    assert note["stopped"] and note["steps"] < 1500 and pieces <= note["steps"]
+    assert "must have the request id" in other.error(BLS, text_input="x", max_tokens=1, stop=True)
+    other.close()
+
+
+def test_a_client_that_leaves_makes_room_for_another(tmp_path: Path) -> None:
+    """Room for two at work and one that waits: a fourth is refused until one of the three has left."""
+    repository = hand_made.echo_repository(tmp_path, bls_max_concurrency=2, max_queue_size=1)
     with server(repository) as document:
-        answered, waiting, queued = (Stream(document["urls"]["grpc"]) for _ in range(3))
-        answered.ask(BLS, text_input="the fox", max_tokens=1500, stream=True, temperature=20.0)
-        answered.next()
-        for one in (waiting, queued):
-            one.ask(BLS, text_input="the fox", max_tokens=2)
-            time.sleep(0.3)
-        late = queued.another()
-        assert "Exceeds maximum queue size" in late.error(BLS, text_input="the fox", max_tokens=2)
-        waiting.close(cancel=True)
-        time.sleep(2)
-        late.ask(BLS, text_input="the fox", max_tokens=2)
-        answered.close(cancel=True)
-        assert late.next()[1] is None
-        for one in (queued, late):
-            one.close()
+        three = [Stream(document["urls"]["grpc"]) for _ in range(3)]
+        for one in three:
+            one.ask(BLS, text_input="the fox", max_tokens=1500, stream=True, temperature=20.0)
+            one.next()
+        assert "Exceeds maximum queue size of 1" in three[0].error(BLS, text_input="the fox", max_tokens=2)
+        three.pop().close(cancel=True)
+        deadline = time.monotonic() + 20
+        error: str | None = "not asked yet"
+        while error is not None and time.monotonic() < deadline:
+            late = three[0].another()
+            late.ask(BLS, text_input="the fox", max_tokens=2)
+            error = late.next()[1]
+            late.close()
+        assert error is None
+        for one in three:
+            one.close(cancel=True)
 
 
 def test_what_is_more_than_cap_and_queue_is_refused_and_the_rest_completes(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from detokenizer import Detokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from stop_strings import StopStrings
-from text_tokenizer import TextTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from conftest import SMALL_MODEL
+from minitron_trtllm.text.detokenizer import Detokenizer
+from minitron_trtllm.text.stop_strings import StopStrings
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 TEXTS = (
     "  two  spaces, é, 日本語, \U0001f600\U0001f1e9\U0001f1ea!\n\ttab\n",

@@ -21,9 +21,6 @@ from minitron_trtllm.errors import InvalidRequest
 # The models that may stand in front, best first, in the repositories of this toolkit and of NVIDIA.
 FRONTS = ("tensorrt_llm_bls", "ensemble", "tensorrt_llm")
 
-# Triton before this version leaves the ensemble's request behind when its stream is cancelled (core 5280db8).
-_CANCELS_ENSEMBLES = (2, 67)
-
 _TEXT, _LLMAPI, _TOKENS = 0, 1, 2
 _SAME = ("min_tokens", "temperature", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty",
          "beam_width", "num_return_sequences", "end_id", "pad_id", "return_log_probs", "return_perf_metrics",
@@ -66,8 +63,7 @@ class ServedModel:
     """A model that takes requests, as far as the client must know it.
 
     ``inputs``: declared tensors and their Triton types. ``cumulative``: its streamed text repeats what came before.
-    ``stop_through``: the model that a ``stop`` must be sent to, because cancelling the stream would leave the request
-    behind in the server.
+    ``engine``: of an ensemble, the model that generates.
     """
 
     name: str
@@ -76,7 +72,7 @@ class ServedModel:
     batched: bool
     inputs: dict[str, str]
     cumulative: bool = False
-    stop_through: str | None = None
+    engine: ServedModel | None = None
 
     @property
     def takes_ids(self) -> bool:
@@ -84,20 +80,31 @@ class ServedModel:
         return self.dialect == "tokens"
 
     @property
+    def takes_stops(self) -> bool:
+        """Whether a request is ended by a ``stop`` with its id, and its stream then read to the end.
+
+        It is, wherever that can be: Triton's handler of gRPC streams was seen to crash under cancelled ones (2.51; the
+        same code on its main branch of August 2026), and a cancelled ensemble stays behind in the server (before core
+        5280db8, 26.03).
+        """
+        return "stop" in (self.engine or self).inputs
+
+    @property
     def column(self) -> int:
         """Its column in the table of names."""
         return {"tokens": _TOKENS, "llmapi": _LLMAPI}.get(self.dialect, _TEXT)
 
 
-def served_model(config: Any, engine_config: Any, server_version: str) -> ServedModel:
+def served_model(config: Any, engine_config: Any) -> ServedModel:
     """Read what kind of model it is from its config (``inference.ModelConfig``).
 
     ``engine_config``: of the model that generates, where ``config`` is an ensemble's; else ``config`` again.
     Raises InvalidRequest for a model that takes no requests of ours.
     """
     inputs = {tensor.name: _type_name(tensor.data_type) for tensor in config.input}
+    engine = None
     if config.platform == "ensemble":
-        dialect = "ensemble"
+        dialect, engine = "ensemble", served_model(engine_config, engine_config)
     elif "input_ids" in inputs:
         dialect = "tokens"
     elif "sampling_param_max_tokens" in inputs:
@@ -113,7 +120,7 @@ def served_model(config: Any, engine_config: Any, server_version: str) -> Served
         config.name, dialect, engine_config.model_transaction_policy.decoupled,
         batched=config.max_batch_size > 0, inputs=inputs,
         cumulative=dialect == "llmapi" or accumulates.lower() in ("true", "1"),
-        stop_through=engine_step(config) if _version(server_version) < _CANCELS_ENSEMBLES else None,
+        engine=engine,
     )  # fmt: skip
 
 
@@ -125,15 +132,6 @@ def _type_name(data_type: int) -> str:
 def engine_step(config: Any) -> str | None:
     """Of an ensemble, the model that generates; None for any other model."""
     return next((step.model_name for step in config.ensemble_scheduling.step if "input_ids" in step.input_map), None)
-
-
-def _version(text: str) -> tuple[int, int]:
-    """Triton's version as numbers; one that cannot be read counts as old, which costs only a more careful cancel."""
-    parts = text.split(".")
-    try:
-        return int(parts[0]), int(parts[1])
-    except (ValueError, IndexError):
-        return (0, 0)
 
 
 def message(model: ServedModel, request: Request, request_id: str, *, stream: bool) -> Any:
@@ -151,13 +149,21 @@ def message(model: ServedModel, request: Request, request_id: str, *, stream: bo
     return infer
 
 
-def stop_message(name: str, request_id: str) -> Any:
-    """The request to ``tensorrt_llm`` that ends the one with ``request_id``; it must still carry a prompt."""
-    infer = pb.ModelInferRequest(model_name=name, id=request_id)
-    for tensor, datatype, value in (("input_ids", "INT32", 0), ("input_lengths", "INT32", 1),
-                                    ("request_output_len", "INT32", 1), ("stop", "BOOL", True)):  # fmt: skip
-        infer.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
-        infer.raw_input_contents.append(pack(datatype, [value]))
+def stop_message(model: ServedModel, request_id: str) -> Any:
+    """The request that ends the one with ``request_id``, with all inputs that Triton demands of any; raises
+    InvalidRequest where nothing takes it."""
+    model = model.engine or model
+    if not model.takes_stops:
+        raise InvalidRequest(
+            f"model {model.name!r} has no input 'stop'; its requests end when their stream is cancelled"
+        )
+    infer = pb.ModelInferRequest(model_name=model.name, id=request_id)
+    values = {"input_ids": 0, "input_lengths": 1, "request_output_len": 1, "text_input": "-", "max_tokens": 1,
+              "stop": True}  # fmt: skip
+    for tensor, value in values.items():
+        if tensor in model.inputs:
+            infer.inputs.add(name=tensor, datatype=model.inputs[tensor], shape=[1, 1] if model.batched else [1])
+            infer.raw_input_contents.append(pack(model.inputs[tensor], [value]))
     return infer
 
 

@@ -80,8 +80,7 @@ def find_model(name: str | None, url: str) -> Generator[Question, Any, ServedMod
                 break
         else:
             raise NotReady(f"{url}: none of the models {', '.join(FRONTS)} is ready; wait, or name another (--model)")
-    server = yield metadata()
     model_config = yield _config_message(name)
     engine = dialect.engine_step(model_config)
     engine_config = (yield _config_message(engine)) if engine else model_config
-    return dialect.served_model(model_config, engine_config, server.get("version", ""))
+    return dialect.served_model(model_config, engine_config)

@@ -8,7 +8,6 @@ from typing import Any
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.ensemble import STEPS
 from minitron_trtllm.repository.finding import Finding, error, warning
-from minitron_trtllm.repository.layout import LINES, lines
 
 Configs = Mapping[str, Any]
 
@@ -18,6 +17,7 @@ _SAME = (
     ("skip_special_tokens", "postprocessing", "tensorrt_llm_bls"),
     ("exclude_input_in_output", "tensorrt_llm", "tensorrt_llm_bls"),
     ("cancellation_check_period_ms", "tensorrt_llm", "tensorrt_llm_bls"),
+    ("max_queue_size", "tensorrt_llm", "tensorrt_llm_bls"),
 )
 
 
@@ -66,12 +66,6 @@ def _shared_parameters(configs: Configs) -> Iterator[Finding]:
         values = _parameter(configs, one, key), _parameter(configs, other, key)
         if None not in values and values[0] != values[1]:
             yield _at(other, f"parameters {key}", f"is {values[1]!r}, and {values[0]!r} in {one}")
-    if "tensorrt_llm" in configs:
-        queue = str(configs["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size)
-        front = _parameter(configs, "tensorrt_llm_bls", "max_queue_size")
-        if front is not None and front != queue:
-            field = "dynamic_batching.default_queue_policy.max_queue_size"
-            yield _at("tensorrt_llm", field, f"is {queue}, and {front} in tensorrt_llm_bls (parameters max_queue_size)")
 
 
 def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Finding]:
@@ -101,12 +95,6 @@ def _front(configs: Configs, details: Mapping[str, Any]) -> Iterator[Finding]:
     if streams is not None and streams != sized_for:
         yield _at("tensorrt_llm_bls", "parameters max_concurrency",
                   f"is {streams}, and the server's thread pool is sized for {sized_for}: render again")  # fmt: skip
-    if LINES in configs and streams is not None and streams.isdigit():
-        has = configs[LINES].instance_group[0].count if configs[LINES].instance_group else 0
-        wanted = lines(int(streams), configs[LINES].max_batch_size)
-        if has != wanted:
-            yield _at(LINES, "instance_group.count",
-                      f"is {has}, and {wanted} streams that run at the same time need a line each")  # fmt: skip
 
 
 def _ensemble(config: Any) -> Iterator[Finding]:

@@ -69,6 +69,8 @@ ENGINE: Mapping[str, Parameter] = {
     "exclude_input_in_output": Parameter("bool", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
     "stats_check_period_ms": Parameter("count", required=True),
+    # The toolkit's own, read by the CPU engine. (The C++ backend has no parameter for it: layout.Queue.)
+    "max_queue_size": Parameter("size", required=True),
     "recv_poll_period_ms": Parameter("size"),
     "iter_stats_max_iterations": Parameter("size"),
     "request_stats_max_iterations": Parameter("size"),
@@ -117,11 +119,13 @@ BLS: Mapping[str, Parameter] = {
     "max_concurrency": Parameter("count", required=True),
     "max_queue_size": Parameter("size", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
+    # Where the server itself listens, for a Triton that 'minitron serve' did not start.
+    "grpc_url": Parameter("text"),
+    **{f"grpc_{name}": Parameter("path") for name in ("ca", "cert", "key", "api_key_file")},
+    "grpc_authority": Parameter("text"),
 }
 
 ENSEMBLE: Mapping[str, Parameter] = {}
-
-LINES: Mapping[str, Parameter] = {}
 
 LLMAPI: Mapping[str, Parameter] = {"gpu_device_ids": Parameter("ids")}
 
@@ -131,7 +135,6 @@ BY_MODEL: Mapping[str, Mapping[str, Parameter]] = {
     "postprocessing": POSTPROCESSING,
     "ensemble": ENSEMBLE,
     "tensorrt_llm_bls": BLS,
-    "tensorrt_llm_bls_lines": LINES,
 }
 
 

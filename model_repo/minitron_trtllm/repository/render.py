@@ -47,6 +47,7 @@ def render(
             f"{tokenizer} has ids up to {size - 1}, and the engine knows {facts.vocab_size}: it is the tokenizer of "
             "another model; convert and build with the right one"
         )
+    tokenizer_files.check_end_ids(tokenizer, facts.vocab_size)
     plan = layout.plan(
         facts, options,
         root=writing.root_as_seen(root, str(output) if facts.is_cpu else writing.CONTAINER_ROOT),
@@ -107,7 +108,6 @@ def _details(plan: Repository, target: str, tokenizer_vocab_size: int | None) ->
         "decoupled": True,
         "max_batch_size": plan.max_batch_size,
         "bls_max_concurrency": plan.options.bls_max_concurrency,
-        "lines": plan.lines,
         "tokenizer_vocab_size": tokenizer_vocab_size,
         "world_size": engine.world_size,
         "engine_version": engine.version,

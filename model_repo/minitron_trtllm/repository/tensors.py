@@ -174,7 +174,10 @@ TEXT_OUTPUTS = (Tensor("text_output", "STRING", (-1,)), *RESULT_OUTPUTS)
 
 #: The BLS takes what the ensemble takes, these as scalars (its upstream declares just these with a reshape).
 _BLS_SCALARS = {"num_return_sequences"} | {t.name for t in ENSEMBLE_INPUTS if t.name.startswith("return_")}
-BLS_INPUTS = tuple(replace(tensor, scalar=tensor.name in _BLS_SCALARS) for tensor in ENSEMBLE_INPUTS)
+BLS_INPUTS = (
+    *(replace(tensor, scalar=tensor.name in _BLS_SCALARS) for tensor in ENSEMBLE_INPUTS),
+    Tensor("stop", "BOOL", (1,), optional=True),  # ours: as in tensorrt_llm
+)
 
 LLMAPI_INPUTS = _table("""
 text_input                                STRING  -1
@@ -215,13 +218,6 @@ total_accepted_draft_tokens  INT32   1
 total_draft_tokens           INT32   1
 """)
 
-LINES_INPUTS = _table("""
-front  STRING  1
-job    STRING  1
-""")
-
-LINES_OUTPUTS = _table("done  BOOL  1")
-
 #: Inputs and outputs of the models; logits are not filled in (``with_logits``).
 BY_MODEL = {
     "preprocessing": (PREPROCESSING_INPUTS, PREPROCESSING_OUTPUTS),
@@ -229,5 +225,4 @@ BY_MODEL = {
     "postprocessing": (POSTPROCESSING_INPUTS, POSTPROCESSING_OUTPUTS),
     "ensemble": (ENSEMBLE_INPUTS, TEXT_OUTPUTS),
     "tensorrt_llm_bls": (BLS_INPUTS, TEXT_OUTPUTS),
-    "tensorrt_llm_bls_lines": (LINES_INPUTS, LINES_OUTPUTS),
 }

@@ -10,11 +10,15 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import text
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.repository import config_text
 from minitron_trtllm.repository.layout import ModelConfig
 
 _ROOM = Path(__file__).parent.parent
+_TEXT = Path(text.__file__).parent
+#: Models that hold a copy of the package ``text``.
+_WITH_TEXT = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 _TEMPLATES = _ROOM / "templates"
 _PYTHON_MODELS = _ROOM / "models"
 #: Where a container sees the repository.
@@ -44,14 +48,17 @@ def unbearable(root: str, *, contained: bool) -> str | None:
 def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -> Path:
     """Write config.pbtxt by ``template`` and the version folder, with the Python files of ``sources`` where the backend
     is Python; returns the version folder. Raises RepositoryError where Triton's protobuf cannot read the config."""
-    text = render_text(template, model=model)
-    config_text.parse(text, f"{model.name}/config.pbtxt")  # before anything of it is written
-    write(folder / model.name / "config.pbtxt", text)
+    config = render_text(template, model=model)
+    config_text.parse(config, f"{model.name}/config.pbtxt")  # before anything of it is written
+    write(folder / model.name / "config.pbtxt", config)
     version = folder / model.name / "1"
     version.mkdir()
     if model.backend == "python":
         for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
             shutil.copyfile(source, version / source.name)
+    if sources in _WITH_TEXT:
+        for source in _TEXT.glob("*.py"):
+            place(source, version / "text" / source.name, copy=True)
     return version
 
 
@@ -67,10 +74,10 @@ def render_text(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str) -> None:
     """Write a text into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
 
 
 def place(source: Path, target: Path, *, copy: bool) -> None:

@@ -6,12 +6,16 @@ and characters spread over several tokens get lost. tensorrt_llm_bls has neither
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from text_tokenizer import TextTokenizer
 from triton_config import flag, parameters
+
+if TYPE_CHECKING:
+    from minitron_trtllm.text.tokenizer import TextTokenizer
+else:  # the copy beside this file
+    from .text.tokenizer import TextTokenizer
 
 
 class TritonPythonModel:
@@ -28,12 +32,16 @@ class TritonPythonModel:
         """Answer a batch of requests in their order."""
         return [self._answer(request) for request in requests]
 
+    def _text(self, ids: list[int]) -> str:
+        """The engine leaves out the end token that a request names; the model's other ones are stop words to it."""
+        return self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._tokenizer.end_ids else ids)
+
     def _answer(self, request: Any) -> Any:
         try:
             tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
             lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy().reshape(-1)
             rows = tokens.reshape(len(lengths), -1)
-            texts = [self._tokenizer.decode(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+            texts = [self._text(row[:length].tolist()) for row, length in zip(rows, lengths, strict=True)]
             output = np.array([text.encode() for text in texts], dtype=object)
             return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
         except Exception as error:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from prompts import PromptMaker, RequestError
-from text_tokenizer import TextTokenizer
 from triton_config import flag, one_line, parameters
+
+if TYPE_CHECKING:
+    from minitron_trtllm.text.prompts import PromptMaker, RequestError
+    from minitron_trtllm.text.tokenizer import TextTokenizer
+else:  # the copy beside this file
+    from .text.prompts import PromptMaker, RequestError
+    from .text.tokenizer import TextTokenizer
 
 
 class TritonPythonModel:

@@ -1,215 +1,184 @@
-"""Triton model ``tensorrt_llm_bls``, the front: text to text over tensorrt_llm, many requests at the same time.
+"""Triton model ``tensorrt_llm_bls``, the text model: text to text over tensorrt_llm, many requests at the same time.
 
-Rules that keep the Python backend of Triton 2.51 alive, each once a crash or a hang: inputs are copied in ``execute``,
-before a thread gets them; ``send`` and ``is_cancelled`` of one sender happen under one lock and never after the final
-flag; the final flag is sent in any case; the engine's responses come over lines (``lines.py``), other processes, and
-only the watcher sends a request itself, one at a time. Text is made here and not by postprocessing, because a server
-that is stopping takes no new request, not even one of its own models.
+One instance; an event loop in a thread of its own answers all requests, each over a gRPC stream to this very server
+(``text/engine.py`` says why). All that is said to a client is said in that thread, for two things crash the Python
+backend of Triton 2.51: ``is_cancelled`` beside ``send`` on one sender, and anything on a sender behind its final flag.
+Text is made here and not by postprocessing: a server that is stopping takes no new request, not even of its own.
+
+Beyond upstream's tensors there is ``stop``, with tensorrt_llm's meaning: a client that ends its request so, and reads
+its stream to the end, spares the server a cancelled gRPC stream (``text/engine.py``).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import os
 import threading
-import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from lines import Job
-from prompts import PromptMaker, RequestError
-from text_tokenizer import TextTokenizer
 from triton_config import flag, one_line, parameters
 
-from .answers import Answers, Tensors
-from .switchboard import LineLost, Switchboard
-from .text_request import Arrays, TextRequest
+if TYPE_CHECKING:
+    from minitron_trtllm.text.engine import Address, EngineClient, EngineError
+    from minitron_trtllm.text.prompts import PromptMaker, RequestError
+    from minitron_trtllm.text.service import TextService
+    from minitron_trtllm.text.tensors import Arrays, Tensors
+    from minitron_trtllm.text.tokenizer import TextTokenizer
+else:  # the copy beside this file
+    from .text.engine import Address, EngineClient, EngineError
+    from .text.prompts import PromptMaker, RequestError
+    from .text.service import TextService
+    from .text.tokenizer import TextTokenizer
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
-class EngineRefusal(Exception):
-    """tensorrt_llm answered with an error."""
+class _Call:
+    """The client's side of one request. Once the client has left, nothing is sent but the closing call."""
 
-
-class Call:
-    """The client's side of one request: sends, closes, and knows whether anybody waits for what the engine makes."""
-
-    def __init__(self, sender: Any) -> None:
-        self.id = uuid.uuid4().hex  # towards the engine; clients may use an id twice
-        self.satisfied = False  # what the engine still makes is not needed
-        self._cancelled = self._closed = False
-        self._sender, self._lock = sender, threading.Lock()
+    def __init__(self, request_id: str, sender: Any) -> None:
+        self.request_id = request_id
+        self.task: asyncio.Task[None] | None = None
+        self._sender, self._left = sender, False
 
     def send(self, tensors: Tensors) -> None:
-        """Send one response; nothing once the client has left."""
-        self._send(pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()]))
+        """Send one response."""
+        if not self._left:
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+            self._sender.send(response)
 
-    def fail(self, message: object, code: Any) -> None:
-        """Send an error."""
-        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(one_line(message), code)))
-
-    def _send(self, response: Any) -> None:
-        with self._lock:
-            if not (self._closed or self._cancelled):
-                self._sender.send(response)
-
-    def close(self) -> None:
-        """Send the final flag."""
-        with self._lock:
-            self._closed = True
-            self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def close(self, error: Any = None) -> None:
+        """Send the final flag, with ``error`` (a TritonError) in the same call where there is one."""
+        if error is None or self._left:
+            self._sender.send(flags=_FINAL)
+        else:
+            self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
 
     def look(self) -> None:
-        """Ask the server whether the client has left; for the watcher only."""
-        with self._lock:
-            if not (self._closed or self._cancelled):
-                self._cancelled = self._sender.is_cancelled()
+        """End the request where its client has left."""
+        if not self._left and self._sender.is_cancelled():
+            self.end()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the engine works for nobody: the answer is complete, or the watcher saw that the client has left."""
-        return (self._cancelled or self.satisfied) and not self._closed
+    def end(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._left = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 class TritonPythonModel:
-    """A thread per request up to ``max_concurrency``; ``max_queue_size`` more may wait for one (0: any number)."""
+    """Up to ``max_concurrency`` and ``max_queue_size`` requests together; those that the engine has no room for wait
+    there (``max_queue_size`` 0: any number)."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the tokenizer and start the watcher; a failure here fails the load of the model."""
+        """Load the tokenizer and start the loop; a failure here fails the load of the model, with a sentence."""
         values = parameters(args)
-        self._engine = values["tensorrt_llm_model_name"]
-        self._excludes_input = flag(values["exclude_input_in_output"])
         self._period_s = int(values["cancellation_check_period_ms"]) / 1e3
-        waiting = int(values["max_queue_size"])
-        self._most_calls = int(values["max_concurrency"]) + waiting if waiting else None
-        self._queue_limit = waiting
-        self._tokenizer = TextTokenizer(
+        self._queue_limit = int(values["max_queue_size"])
+        self._most_calls = int(values["max_concurrency"]) + self._queue_limit if self._queue_limit else None
+        self._calls: set[_Call] = set()
+        tokenizer = TextTokenizer(
             values["tokenizer_dir"],
             add_special_tokens=flag(values["add_special_tokens"]),
             skip_special_tokens=flag(values["skip_special_tokens"]),
         )
-        self._prompts = PromptMaker(self._tokenizer, values)
-        outputs = [tensor["name"] for tensor in _declared_outputs(args)]
-        self._wanted = ["output_ids", "sequence_length", *(name for name in outputs if name != "text_output")]
-        self._switchboard = Switchboard(int(values["max_concurrency"]))
-        self._calls: set[Call] = set()
-        self._calls_lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(int(values["max_concurrency"]), "request")
-        self._stopping, self._wake = threading.Event(), threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        self._watcher.start()
+        outputs = [tensor["name"] for tensor in json.loads(args["model_config"])["output"]]
+        outputs.remove("text_output")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="requests", daemon=True)
+        self._thread.start()
+        self._engine: EngineClient = self._run(_connect(values))
+        self._text = TextService(
+            tokenizer, PromptMaker(tokenizer, values), self._engine, outputs,
+            excludes_input=flag(values["exclude_input_in_output"]),
+        )  # fmt: skip
+        self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+        self._restarts = _tell_restarts(args["model_name"])
 
     def execute(self, requests: list[Any]) -> None:
-        """Take the requests; their answers are sent by other threads."""
+        """Copy the requests; their answers are sent by the loop."""
         for request in requests:
-            call = Call(request.get_response_sender())
             arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
-            with self._calls_lock:
-                full = self._most_calls is not None and len(self._calls) >= self._most_calls
-                if not full:
-                    self._calls.add(call)
-            if full:
-                call.fail(f"Exceeds maximum queue size of {self._queue_limit}", pb_utils.TritonError.UNAVAILABLE)
-                call.close()
-            else:
-                self._threads.submit(self._serve, call, arrays)
+            call = _Call(request.request_id(), request.get_response_sender())
+            self._loop.call_soon_threadsafe(self._begin, call, arrays)
 
     def finalize(self) -> None:
-        """Let the requests in flight finish."""
-        self._threads.shutdown(wait=True)
-        self._stopping.set()
-        self._wake.set()
-        self._watcher.join()
-        self._switchboard.close()
+        """End the loop; Triton calls it when no request is in flight."""
+        self._watcher.cancel()
+        self._run(self._engine.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    def _serve(self, call: Call, arrays: Arrays) -> None:
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _begin(self, call: _Call, arrays: Arrays) -> None:
+        if "stop" in arrays and arrays["stop"].any():
+            self._stop(call)
+            return
+        if self._most_calls is not None and len(self._calls) >= self._most_calls:
+            call.close(_error(f"Exceeds maximum queue size of {self._queue_limit}", pb_utils.TritonError.UNAVAILABLE))
+            return
+        self._calls.add(call)
+        call.task = self._loop.create_task(self._serve(call, arrays))
+
+    def _stop(self, call: _Call) -> None:
+        """End the requests that have this one's id, and answer with nothing, as tensorrt_llm does."""
+        if not call.request_id:
+            wrong = "a request with 'stop' must have the request id of the one that it stops"
+            call.close(_error(wrong, pb_utils.TritonError.INVALID_ARG))
+            return
+        for other in self._calls:
+            if other.request_id == call.request_id:
+                other.end()
+        call.close()
+
+    async def _serve(self, call: _Call, arrays: Arrays) -> None:
         """One request from its inputs to the final flag, whatever happens."""
+        error = None
         try:
-            if not call.is_over:  # a client that left while its request waited for a thread
-                self._answer(call, arrays)
-        except RequestError as error:
-            call.fail(error, pb_utils.TritonError.INVALID_ARG)
-        except (EngineRefusal, LineLost) as error:
-            call.fail(error, pb_utils.TritonError.INTERNAL)
-        except Exception as error:
-            pb_utils.Logger.log_error(f"tensorrt_llm_bls: {error!r}")
-            call.fail(f"tensorrt_llm_bls failed ({type(error).__name__})", pb_utils.TritonError.INTERNAL)
+            async with contextlib.aclosing(self._text.answer(arrays)) as answer:
+                async for tensors in answer:
+                    call.send(tensors)
+        except asyncio.CancelledError:
+            pass  # the client has left
+        except RequestError as wrong:
+            error = _error(wrong, pb_utils.TritonError.INVALID_ARG)
+        except EngineError as failure:
+            error = _error(failure, pb_utils.TritonError.INTERNAL)
+        except Exception as fault:
+            pb_utils.Logger.log_error(f"tensorrt_llm_bls: {fault!r}")
+            error = _error(f"tensorrt_llm_bls failed ({type(fault).__name__})", pb_utils.TritonError.INTERNAL)
         finally:
-            with self._calls_lock:
-                self._calls.discard(call)
-            call.close()
+            self._calls.discard(call)
+            call.close(error)
 
-    def _answer(self, call: Call, arrays: Arrays) -> None:
-        request = TextRequest.read(arrays, excludes_input=self._excludes_input)
-        prompt = self._prompts.make(
-            arrays["text_input"],
-            arrays["max_tokens"],
-            stop_words=arrays.get("stop_words"),
-            bad_words=arrays.get("bad_words"),
-            bias_words=arrays.get("embedding_bias_words"),
-            bias_weights=arrays.get("embedding_bias_weights"),
-            end_id=arrays.get("end_id"),
-            pad_id=arrays.get("pad_id"),
-        )
-        answers = Answers(self._tokenizer, prompt, request)
-        for outputs in self._generate(call, request.engine_inputs(prompt)):
-            response = answers.feed(outputs)
-            if response is not None:
-                call.send(response)
-            if answers.all_stopped and not call.satisfied:
-                call.satisfied = True
-                self._wake.set()
-        for response in answers.finish():
-            call.send(response)
-        if not call.satisfied and answers.missing:
-            raise EngineRefusal(answers.missing)
-
-    def _generate(self, call: Call, inputs: Tensors) -> Iterator[Tensors]:
-        """The engine's responses; all are taken, also behind an error, so that none is left in the server."""
-        refusal = None
-        job = Job(self._engine, call.id, inputs, self._wanted)
-        for kind, said in self._switchboard.ask(job):
-            if kind == "error":
-                refusal = refusal or EngineRefusal(said)
-                call.satisfied = True
-            elif refusal is None:
-                yield said
-        if refusal is not None:
-            raise refusal
-
-    def _stop_engine(self, call: Call) -> None:
-        """Ask tensorrt_llm to end what runs under the call's id; the three lengths are only there to be present."""
-        one = np.ones((1, 1), np.int32)
-        inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": np.array([[True]])}
-        request = pb_utils.InferenceRequest(
-            model_name=self._engine, request_id=call.id, requested_output_names=["output_ids", "sequence_length"],
-            inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
-        )  # fmt: skip
-        for _ in request.exec(decoupled=True):
-            pass
-
-    def _watch(self) -> None:
-        """Stop what works or waits for nobody, again until it has ended."""
-        while not self._stopping.is_set():
-            self._wake.wait(self._period_s)
-            self._wake.clear()
-            self._stop_abandoned()
-
-    def _stop_abandoned(self) -> None:
-        # A method of its own: a variable that outlived the round would keep the last call and its sender alive.
-        with self._calls_lock:
-            calls = list(self._calls)
-        for call in calls:
-            try:
+    async def _watch(self) -> None:
+        """Look for clients that left."""
+        while True:
+            await asyncio.sleep(self._period_s)
+            for call in list(self._calls):
                 call.look()
-                if call.is_over:
-                    self._switchboard.give_up(call.id)
-                    self._stop_engine(call)
-            except Exception as error:  # a stopping server takes no request; what runs ends by itself
-                pb_utils.Logger.log_warn(f"tensorrt_llm_bls: cannot stop a request: {one_line(error)}")
 
 
-def _declared_outputs(args: dict[str, str]) -> list[dict[str, Any]]:
-    import json
+async def _connect(values: dict[str, str]) -> EngineClient:
+    return EngineClient(values["tensorrt_llm_model_name"], Address.of(values))
 
-    return list(json.loads(args["model_config"])["output"])
+
+def _error(message: object, code: Any) -> Any:
+    return pb_utils.TritonError(one_line(message), code)
+
+
+def _tell_restarts(model: str) -> Any:
+    """A counter of how often the supervisor started this server again; kept, or the server would drop it."""
+    family = pb_utils.MetricFamily(
+        "minitron_server_restarts_total", "Starts of this server after a crash", pb_utils.MetricFamily.COUNTER
+    )
+    counter = family.Metric(labels={"model": model})
+    counter.increment(int(os.environ.get("MINITRON_RESTARTS", "0")))
+    return family, counter

@@ -1,19 +1,16 @@
-"""From the responses of tensorrt_llm to those of the BLS: ids become text, everything else is passed on."""
+"""From the responses of tensorrt_llm to those of the text model: ids become text, everything else is passed on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
 
 import numpy as np
-from detokenizer import Decoder, Detokenizer
-from numpy.typing import NDArray
-from prompts import Prompt
-from stop_strings import StopStrings
 
-from .text_request import Arrays, TextRequest
-
-Tensors = dict[str, NDArray[Any]]
+from .detokenizer import Decoder, Detokenizer
+from .prompts import Prompt
+from .request import TextRequest
+from .stop_strings import StopStrings
+from .tensors import Arrays, Tensors
 
 _TOKENS = ("output_ids", "sequence_length")
 
@@ -26,7 +23,6 @@ class _Sequence:
         self._stops = [StopStrings(stop_words) for _ in range(beams)]
         self.texts = [""] * beams
         self.beside: Tensors = {}
-        self.tokens, self.last_token = 0, -1  # of the first beam
 
     @property
     def stopped(self) -> bool:
@@ -37,8 +33,6 @@ class _Sequence:
         """The new text of each beam."""
         lengths = outputs["sequence_length"].reshape(-1)
         rows = outputs["output_ids"].reshape(len(lengths), -1)
-        if lengths[0]:
-            self.tokens, self.last_token = self.tokens + int(lengths[0]), int(rows[0, lengths[0] - 1])
         return [
             stops.feed(detokenizer.feed(row[:length].tolist()))
             for stops, detokenizer, row, length in zip(self._stops, self._detokenizers, rows, lengths, strict=True)
@@ -65,23 +59,6 @@ class Answers:
         expected = self._request.batch * self._request.sequences
         return len(self._sequences) == expected and all(s.stopped for s in self._sequences.values())
 
-    @property
-    def missing(self) -> str | None:
-        """What the engine's responses lack to be whole answers, or None.
-
-        Where an error behind the first response cannot reach a Python model (Triton 2.51), an answer that ended early
-        without a reason stands for it. A reason is: its length, an end token, a stop string.
-        """
-        for row in range(self._request.batch):
-            most = int(self._prompt.request_output_len[row, 0])
-            ends = {int(self._prompt.end_id[row, 0]), *self._prompt.more_end_ids}
-            for number in range(self._request.sequences):
-                sequence = self._sequences.get((row, number))
-                tokens = 0 if sequence is None else sequence.tokens
-                if sequence is None or not (tokens >= most or sequence.last_token in ends or sequence.stopped):
-                    return f"tensorrt_llm failed after {tokens} of up to {most} tokens; the server's log says why"
-        return None
-
     def feed(self, outputs: Arrays) -> Tensors | None:
         """The response to send for one of the engine, or None when there is nothing to send yet."""
         if "output_ids" not in outputs:
@@ -94,6 +71,8 @@ class Answers:
             self._sequences[row, number] = sequence
         if sequence.stopped:
             return None
+        if self._prompt.more_end_ids:
+            outputs = _without_end(outputs, self._prompt.more_end_ids)
         texts = sequence.feed(outputs)
         beside = {name: value for name, value in outputs.items() if name not in _TOKENS}
         if self._request.streams:
@@ -121,6 +100,24 @@ _PLACE = ("batch_index", "sequence_index")
 def _text_output(texts: list[str]) -> Tensors:
     """``text_output`` is [beams], rank 1 as upstream's."""
     return {"text_output": np.array([text.encode() for text in texts], dtype=object)}
+
+
+def _without_end(outputs: Arrays, ends: Collection[int]) -> Arrays:
+    """A response without the end token that closes it.
+
+    TensorRT-LLM leaves out the one end token that a request names. The model's other ones are stop words to it, which
+    it counts among the output.
+    """
+    lengths = outputs["sequence_length"]
+    length = int(lengths.reshape(-1)[0])
+    if lengths.size != 1 or length == 0 or int(outputs["output_ids"].reshape(-1)[length - 1]) not in ends:
+        return outputs
+    shorter = dict(outputs) | {"sequence_length": lengths - 1}
+    if "output_log_probs" in outputs:
+        shorter["output_log_probs"] = outputs["output_log_probs"][..., : length - 1]
+    if "num_output_tokens" in outputs:
+        shorter["num_output_tokens"] = outputs["num_output_tokens"] - 1
+    return shorter
 
 
 def _joined(old: Tensors, new: Tensors) -> Tensors:

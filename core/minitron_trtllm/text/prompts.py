@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from text_tokenizer import TextTokenizer
+
+from .tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]

@@ -1,16 +1,14 @@
-"""A client's request to the BLS, copied out of Triton's memory, and what it means for tensorrt_llm."""
+"""A client's request for text, as arrays, and what it means for tensorrt_llm."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from prompts import Prompt, RequestError, string_rows
 
-Arrays = Mapping[str, NDArray[Any]]
+from .prompts import Prompt, RequestError, string_rows
+from .tensors import Arrays, Tensors
 
 #: Inputs that go on to tensorrt_llm as they are: name here, name there.
 _PASSED_ON = {
@@ -36,7 +34,7 @@ _PASSED_ON = {
 
 @dataclass(frozen=True)
 class TextRequest:
-    """``arrays`` by the names of the BLS's inputs, each [batch, …]; ``stop_words`` for each prompt of the batch.
+    """``arrays`` by the names of the text model's inputs, each [batch, …]; ``stop_words`` for each prompt of the batch.
 
     ``streams``: the client wants the text as it comes. ``echoes``: it wants the prompt before a whole answer.
     """
@@ -50,7 +48,7 @@ class TextRequest:
 
     @classmethod
     def read(cls, arrays: Arrays, *, excludes_input: bool) -> TextRequest:
-        """Look at the inputs that the BLS itself obeys; raises RequestError."""
+        """Look at the inputs that the text itself depends on; raises RequestError."""
         batch = arrays["text_input"].size
         streams = bool(_first(arrays, "stream", False))
         if streams and int(_first(arrays, "beam_width", 1)) > 1:
@@ -63,15 +61,15 @@ class TextRequest:
             stop_words=[[]] * batch if stop_words is None else string_rows(stop_words, batch, "stop_words"),
         )  # fmt: skip
 
-    def engine_inputs(self, prompt: Prompt) -> dict[str, NDArray[Any]]:
+    def engine_inputs(self, prompt: Prompt) -> Tensors:
         """The inputs of tensorrt_llm.
 
         The engine streams for a whole answer too when there are stop strings, so that it can be stopped at one. It
-        never returns the prompt: the BLS knows that text already.
+        never returns the prompt: its text is known here already.
         """
         beams = int(_first(self.arrays, "beam_width", 1))
         streams = self.streams or (any(self.stop_words) and beams == 1)
-        inputs: dict[str, NDArray[Any]] = {
+        inputs: Tensors = {
             "input_ids": prompt.input_ids,
             "input_lengths": prompt.input_lengths,
             "request_output_len": prompt.request_output_len,

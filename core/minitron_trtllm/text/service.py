@@ -1,0 +1,65 @@
+"""A text request answered over ``tensorrt_llm``, from the prompt's text to the last piece of the answer's."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+
+from .answers import Answers
+from .engine import EngineClient
+from .prompts import PromptMaker
+from .request import TextRequest
+from .tensors import Arrays, Tensors
+from .tokenizer import TextTokenizer
+
+
+class TextService:
+    """Any number of requests at the same time, in one event loop."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        prompts: PromptMaker,
+        engine: EngineClient,
+        outputs: Sequence[str],
+        *,
+        excludes_input: bool,
+    ) -> None:
+        """``outputs``: tensors of the engine that are passed on where they are there, beside the text.
+
+        ``excludes_input``: whether a whole answer comes without its prompt where the request does not say.
+        """
+        self._tokenizer, self._prompts, self._engine = tokenizer, prompts, engine
+        self._outputs = ["output_ids", "sequence_length", *outputs]
+        self._excludes_input = excludes_input
+
+    async def answer(self, arrays: Arrays) -> AsyncGenerator[Tensors, None]:
+        """The responses to a request whose tensors, by the names of the text model's inputs, are ``arrays``.
+
+        Leaving the loop ends the request in the engine, as the last stop string does. Raises RequestError for a wrong
+        request and EngineError, at any moment.
+        """
+        request = TextRequest.read(arrays, excludes_input=self._excludes_input)
+        prompt = self._prompts.make(
+            arrays["text_input"],
+            arrays["max_tokens"],
+            stop_words=arrays.get("stop_words"),
+            bad_words=arrays.get("bad_words"),
+            bias_words=arrays.get("embedding_bias_words"),
+            bias_weights=arrays.get("embedding_bias_weights"),
+            end_id=arrays.get("end_id"),
+            pad_id=arrays.get("pad_id"),
+        )
+        answers = Answers(self._tokenizer, prompt, request)
+        # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
+        stream = self._engine.generate(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
+        async with contextlib.aclosing(stream):
+            async for outputs in stream:
+                response = answers.feed(outputs)
+                if response is not None:
+                    yield response
+                if answers.all_stopped:
+                    break
+        for response in answers.finish():
+            yield response

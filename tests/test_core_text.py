@@ -1,0 +1,185 @@
+"""The text code without Triton: tensors on the wire, the way to the engine's server, ends and errors of an answer.
+
+Bytes are compared with tritonclient's own functions; the server is ``bare_triton``, which speaks the protocol and does
+what each prompt says (test_doubles holds it against the real one). End tokens: TensorRT-LLM leaves out the one that a
+request names, and counts its stop words among the output (contract of the C++ backend).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferInput
+from tritonclient.utils import deserialize_bytes_tensor
+
+from bare_process import Bare, prompt, unused_port
+from minitron_trtllm.text.answers import Answers
+from minitron_trtllm.text.engine import Address, EngineClient, EngineError
+from minitron_trtllm.text.prompts import Prompt
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.tensors import DATATYPES, datatype, from_bytes, to_bytes
+
+T = TypeVar("T")
+
+
+@pytest.mark.parametrize("kind", [*DATATYPES, "BYTES"])
+def test_tensors_are_the_bytes_that_tritonclient_sends(kind: str) -> None:
+    if kind == "BYTES":
+        array = np.array([[b"", "é日".encode(), b"\x00\xff"]], dtype=object)
+    else:
+        array = np.array([[0, 1, 3]]).astype(DATATYPES[kind])
+    theirs = InferInput("x", list(array.shape), kind)
+    theirs.set_data_from_numpy(array)
+    assert datatype(array) == kind
+    assert to_bytes(array) == theirs._get_content()
+    back = from_bytes(kind, (1, 3), to_bytes(array))
+    assert back.tolist() == array.tolist() and back.dtype == array.dtype
+    if kind == "BYTES":
+        assert deserialize_bytes_tensor(to_bytes(array)).tolist() == array.reshape(-1).tolist()
+
+
+def test_the_server_s_address_comes_from_the_environment_then_the_parameters() -> None:
+    parameters = {"grpc_url": "there:1", "grpc_ca": "/p/ca.pem", "grpc_api_key_file": "/p/key"}
+    assert Address.of(parameters, {}) == Address("there:1", ca="/p/ca.pem", api_key_file="/p/key")
+    environment = {"MINITRON_GRPC": "here:2", "MINITRON_GRPC_CA": "/e/ca.pem", "MINITRON_GRPC_AUTHORITY": "name"}
+    wanted = Address("here:2", ca="/e/ca.pem", authority="name", api_key_file="/p/key")
+    assert Address.of(parameters, environment) == wanted
+    assert Address.of({}, {}).url == "127.0.0.1:8001"  # Triton's own port
+
+
+def asked(
+    url: str, work: Callable[[EngineClient], Coroutine[Any, Any, T]], *, name: str = "tensorrt_llm_bls", **address: str
+) -> T:
+    """Run ``work`` with a client of its own event loop; the bare process takes text under every name."""
+
+    async def run() -> T:
+        engine = EngineClient(name, Address(url, **address))
+        try:
+            return await work(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def inputs(text: str, tokens: int = 5) -> dict[str, Any]:
+    return {"text_input": np.array([[text.encode()]], dtype=object), "max_tokens": np.array([[tokens]], np.int32),
+            "stream": np.array([[True]])}  # fmt: skip
+
+
+async def collect(engine: EngineClient, text: str, tokens: int = 5) -> list[str]:
+    stream = engine.generate(inputs(text, tokens), ["text_output"], "the-id")
+    return [one["text_output"].item().decode() async for one in stream]
+
+
+def test_an_answer_comes_whole(bare: Bare) -> None:
+    assert asked(bare.url, lambda engine: collect(engine, prompt(tokens=5))) == [f" w{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_error_is_an_error_whenever_it_comes(bare: Bare, after: int) -> None:
+    with pytest.raises(EngineError, match="it broke"):
+        asked(bare.url, lambda engine: collect(engine, prompt(tokens=5, error="it broke", error_after=after)))
+
+
+def test_a_stream_that_ends_before_its_last_response_is_no_answer(bare: Bare) -> None:
+    with pytest.raises(EngineError, match="ended the stream before its last response"):
+        asked(bare.url, lambda engine: collect(engine, prompt(tokens=2, unfinished=True)))
+
+
+def test_leaving_stops_the_request_and_cancels_nothing(start_bare: Callable[..., Bare]) -> None:
+    server = start_bare()
+
+    async def leave(engine: EngineClient) -> None:
+        stream = engine.generate(inputs(prompt(tokens=10_000), 10_000), ["text_output"], "one")
+        async with contextlib.aclosing(stream):
+            async for _ in stream:
+                break
+
+    asked(server.url, leave)  # closing the client waits for the end of what was stopped
+    assert server.events("stop", "one") and server.events("end", "one")
+    assert not server.events("cancel")
+
+
+def test_a_server_that_is_not_there_is_named_with_what_to_set() -> None:
+    url = f"127.0.0.1:{unused_port()}"
+    with pytest.raises(EngineError, match=rf"cannot be reached at {url} .*MINITRON_GRPC .*grpc_url"):
+        asked(url, lambda engine: collect(engine, "x"))
+
+
+@pytest.mark.parametrize("what", ["ca", "api_key_file"])
+def test_a_file_that_cannot_be_read_fails_before_the_first_request(tmp_path: Path, what: str) -> None:
+    missing = str(tmp_path / "missing.pem")
+    with pytest.raises(ValueError, match=rf"{missing}.*cannot be read: No such file"):
+        asked("127.0.0.1:1", lambda engine: collect(engine, "x"), **{what: missing})
+
+
+def test_mutual_tls_and_the_key_go_with_every_request(
+    start_bare: Callable[..., Bare], certificates: Path, tmp_path: Path
+) -> None:
+    server = start_bare("--tls", str(certificates), "--mutual")
+    (tmp_path / "key").write_text("a-key-of-sixteen-letters\n")
+    pem = {name: str(certificates / file) for name, file in
+           (("ca", "ca.crt"), ("cert", "client.crt"), ("key", "client.key"))}  # fmt: skip
+    found = asked(
+        server.url, lambda engine: collect(engine, prompt(tokens=2)), **pem, api_key_file=str(tmp_path / "key")
+    )
+    assert found == [" w0", " w1"]
+    (noted,) = server.events("request")
+    assert noted["metadata"]["triton-grpc-protocol-api-key"] == "a-key-of-sixteen-letters"
+
+
+class Letters:
+    """A tokenizer whose id n is the letter chr(97 + n)."""
+
+    def decode(self, ids: Any) -> str:
+        return "".join(chr(97 + token) for token in ids)
+
+    def is_skipped(self, token: int) -> bool:
+        return False
+
+    def is_byte(self, token: int) -> bool:
+        return False
+
+
+def ends(*more: int) -> Prompt:
+    none = np.zeros((1, 2, 0), np.int32)
+    one = np.ones((1, 1), np.int32)
+    return Prompt([[0]], more, one * 0, one, one * 9, one * 25, one, none, none, np.zeros((1, 0), np.float32))
+
+
+def sent(*ids: int) -> dict[str, Any]:
+    return {
+        "output_ids": np.array([[ids]], np.int32).reshape(1, 1, -1),
+        "sequence_length": np.array([[len(ids)]], np.int32),
+        "output_log_probs": -np.array([[ids]], np.float32).reshape(1, 1, -1),
+        "num_output_tokens": np.array([[len(ids)]], np.int32),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("last", [(23,), (24,), (3, 24)])
+def test_the_model_s_other_end_tokens_are_no_part_of_the_answer(streams: bool, last: tuple[int, ...]) -> None:
+    request = TextRequest({}, 1, streams, echoes=False, sequences=1, stop_words=[[]])
+    answers = Answers(Letters(), ends(23, 24), request)
+    got = [one for part in ((1,), (2,), last) if (one := answers.feed(sent(*part))) is not None]
+    got += answers.finish()
+    rest = last[:-1]
+    assert "".join(one["text_output"][0].decode() for one in got) == Letters().decode((1, 2, *rest))
+    assert sum(int(one["num_output_tokens"].item()) for one in got) == 2 + len(rest)
+    log_probs = [value for one in got for value in one["output_log_probs"].reshape(-1).tolist()]
+    assert log_probs == [-1.0, -2.0, *(-float(token) for token in rest)]
+
+
+def test_an_end_token_inside_an_answer_is_text() -> None:
+    """A client's own end_id makes the model's ones ordinary: then there are no others."""
+    request = TextRequest({}, 1, False, echoes=False, sequences=1, stop_words=[[]])
+    answers = Answers(Letters(), ends(), request)
+    answers.feed(sent(1, 23))
+    assert [one["text_output"][0] for one in answers.finish()] == [b"bx"]

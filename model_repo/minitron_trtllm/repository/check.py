@@ -12,7 +12,15 @@ from typing import Any
 
 from minitron_trtllm import files, manifest
 from minitron_trtllm.errors import EngineError, InputError, RepositoryError
-from minitron_trtllm.repository import check_config, check_together, config_text, engine_folder, llmapi, tokenizer_files
+from minitron_trtllm.repository import (
+    check_config,
+    check_together,
+    config_text,
+    engine_folder,
+    llmapi,
+    tokenizer_files,
+    writing,
+)
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.finding import Finding, error, warning
 from minitron_trtllm.repository.layout import MODELS
@@ -41,12 +49,13 @@ def check(folder: Path) -> list[Finding]:
         made = manifest.read(folder, "repository")
     except InputError as problem:
         raise RepositoryError(str(problem)) from problem
+    root = str(made.details.get("root"))
+    findings = [*_files(folder, made), *_place(root, contained=made.details.get("image") is not None)]
     if made.details.get("backend") == "llmapi":
-        return _without_repeats([*_files(folder, made), *llmapi.check(folder, str(made.details.get("root")))])
+        return _without_repeats([*findings, *llmapi.check(folder, root)])
     configs: dict[str, Any] = {}
-    findings = [*_files(folder, made)]
     for model in MODELS:
-        found, config = _config(folder, model)
+        found, config = _config(folder, model, root)
         findings += found
         if config is not None:
             configs[model] = config
@@ -60,8 +69,13 @@ def check(folder: Path) -> list[Finding]:
     return _without_repeats(findings)
 
 
-def _config(folder: Path, model: str) -> tuple[list[Finding], Any]:
-    """What is wrong with a model's files, and its config if it can be read."""
+def _place(root: str, *, contained: bool) -> Iterator[Finding]:
+    if why := writing.unbearable(root, contained=contained):
+        yield error(manifest.NAME, "root", f"is {root!r}, and that {why}: render into another folder")
+
+
+def _config(folder: Path, model: str, root: str) -> tuple[list[Finding], Any]:
+    """What is wrong with a model's files, and its config if it can be read; ``root``, in it, is a path as it stands."""
     path, where = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
     if not path.is_file():
         return [error(where, "", "is missing: render the repository again")], None
@@ -69,7 +83,7 @@ def _config(folder: Path, model: str) -> tuple[list[Finding], Any]:
     if not (folder / model / "1").is_dir():
         findings.append(error(f"{model}/1", "", "is missing: Triton loads no model without its version folder"))
     text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.replace(config_text.quote(root)[1:-1], "").splitlines(), 1):
         if not line.lstrip().startswith("#") and (leftover := _LEFTOVER.search(line)):
             findings.append(error(where, f"line {number}", f"{leftover[0]!r} is a placeholder that nobody filled in"))
     try:

@@ -211,8 +211,8 @@ def _load(server: known_servers.Bare, rate: float, seconds: float, folder: Path)
     """A constant-rate run by the load generator's own machinery."""
     settings = {"arrival.kind": "constant", "arrival.rate": rate, "duration_s": seconds, "warm_up_s": 1.0}
     profile = profiles.load(None, list(settings.items()))
-    message = timing_error.request("null", 1).message
-    requests = [(one.index, one.at_ns, message, 1) for one in schedule.plan(profile)]
+    prepared = timing_error.request("null", 1)
+    requests = [(one.index, one.at_ns, prepared) for one in schedule.plan(profile)]
     return runs.execute(profile, requests, server.endpoint, folder, model="null")
 
 

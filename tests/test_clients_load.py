@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
 
     first, again, other = sendable(1), sendable(1), sendable(2)
     assert first == again and len(first) > 10
-    assert not {message for _, _, message, _ in first} & {message for _, _, message, _ in other}
+    assert not {sent.message for _, _, sent in first} & {sent.message for _, _, sent in other}
 
 
 def test_lengths_follow_their_distribution() -> None:

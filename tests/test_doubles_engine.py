@@ -217,7 +217,7 @@ def token(count: int = 1, *, final: bool = False) -> Said:
 def test_a_client_that_leaves_leaves_an_engine_that_goes_on(
     subject_name: str, request: pytest.FixtureRequest, echo_server: dict[str, Any]
 ) -> None:
-    """A few milliseconds a step: Triton 2.51 itself was seen to die of a stream that is cancelled while it is full."""
+    """At a few milliseconds a step: Triton 2.51 was seen to die of a stream that is cancelled while it is full."""
     subject: Subject = request.getfixturevalue(subject_name)
     call = subject.open(subject.request(1500, PROMPT, streaming=True, **slow(subject_name, 5.0)))
     assert said(next(call)) == token()

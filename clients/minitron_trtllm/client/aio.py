@@ -272,7 +272,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             stream=self._streaming, deadline=deadline, retry=self._client._retry,
         )  # fmt: skip
         left_s = deadline.left_s
-        if served.stop_through and left_s is not None:
+        if served.takes_stops and left_s is not None:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
         self._send()
 
@@ -301,7 +301,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             await self._send_again_or_raise(error)
 
     async def _read(self) -> Any:
-        if not self._sent.model.stop_through:
+        if not self._sent.model.takes_stops:
             return await self._call.read()
         # A task that is cancelled while it reads would cancel the call with it, which leaks the ensemble's request.
         if self._reading is None:
@@ -327,9 +327,9 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._stop()
 
     def _stop(self) -> None:
-        """End the generation in the server: by cancelling the stream, or with a ``stop`` where that would leak."""
-        if self._sent.model.stop_through:
-            self._client._later(self._client._stop_quietly, self.request_id, self._sent.model.stop_through)
+        """End the generation in the server: with a ``stop``, or by cancelling the stream where nothing takes that."""
+        if self._sent.model.takes_stops:
+            self._client._later(self._client._stop_quietly, self.request_id, self._sent.model.name)
         else:
             self._call.cancel()
 
@@ -340,7 +340,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._timer.cancel()
         if self._exchange is None or self._call is None:
             return
-        if self._exchange.model.stop_through and self._exchange.stopped and not self._exchange.final:
+        if self._exchange.model.takes_stops and self._exchange.stopped and not self._exchange.final:
             self._client._later(_drain, self._call, self._reading)
         else:
             self._call.cancel()

@@ -118,7 +118,7 @@ class Exchange:
     def call_timeout_s(self) -> float | None:
         """The deadline that gRPC watches: later than ours where ours is kept with a ``stop``."""
         left = self.deadline.left_s
-        return left if left is None or not self.model.stop_through else left + STOP_GRACE_S
+        return left if left is None or not self.model.takes_stops else left + STOP_GRACE_S
 
     def sending(self) -> None:
         """Note that the message goes out now."""

@@ -201,7 +201,7 @@ class Stream(Iterator[Chunk]):
         self._timer: threading.Timer | None = None
         client._streams.add(self)
         left_s = exchange.deadline.left_s
-        if exchange.model.stop_through and left_s is not None:
+        if exchange.model.takes_stops and left_s is not None:
             self._timer = threading.Timer(left_s, self._expire)
             self._timer.daemon = True
             self._timer.start()
@@ -287,19 +287,19 @@ class Stream(Iterator[Chunk]):
         self._stop()
 
     def _stop(self) -> None:
-        """End the generation in the server: by cancelling the stream, or with a ``stop`` where that would leak."""
-        if not self._exchange.model.stop_through:
+        """End the generation in the server: with a ``stop``, or by cancelling the stream where nothing takes that."""
+        if not self._exchange.model.takes_stops:
             self._call.cancel()
             return
         with contextlib.suppress(ClientError, ValueError):  # the server, or our channel, is gone: nothing to stop
-            self._client.stop(self.request_id, model=self._exchange.model.stop_through)
+            self._client.stop(self.request_id, model=self._exchange.model.name)
 
     def _end(self) -> None:
         """Release the call; a request that was told to stop is let come to its end."""
         self._ended = True
         if self._timer:
             self._timer.cancel()
-        if self._exchange.model.stop_through and self._exchange.stopped and not self._exchange.final:
+        if self._exchange.model.takes_stops and self._exchange.stopped and not self._exchange.final:
             watch = threading.Timer(STOP_GRACE_S, self._call.cancel)
             watch.daemon = True
             watch.start()

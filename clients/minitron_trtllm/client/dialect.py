@@ -63,10 +63,7 @@ class ServedModel:
     """A model that takes requests, as far as the client must know it.
 
     ``inputs``: declared tensors and their Triton types. ``cumulative``: its streamed text repeats what came before.
-    ``stop_through``: the model that takes a ``stop`` for its requests, None where none does. Where one does, a request
-    is ended so and its stream read to the end: Triton's handler of gRPC streams was seen to crash under cancelled ones
-    (2.51; the same code on its main branch of August 2026), and an ensemble's request stays behind in the server
-    (before core 5280db8, 26.03).
+    ``engine``: of an ensemble, the model that generates.
     """
 
     name: str
@@ -75,12 +72,22 @@ class ServedModel:
     batched: bool
     inputs: dict[str, str]
     cumulative: bool = False
-    stop_through: str | None = None
+    engine: ServedModel | None = None
 
     @property
     def takes_ids(self) -> bool:
         """Whether it takes token ids rather than text."""
         return self.dialect == "tokens"
+
+    @property
+    def takes_stops(self) -> bool:
+        """Whether a request is ended by a ``stop`` with its id, and its stream then read to the end.
+
+        It is, wherever that can be: Triton's handler of gRPC streams was seen to crash under cancelled ones (2.51; the
+        same code on its main branch of August 2026), and a cancelled ensemble stays behind in the server (before core
+        5280db8, 26.03).
+        """
+        return "stop" in (self.engine or self).inputs
 
     @property
     def column(self) -> int:
@@ -95,8 +102,9 @@ def served_model(config: Any, engine_config: Any) -> ServedModel:
     Raises InvalidRequest for a model that takes no requests of ours.
     """
     inputs = {tensor.name: _type_name(tensor.data_type) for tensor in config.input}
+    engine = None
     if config.platform == "ensemble":
-        dialect = "ensemble"
+        dialect, engine = "ensemble", served_model(engine_config, engine_config)
     elif "input_ids" in inputs:
         dialect = "tokens"
     elif "sampling_param_max_tokens" in inputs:
@@ -112,7 +120,7 @@ def served_model(config: Any, engine_config: Any) -> ServedModel:
         config.name, dialect, engine_config.model_transaction_policy.decoupled,
         batched=config.max_batch_size > 0, inputs=inputs,
         cumulative=dialect == "llmapi" or accumulates.lower() in ("true", "1"),
-        stop_through=engine_step(config) or (config.name if "stop" in inputs else None),
+        engine=engine,
     )  # fmt: skip
 
 
@@ -143,8 +151,9 @@ def message(model: ServedModel, request: Request, request_id: str, *, stream: bo
 
 def stop_message(model: ServedModel, request_id: str) -> Any:
     """The request that ends the one with ``request_id``, with all inputs that Triton demands of any; raises
-    InvalidRequest for a model that takes none."""
-    if "stop" not in model.inputs:
+    InvalidRequest where nothing takes it."""
+    model = model.engine or model
+    if not model.takes_stops:
         raise InvalidRequest(
             f"model {model.name!r} has no input 'stop'; its requests end when their stream is cancelled"
         )

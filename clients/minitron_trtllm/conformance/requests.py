@@ -345,8 +345,8 @@ def queue_full(subject: Subject) -> str:
     """
     limit = subject.queue_limit
     if not limit:
-        raise NotApplicable("this server's engine has no limit of its own for what waits")
-    # Triton's own queue, in front of the engine's, may have the same limit.
+        raise NotApplicable("this engine's queue has no limit (serving.max_queue_size, serving.executor_queue_policy)")
+    # Triton's own queue, in front of a TensorRT engine's, has the same limit.
     most = 2 * limit + 4 * subject.limits.max_batch_size + 64
     call = subject.stream()
     names: list[str] = []

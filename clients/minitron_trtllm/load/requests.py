@@ -16,10 +16,10 @@ from minitron_trtllm.errors import InputError
 from minitron_trtllm.load.profile import Profile
 from minitron_trtllm.load.prompts import PromptMaker
 from minitron_trtllm.load.schedule import Planned
-from minitron_trtllm.load.wire import prepare
+from minitron_trtllm.load.wire import Prepared, prepare
 
 # (index, ns after the start or None, bytes, max_tokens): what a worker is given.
-Sendable = tuple[int, "int | None", bytes, int]
+Sendable = tuple[int, "int | None", Prepared]
 # Where the server itself must count, each length has so many different prompts and no more.
 DISTINCT_COUNTED_BY_SERVER = 16
 
@@ -37,8 +37,7 @@ def build(
             ignore_end=profile.fixed_output, temperature=profile.temperature,
             seed=None if not profile.temperature else profile.seed + one.index,
         )  # fmt: skip
-        message = prepare(model, request, f"load-{profile.seed}-{one.index}")
-        made.append((one.index, one.at_ns, message.message, max_tokens))
+        made.append((one.index, one.at_ns, prepare(model, request, f"load-{profile.seed}-{one.index}")))
     return made
 
 

@@ -7,6 +7,7 @@ the outcome of a record. Errors are told apart by the same texts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron_trtllm.client import dialect, failures
+from minitron_trtllm.client.answer import STOP_GRACE_S
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import INFER_RPC, Endpoint
 from minitron_trtllm.client.request import Request
-from minitron_trtllm.errors import Cancelled, ClientError, StreamBroken
+from minitron_trtllm.errors import Cancelled, ClientError, DeadlineExceeded, StreamBroken
 from minitron_trtllm.load.record import OK, Record
 
 _BETWEEN_QUESTIONS_S = 0.1
@@ -28,17 +30,19 @@ _BETWEEN_QUESTIONS_S = 0.1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request as the bytes that will be sent."""
+    """A request as the bytes that will be sent, and the bytes that end it (None: its stream is cancelled)."""
 
     message: bytes
     max_tokens: int
+    stop: bytes | None = None
 
 
 def prepare(model: ServedModel, request: Request, request_id: str, *, stream: bool = True) -> Prepared:
     """Make the bytes of a request; raises InvalidRequest."""
     request.check()
     message = dialect.message(model, request, request_id, stream=stream)
-    return Prepared(message.SerializeToString(), request.max_tokens)
+    stop = dialect.stop_message(model, request_id).SerializeToString() if model.takes_stops else None
+    return Prepared(message.SerializeToString(), request.max_tokens, stop)
 
 
 class Wire:
@@ -47,20 +51,27 @@ class Wire:
     def __init__(self, endpoint: Endpoint) -> None:
         self._url, self._metadata = endpoint.url, endpoint.metadata
         self._channel = endpoint.aio_channel()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._infer = self._channel.unary_stream(INFER_RPC, None, pb.ModelStreamInferResponse.FromString)
         self._ready = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ServerReady
 
     async def close(self) -> None:
-        """End what is in flight and close the channel."""
+        """Wait for the end of what was left, and close the channel."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         await self._channel.close()
 
     async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
         """Send a request now and fill in its record; raises nothing but the cancellation of its own task."""
         record.max_tokens = prepared.max_tokens
         record.sent_ns = time.monotonic_ns()
+        call = self._infer(prepared.message, metadata=self._metadata)
+        reading = asyncio.ensure_future(self._receive(call, record))
         try:
-            call = self._infer(prepared.message, timeout=deadline_s, metadata=self._metadata)
-            await self._receive(call, record)
+            await asyncio.wait({reading}, timeout=deadline_s)
+            if not reading.done():
+                raise DeadlineExceeded(f"{self._url}: no complete answer within the deadline")
+            reading.result()
             record.outcome = OK
         except asyncio.CancelledError:
             record.outcome, record.error = Cancelled.__name__, "the run ended"
@@ -71,7 +82,21 @@ class Wire:
             _fail(record, error)
         finally:
             record.ended_ns = time.monotonic_ns()
+            if not reading.done():
+                leaving = asyncio.ensure_future(self._leave(prepared, reading))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
         return record
+
+    async def _leave(self, prepared: Prepared, reading: asyncio.Future[None]) -> None:
+        """End a request whose answer nobody waits for, and read it to its end for a while."""
+        if prepared.stop is not None:
+            with contextlib.suppress(grpc.RpcError):
+                async for _ in self._infer(prepared.stop, timeout=STOP_GRACE_S, metadata=self._metadata):
+                    pass
+            await asyncio.wait({reading}, timeout=STOP_GRACE_S)
+        reading.cancel()  # and with it the call
+        await asyncio.gather(reading, return_exceptions=True)
 
     async def is_ready(self, within_s: float) -> bool:
         """Whether the server is there and ready, or becomes it ``within_s``."""

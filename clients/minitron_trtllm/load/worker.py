@@ -30,10 +30,10 @@ _REPORT_S = 0.25
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does. ``requests``: (index, ns after the start or None in a closed loop, bytes, max_tokens)."""
+    """What one worker does. ``requests``: (index, ns after the start or None in a closed loop, what is sent)."""
 
     endpoint: Endpoint
-    requests: list[tuple[int, int | None, bytes, int]]
+    requests: list[tuple[int, int | None, Prepared]]
     concurrency: int
     duration_s: float
     deadline_s: float | None
@@ -104,10 +104,10 @@ class _Worker:
         """Every request at its time, whatever became of the others."""
         pacer = Pacer()
         try:
-            for index, at_ns, message, max_tokens in self._task.requests:
+            for index, at_ns, prepared in self._task.requests:
                 intended_ns = start_ns + (at_ns or 0)
                 await pacer.until(intended_ns)
-                self._launch(Record(index, intended_ns), Prepared(message, max_tokens))
+                self._launch(Record(index, intended_ns), prepared)
             while self._in_flight:
                 await asyncio.wait(set(self._in_flight))
         finally:
@@ -124,8 +124,8 @@ class _Worker:
                 yield one
 
         async def stream() -> None:
-            for index, _, message, max_tokens in next_ones():
-                await self._launch(Record(index, time.monotonic_ns()), Prepared(message, max_tokens))
+            for index, _, prepared in next_ones():
+                await self._launch(Record(index, time.monotonic_ns()), prepared)
 
         await asyncio.gather(*(stream() for _ in range(self._task.concurrency)))
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from .detokenizer import Decoder, Detokenizer
-from .prompts import Prompt
-from .request import TextRequest
-from .stop_strings import StopStrings
-from .tensors import Arrays, Tensors
+from minitron_trtllm.text.detokenizer import Decoder, Detokenizer
+from minitron_trtllm.text.prompts import Prompt
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.stop_strings import StopStrings
+from minitron_trtllm.text.tensors import Arrays, Tensors
 
 _TOKENS = ("output_ids", "sequence_length")
 

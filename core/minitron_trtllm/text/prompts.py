@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tokenizer import TextTokenizer
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]

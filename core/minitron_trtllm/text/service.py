@@ -6,12 +6,12 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 
-from .answers import Answers
-from .engine import EngineClient
-from .prompts import PromptMaker
-from .request import TextRequest
-from .tensors import Arrays, Tensors
-from .tokenizer import TextTokenizer
+from minitron_trtllm.text.answers import Answers
+from minitron_trtllm.text.engine import EngineClient
+from minitron_trtllm.text.prompts import PromptMaker
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.tensors import Arrays, Tensors
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 
 class TextService:

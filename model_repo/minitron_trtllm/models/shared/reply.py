@@ -24,7 +24,7 @@ CLOSING_PAUSE_S = 0.25
 
 
 class Reply:
-    """Any number of responses, then one ``close``, from any thread. To a client that has left only the close is said."""
+    """Any number of responses, then one ``close``, from any thread. A client that has left is told only the close."""
 
     def __init__(self, sender: Any) -> None:
         """``sender``: the request's response sender, which nobody else may use."""

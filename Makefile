@@ -138,6 +138,12 @@ test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures wit
 test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs Debian's package chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)
 
+.PHONY: findings
+findings: ## show again what public libraries do that surprises (findings/README.md; not in CI, needs a package index)
+	@failed=; for script in findings/*.sh; do \
+	  echo "$$script"; sh "$$script" || { echo "$$script: is no longer so"; failed=1; }; \
+	done; test -z "$$failed"
+
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .

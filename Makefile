@@ -142,6 +142,12 @@ test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs D
 drill-kill: $(VENV)/.ready ## kill -9 a hundred servers at random moments, each followed by serve (ARGS="--kills 20")
 	@$(BIN)/python tests/kill_drill.py $(ARGS)
 
+.PHONY: findings
+findings: ## show again what public libraries do that surprises (findings/README.md; not in CI, needs a package index)
+	@failed=; for script in findings/*.sh; do \
+	  echo "$$script"; sh "$$script" || { echo "$$script: is no longer so"; failed=1; }; \
+	done; test -z "$$failed"
+
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .

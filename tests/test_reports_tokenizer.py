@@ -262,6 +262,11 @@ BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
      "eos_token_id is '</s>'"),
     ("more tokens than the model has", "a tokenizer of another model", _added(1024), "another model"),
     ("an added token that the package renumbers", "tokenizers", _added(1030), "another model"),
+    ("a special token that the vocabulary lacks", "transformers adds it as token 1024, which the model does not know",
+     lambda model: edit(model / "tokenizer_config.json", lambda content: content.update(pad_token="<new>")),
+     r"'<new>' \(pad_token\).* token 1024, and the model knows 1024"),
+    ("another one", "the same", lambda model: edit(model / "tokenizer_config.json", lambda content: content.update(
+        extra_special_tokens=["<s>", {"content": "<new>"}])), r"'<new>' \(extra_special_tokens\)"),
 ]  # fmt: skip
 
 

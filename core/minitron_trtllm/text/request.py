@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .prompts import Prompt, RequestError, string_rows
+from .errors import RequestError
+from .prompts import Prompt, string_rows
 from .tensors import Arrays, Tensors
 
 #: Inputs that go on to tensorrt_llm as they are: name here, name there.

@@ -9,10 +9,12 @@ import triton_python_backend_utils as pb_utils
 from triton_config import flag, one_line, parameters
 
 if TYPE_CHECKING:
-    from minitron_trtllm.text.prompts import PromptMaker, RequestError
+    from minitron_trtllm.text.errors import RequestError
+    from minitron_trtllm.text.prompts import PromptMaker
     from minitron_trtllm.text.tokenizer import TextTokenizer
 else:  # the copy beside this file
-    from .text.prompts import PromptMaker, RequestError
+    from .text.errors import RequestError
+    from .text.prompts import PromptMaker
     from .text.tokenizer import TextTokenizer
 
 

@@ -24,13 +24,15 @@ from triton_config import flag, one_line, parameters
 
 if TYPE_CHECKING:
     from minitron_trtllm.text.engine import Address, EngineClient, EngineError
-    from minitron_trtllm.text.prompts import PromptMaker, RequestError
+    from minitron_trtllm.text.errors import RequestError
+    from minitron_trtllm.text.prompts import PromptMaker
     from minitron_trtllm.text.service import TextService
     from minitron_trtllm.text.tensors import Arrays, Tensors
     from minitron_trtllm.text.tokenizer import TextTokenizer
 else:  # the copy beside this file
     from .text.engine import Address, EngineClient, EngineError
-    from .text.prompts import PromptMaker, RequestError
+    from .text.errors import RequestError
+    from .text.prompts import PromptMaker
     from .text.service import TextService
     from .text.tokenizer import TextTokenizer
 

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_LOOK_EVERY_S = 0.02
 _TOKENIZER_FLAGS = ("add_special_tokens", "skip_special_tokens")
 
 
@@ -49,8 +50,8 @@ class Gateway:
         flags = {name: settings.parameters.get(name, "true") in ("true", "1") for name in _TOKENIZER_FLAGS}
         self.tokenizer = TextTokenizer(settings.tokenizer, **flags)
         self.prompts = PromptMaker(self.tokenizer, settings.parameters)
-        self.is_draining, self._streams = False, 0
-        self._idle = asyncio.Event()
+        self.is_draining, self._accepted, self._streams = False, 0, 0
+        self.working: set[asyncio.Task[None]] = set()
         self._started = int(time.time())
 
     async def open(self) -> None:
@@ -67,26 +68,36 @@ class Gateway:
         await self.upstreams.close()
 
     async def drain(self) -> None:
-        """Take nothing new, and wait for what is in flight, ``drain_s`` at most."""
+        """Take nothing new, and wait for what was accepted; what outlives ``drain_s`` is ended."""
         self.is_draining = True
-        if self._streams:
-            self._idle.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), self.settings.drain_s)
+        until = time.monotonic() + self.settings.drain_s
+        while self._accepted and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_EVERY_S)
+        for task in self.working:
+            task.cancel()
+
+    @contextlib.contextmanager
+    def accepting(self) -> Iterator[None]:
+        """Accept a request, which a drain then waits for; raises Problem while one is on."""
+        if self.is_draining:
+            raise Problem(503, "the gateway is stopping")
+        self._accepted += 1
+        try:
+            yield
+        finally:
+            self._accepted -= 1
 
     @contextlib.contextmanager
     def room(self, sequences: int) -> Iterator[None]:
         """Count sequences among those in flight; raises Problem where they would be too many."""
         most = self.settings.limits.streams
-        if self._streams + sequences > most:
+        if self._streams + max(sequences, 1) > most:
             raise Problem(429, f"{self._streams} sequences are in flight, and at most {most} may be; try again later")
         self._count(sequences)
         try:
             yield
         finally:
             self._count(-sequences)
-            if not self._streams:
-                self._idle.set()
 
     def _count(self, sequences: int) -> None:
         self._streams += sequences
@@ -182,13 +193,9 @@ class _Endpoint:
         """One request, to its end or until its client leaves."""
         reply, counted = _Reply(send), self._gateway.metrics
         try:
-            generation = await self._accept(Request(scope), receive)
-            with self._gateway.room(generation.count):
-                counted.prompt_tokens.inc(generation.prompt_tokens)
-                try:
-                    await _while_there(self._answer(reply, generation), receive)
-                finally:
-                    counted.completion_tokens.inc(generation.tokens)
+            self._gateway.check_key(request := Request(scope))
+            with self._gateway.accepting():
+                await self._generate(request, receive, reply)
         except _Left:
             counted.left.inc()
             reply.status = reply.status or 499
@@ -198,14 +205,17 @@ class _Endpoint:
             await reply.fail(_problem(error))
         counted.requests.labels(self._name, str(reply.status)).inc()
 
-    async def _accept(self, request: Request, receive: Receive) -> Generation:
-        gateway = self._gateway
-        gateway.check_key(request)
-        if gateway.is_draining:
-            raise Problem(503, "the gateway is stopping")
-        with gateway.room(0):
+    async def _generate(self, request: Request, receive: Receive, reply: _Reply) -> None:
+        gateway, counted = self._gateway, self._gateway.metrics
+        with gateway.room(0):  # before a body is read for nothing
             pass
-        return await self._read(await _body(request, receive, gateway.settings.limits.body_bytes))
+        generation = await self._read(await _body(request, receive, gateway.settings.limits.body_bytes))
+        with gateway.room(generation.count):
+            counted.prompt_tokens.inc(generation.prompt_tokens)
+            try:
+                await self._while_there(self._answer(reply, generation), receive)
+            finally:
+                counted.completion_tokens.inc(generation.tokens)
 
     async def _answer(self, reply: _Reply, generation: Generation) -> None:
         gateway = self._gateway
@@ -220,6 +230,23 @@ class _Endpoint:
                     gateway.metrics.first_event.observe(time.perf_counter() - began)
                 await reply.event(one)
         await reply.end()
+
+    async def _while_there(self, work: Coroutine[Any, Any, None], receive: Receive) -> None:
+        """Do the work while the client is there; raises _Left, with the work undone, as soon as it is not."""
+        task, leaving = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+        self._gateway.working.add(task)
+        try:
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _Left
+            if task.cancelled():
+                raise Problem(503, "the gateway stopped before the end")
+            task.result()
+        finally:
+            self._gateway.working.discard(task)
+            leaving.cancel()
+            task.cancel()
+            await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 class _Reply:
@@ -257,20 +284,6 @@ class _Reply:
 
 class _Left(Exception):
     """The client has left."""
-
-
-async def _while_there(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Do the work while the client is there; raises _Left, with the work undone, as soon as it is not."""
-    task, leaving = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _Left
-        task.result()
-    finally:
-        leaving.cancel()
-        task.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -20,6 +21,18 @@ from bare_process import Bare
 ROOT = Path(__file__).parent.parent
 SMALL_MODEL = ROOT / "models" / "small-minitron"
 DATA = Path(__file__).parent / "data"
+
+
+#: Fixtures that a whole server, or minutes of work, hang on: the tests that use one run on one worker.
+_SHARED = ("server", "echo_server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one worker should do of the tests (pytest-xdist, --dist loadgroup): a file, or all that share a server."""
+    for item in items:
+        shared = next((name for name in _SHARED if name in getattr(item, "fixturenames", ())), item.path.name)
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def pytest_configure() -> None:
@@ -177,14 +190,18 @@ def echo(tmp_path: Path) -> Path:
 def _once_per_precision(
     folders: pytest.TempPathFactory, stage: str, make: Callable[[str, Path], object]
 ) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+    """Makes the stage of each precision when it is first asked for: once, however many workers there are."""
+    base = folders.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stages" / stage
+    shared.mkdir(parents=True, exist_ok=True)
 
     def get(precision: str) -> Path:
-        if precision not in made:
-            out = folders.mktemp(stage) / f"small-{precision}"
-            make(precision, out)
-            made[precision] = out
-        return made[precision]
+        out = shared / f"small-{precision}"
+        with (shared / f"{precision}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                make(precision, out)
+        return out
 
     return get
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from answers import Answers, dtype_of, make_model
+from minitron_trtllm import shape
 from minitron_trtllm.checkpoint.convert import convert
 from minitron_trtllm.engine import openvino as cpu
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Chunk, Engine
 from minitron_trtllm.models.tensorrt_llm.engine_config import BLOCK_TOKENS
 from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
+from nemotron_reference import checkpoint_weights, logits
 
 MODELS = ("small", "other")
 BF16 = Precision.BFLOAT16
@@ -92,6 +95,23 @@ def run(engine: Engine, *requests: Request) -> list[list[int]]:
     for caller in callers:
         assert caller.last().error is None
     return [caller.tokens for caller in callers]
+
+
+def next_logits(ids: list[int]) -> NDArray[Any]:
+    """Logits of "other" in bfloat16 after ``ids`` by the numpy Nemotron of the tests."""
+    folder = checkpoint("other", BF16)
+    sizes = shape.read(model("other") / "config.json")
+    return np.asarray(logits(checkpoint_weights(folder), sizes, np.array(ids))[-1])
+
+
+def greedy(ids: list[int], count: int, change: Callable[[Any, list[int]], None]) -> list[int]:
+    """Greedy tokens by the numpy Nemotron, its logits changed by ``change(logits, tokens so far)`` in place."""
+    found: list[int] = []
+    for _ in range(count):
+        row = next_logits(ids + found)
+        change(row, found)
+        found.append(int(row.argmax()))
+    return found
 
 
 def rows_of_logits(engine_folder: Path, answers: Answers, precision: Precision) -> NDArray[np.float32]:

@@ -60,6 +60,11 @@ class Stream:
         tensors = [_tensor(name, value) for name, value in inputs.items()]
         self.client.async_stream_infer(model, tensors, request_id=request_id, enable_empty_final_response=True)
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether ``next`` has something at once."""
+        return not self._arrived.empty()
+
     def next(self, timeout_s: float = 60) -> tuple[dict[str, Any], str | None, bool]:
         """Outputs, error and final flag of the next response."""
         result, error = self._arrived.get(timeout=timeout_s)

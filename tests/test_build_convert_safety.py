@@ -322,15 +322,16 @@ def test_the_function_refuses_what_the_command_line_does(arguments: dict[str, An
 
 
 def test_an_index_and_its_files_must_agree(model: Path) -> None:
-    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").rename(model / "two.safetensors")  # under its old name it would be read alone
+    tensors = load_file(model / "two.safetensors")
     save_file(dict(list(tensors.items())[:5]), model / "one.safetensors")
     index = model / "model.safetensors.index.json"
-    weight_map = {name: "one.safetensors" if number < 5 else "model.safetensors" for number, name in enumerate(tensors)}
+    weight_map = {name: "one.safetensors" if number < 5 else "two.safetensors" for number, name in enumerate(tensors)}
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert "is in another file of" in _refused(model)
     index.write_text(json.dumps({"weight_map": weight_map | {QUERY: "one.safetensors"}}))
     assert f"lacks tensor {QUERY}" in _refused(model)
-    index.write_text(json.dumps({"weight_map": {QUERY: "../model/model.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {QUERY: "../model/two.safetensors"}}))
     assert "only *.safetensors files beside it" in _refused(model)
     index.write_text(json.dumps({"weight_map": {QUERY: "absent.safetensors"}}))
     assert "absent.safetensors cannot be read" in _refused(model)

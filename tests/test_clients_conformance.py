@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(scope="module")
 def subject(server: dict[str, Any], small_repository: Callable[[str], Path]) -> Iterator[Subject]:
-    endpoint = Endpoint(server["urls"]["grpc"])
-    with Subject.of_repository(endpoint, small_repository("bfloat16"), server["urls"]["metrics"]) as opened:
+    urls = server["urls"]
+    repository = small_repository("bfloat16")
+    with Subject.of_repository(Endpoint(urls["grpc"]), repository, urls["metrics"], urls["http"]) as opened:
         yield opened
 
 
@@ -45,8 +45,26 @@ class Misbehaving:
     def ask(self, tensors: Mapping[str, Any], **how: Any) -> Answer:
         return self._change(tensors, self._subject.ask(tensors, **how))
 
+    def generate(self, asked: Mapping[str, Any], *, model: str) -> Any:
+        """Over HTTP the last event but one is lost: of one that is answered whole, all."""
+        return (
+            _Lossy(self._subject.generate(asked, model=model))
+            if self._change is lost_event
+            else (self._subject.generate(asked, model=model))
+        )
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._subject, name)
+
+
+class _Lossy:
+    """Events without the first."""
+
+    def __init__(self, events: Any) -> None:
+        self.status, self._events = events.status, events
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._events)[1:])
 
 
 def _replaced(answer: Answer, name: str, change: Callable[[Any], Any]) -> Answer:
@@ -65,11 +83,11 @@ def other_text(tensors: Mapping[str, Any], answer: Answer) -> Answer:
 
 def no_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
     """Everything is answered."""
-    return Answer(answer.responses, None)
+    return Answer(answer.responses, None, answer.finals)
 
 
 def another_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
-    return Answer(answer.responses, answer.error and "out of luck")
+    return Answer(answer.responses, answer.error and "out of luck", answer.finals)
 
 
 def never_final(tensors: Mapping[str, Any], answer: Answer) -> Answer:
@@ -77,11 +95,41 @@ def never_final(tensors: Mapping[str, Any], answer: Answer) -> Answer:
 
 
 def error_for_stop(tensors: Mapping[str, Any], answer: Answer) -> Answer:
-    return Answer([], "no such request") if "stop" in tensors else answer
+    return Answer([], "no such request", [True]) if "stop" in tensors else answer
 
 
 def without_counts(tensors: Mapping[str, Any], answer: Answer) -> Answer:
     return _replaced(answer, "num_output_tokens", np.zeros_like)
+
+
+def lost_event(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    """gRPC is as it should be."""
+    return answer
+
+
+def _more_tokens(answer: Answer, *tokens: int) -> Answer:
+    more = {"output_ids": np.array([[tokens]], np.int32), "num_output_tokens": np.array([[len(tokens)]], np.int32)}
+    return Answer([*answer.responses, more], answer.error, [False, *answer.finals])
+
+
+def keeps_the_end(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    """The end token is counted among the output, as the echo engine once did."""
+    end = tensors.get("end_id", -1)
+    return _more_tokens(answer, end) if end >= 0 and "input_ids" in tensors and answer.error is None else answer
+
+
+def error_for_an_end(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    """Every text that ends by itself is answered with an error, as the text model once did."""
+    tokens = sum(int(one["num_output_tokens"].sum()) for one in answer.responses if "num_output_tokens" in one)
+    if "text_input" not in tensors or tokens >= tensors["max_tokens"] or answer.error:
+        return answer
+    error = f"tensorrt_llm failed after {tokens} of up to {tensors['max_tokens']} tokens"
+    return Answer(answer.responses, error, answer.finals)
+
+
+def more_behind_an_error(tensors: Mapping[str, Any], answer: Answer) -> Answer:
+    """The error in one message, the final flag in another."""
+    return Answer(answer.responses, answer.error, [False, True, False]) if answer.error else answer
 
 
 def zero_log_probs(tensors: Mapping[str, Any], answer: Answer) -> Answer:
@@ -114,7 +162,11 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[Mapping[str, Any], Answer], Answer], str
     "log_probs": (zero_log_probs, "every log prob is 0"),
     "batch": (no_index, "rows"),
     "several_sequences": (no_index, "tokens by sequence"),
-    "end_id": (another_token, "tokens before end id"),
+    "length": (lost_event, "tensorrt_llm, HTTP, streamed: tokens counted: 23, and 24"),
+    "end_id": (keeps_the_end, "tensorrt_llm, gRPC, streamed: tokens counted: 5, and 4"),
+    "end_first": (error_for_an_end, "failed after 0 of up to 24 tokens"),
+    "end_own": (error_for_an_end, "of up to 256 tokens"),
+    "refusal": (more_behind_an_error, "of 3 messages, 1 are marked as the last one; the error was"),
     "stop_ids": (another_token, "tokens with a stop list"),
     "stop_words": (other_text, "text before"),
     "text": (other_text, "streamed text"),
@@ -122,7 +174,6 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[Mapping[str, Any], Answer], Answer], str
     "min_tokens": (ends_early, "4 tokens came"),
     "stop": (error_for_stop, "the answer to stop of an unknown id"),
     "stop_without_id": (no_error, "should be refused"),
-    "duplicate_id": (no_error, "should be refused"),
     "prompt_limit": (another_error, "'exceed' was expected"),
     "sequence_limit": (no_error, "should be refused"),
     "output_length_zero": (no_error, "should be refused"),
@@ -153,12 +204,66 @@ def test_a_client_that_leaves_and_keeps_the_server_generating_is_seen(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel that does nothing: the whole answer is generated."""
-    monkeypatch.setattr(Call, "cancel", lambda call: None)
-    shorter = dataclasses.replace(subject.limits, max_seq_len=len(subject.prompt) + 64)
-    monkeypatch.setattr(subject, "limits", shorter)
-    monkeypatch.setitem(subject.__dict__, "room", 64)
+    kept: list[Call] = []
+
+    def keep(call: Call) -> None:
+        kept.append(call)  # gRPC cancels a call that nobody has any more
+
+    monkeypatch.setattr(Call, "cancel", keep)
+    short_answers(subject, monkeypatch)
     (line,) = suite.run(subject, ["behaviour.cancel"])
+    for call in kept:
+        call.rest()
     assert line.status == FAIL and "steps were made for a client that had left" in line.evidence
+
+
+def short_answers(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest answer that is asked for has 64 tokens."""
+    for name in ("room", "text_room"):
+        monkeypatch.setitem(subject.__dict__, name, 64)
+
+
+def test_a_deadline_that_the_server_does_not_hear_of_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client says that it gave up, and its stream goes on."""
+    kept = []
+
+    def stream(deadline_s: float = 300) -> Call:
+        call = Subject.stream(subject)
+        if deadline_s < 300:
+            kept.append(call)
+            monkeypatch.setattr(call, "rest", lambda: Answer([], "Deadline Exceeded", []))
+        return call
+
+    monkeypatch.setattr(subject, "stream", stream)
+    short_answers(subject, monkeypatch)
+    (line,) = suite.run(subject, ["behaviour.deadline"])
+    for call in kept:
+        Call.rest(call)
+    assert line.status == FAIL and "deadline: " in line.evidence and "for a client that had left" in line.evidence
+
+
+def renamed(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests with the input ``wanted`` arrive under an id of their own."""
+    send = Call.send
+
+    def other(call: Call, tensors: Mapping[str, Any], **how: Any) -> str:
+        return send(call, tensors, **(how | {"request_id": None} if wanted in tensors else how))
+
+    monkeypatch.setattr(Call, "send", other)
+
+
+def test_a_stop_that_stops_nothing_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed("stop", monkeypatch)
+    for name in ("room", "text_room"):
+        monkeypatch.setitem(subject.__dict__, name, 400)
+    (line,) = suite.run(subject, ["behaviour.stop"])
+    assert line.status == FAIL and "the request ran to its end all the same" in line.evidence
+
+
+def test_an_id_that_two_requests_may_have_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed("return_num_input_tokens", monkeypatch)
+    (line,) = suite.run(subject, ["behaviour.duplicate_id"])
+    assert line.status == FAIL and "it was answered, and should be refused" in line.evidence
 
 
 def test_a_queue_that_takes_everything_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +292,10 @@ def test_the_command_judges_what_it_is_told_to(server: dict[str, Any], small_rep
     done = minitron(*words, "streaming", "cancel")
     assert "PASS     behaviour.streaming" in done.stdout
     assert "SKIPPED  behaviour.cancel" in done.stdout  # without --metrics-url nobody can tell
+    done = minitron(*words, "end_first")
+    assert "no token, 6 ways, gRPC alone (--http-url gives HTTP)" in done.stdout
+    done = minitron(*words, "end_first", "--http-url", server["urls"]["http"])
+    assert "no token, 12 ways" in done.stdout
     done = minitron(*words, "sleeping", check=False)
     assert done.returncode == 2 and "there is no case behaviour.sleeping" in done.stderr
     done = minitron("conformance", repository, "--url", "127.0.0.1:1", "--only", "streaming", check=False)

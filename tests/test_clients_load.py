@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from conftest import minitron
 from minitron_trtllm.client.dialect import ServedModel
-from minitron_trtllm.errors import InputError, UsageError
+from minitron_trtllm.errors import InputError, ServerError, UsageError
 from minitron_trtllm.load import profile as profiles
 from minitron_trtllm.load.histogram import Histogram
 from minitron_trtllm.load.profile import Slo
@@ -183,9 +183,9 @@ def test_summary_counts_what_the_definitions_say() -> None:
     assert summary.tokens == 3 + 4 + 4 and summary.all_tokens == 20
     found = summary.document(window)
     assert found["requests_per_s"] == 3 / 0.9 and found["goodput_share"] == 2 / 4 and found["error_rate"] == 1 / 6
-    assert found["latency_ms"]["ttft"]["p99"] == pytest.approx(10, rel=1e-3)
-    assert found["latency_ms"]["ttft_intended"]["p99"] == pytest.approx(210, rel=1e-3)
-    assert found["latency_ms"]["send_lateness"]["p99"] == pytest.approx(200, rel=1e-3)
+    assert found["latency_ms"]["ttft"] == {"p50": pytest.approx(10, rel=1e-3), "p90": None, "p99": None}  # three values
+    latencies = {name: summary.latencies[name].percentile(100) for name in ("ttft", "ttft_intended", "send_lateness")}
+    assert latencies == pytest.approx({"ttft": 10e6, "ttft_intended": 210e6, "send_lateness": 200e6}, rel=1e-3)
     again = Summary.of_state(json.loads(json.dumps(summary.state())))
     assert again.document(window) == found
 
@@ -232,6 +232,22 @@ def test_capacity_is_found_and_repeated(tmp_path: Path) -> None:
     assert 37 / 1.1 <= found["capacity_per_s"] <= 37 and rates[-3:] == [found["capacity_per_s"]] * 3
     with pytest.raises(UsageError, match="SLO"):
         find_capacity(made(), measure, tmp_path, 0.95)
+
+
+@pytest.mark.parametrize(("stopped", "error"), [("server gone", ServerError), ("interrupted", KeyboardInterrupt)])
+def test_a_search_ends_with_its_server_and_with_its_user(
+    tmp_path: Path, stopped: str, error: type[BaseException]
+) -> None:
+    runs = []
+
+    def measure(one: profiles.Profile, folder: Path) -> dict[str, Any]:
+        runs.append(one)
+        gone = {"at_s": 1.0, "request": 7, "error": "refused"}
+        return {"stopped": stopped, "server_gone": gone, "summary": {"goodput_share": 0.0, "requests_per_s": 0.0}}
+
+    with pytest.raises(error):
+        find_capacity(made(**{"slo.ttft_ms": 1}), measure, tmp_path, 0.95)
+    assert len(runs) == 1
 
 
 def test_prometheus_text_is_read() -> None:

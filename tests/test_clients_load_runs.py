@@ -6,6 +6,7 @@ Expected values: the plan, the raw records, and what the bare server noted itsel
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -29,6 +30,7 @@ from minitron_trtllm.client import Request
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.load import profile as profiles
+from minitron_trtllm.load.gone import GoneWatch
 from minitron_trtllm.load.latency import closed_loop
 from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.record import Record
@@ -195,18 +197,85 @@ def test_closed_loop_keeps_its_concurrency(bare: Bare, tmp_path: Path) -> None:
     assert len(records) == 30 and max(np.cumsum([step for _, step in moments])) == 3
 
 
-def test_killing_the_server_loses_no_request_and_counts_none_twice(bare: Bare, tmp_path: Path) -> None:
-    process = start(*words(bare, tmp_path / "run", arrival__rate=50), "--json")
-    wait_for_records(process, tmp_path / "run", 50)
+FOUND_NOBODY = {"NotReady", "StreamBroken"}
+
+
+def killed_under(process: subprocess.Popen[str], bare: Bare, folder: Path, after: int) -> dict[str, Any]:
+    """The result of a load test whose server is killed once ``after`` requests have ended; it must say so, and when."""
+    wait_for_records(process, folder, after)
     bare.process.kill()
-    stdout, _ = process.communicate(timeout=60)
-    result, records = json.loads(stdout), records_of(tmp_path / "run")
-    planned = plan(profiles.load(None, [("arrival.rate", 50), ("duration_s", 4), ("warm_up_s", 1)]))
-    assert sorted(one.index for one in records) == [one.index for one in planned]
-    assert set(result["summary"]["outcomes"]) <= {"ok", "StreamBroken", "NotReady"} and process.returncode == 0
-    assert result["summary"]["outcomes"]["NotReady"] > 0
+    stdout, stderr = process.communicate(timeout=120)
+    result, records = json.loads(stdout), records_of(folder)
+    first = min((one for one in records if one.outcome in FOUND_NOBODY), key=lambda one: one.ended_ns)
+    gone = result["server_gone"]
+    assert (result["stopped"], gone["request"], gone["error"]) == ("server gone", first.index, first.error)
+    assert gone["at_s"] == (first.ended_ns - result["start_ns"]) / 1e9
+    assert result["window"]["end_ns"] <= first.ended_ns
+    assert json.loads((folder / "run.json").read_text())["server_gone"] == gone
+    assert process.returncode == 7 and f"since {gone['at_s']:.1f} s after the start, request {first.index}" in stderr
+    return result  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_sending_stops_when_the_server_is_gone_and_loses_no_request(bare: Bare, tmp_path: Path, workers: int) -> None:
+    """Of 10 minutes of requests those are there that were sent, once each, and those that it answered are whole."""
+    settings: dict[str, Any] = {"arrival__rate": 50, "duration_s": 600, "workers": workers}
+    result = killed_under(start(*words(bare, tmp_path / "run", **settings), "--json"), bare, tmp_path / "run", 100)
+    records = records_of(tmp_path / "run")
+    planned = plan(profiles.load(None, [("arrival.rate", 50), ("duration_s", 600), ("warm_up_s", 1)]))
+    assert len(records) == len({one.index for one in records}) < len(planned)
+    if workers == 1:
+        assert sorted(one.index for one in records) == list(range(len(records)))
+    assert set(result["summary"]["outcomes"]) <= {"ok", "Cancelled", *FOUND_NOBODY}
+    assert result["summary"]["outcomes"]["ok"] >= 100 and result["summary"]["requests_per_s"] > 0
     ended = {one["id"] for one in bare.events("end")}
     assert {f"load-0-{one.index}" for one in records if one.outcome == "ok"} <= ended
+
+
+def test_a_closed_loop_waits_for_a_server_that_is_gone_and_sends_it_nothing(bare: Bare, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"arrival__kind": "closed", "arrival__concurrency": 8, "arrival__requests": 20_000,
+                                "duration_s": 600, "warm_up_s": 0}  # fmt: skip
+    result = killed_under(start(*words(bare, tmp_path / "run", **settings), "--json"), bare, tmp_path / "run", 100)
+    nobody = sum(count for kind, count in result["summary"]["outcomes"].items() if kind in FOUND_NOBODY)
+    assert 1 <= nobody <= 8, "one of each stream at most"
+
+
+def test_latency_ends_when_the_server_is_gone_and_keeps_what_was_measured(bare: Bare, tmp_path: Path) -> None:
+    grid = ["4:4:1", "3:4000:2", "2:4:1"]
+    process = start("latency", "--grid", *grid, "--repeats", "2", "--url", bare.url, "--output", str(tmp_path / "r"))
+    while not any(one["inputs"]["max_tokens"] == 4000 and "end_id" in one["inputs"] for one in bare.events("request")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    bare.process.kill()
+    stdout, stderr = process.communicate(timeout=120)
+    result = json.loads((tmp_path / "r").read_text())
+    whole = result["points"][0]
+    assert whole["point"] == {"input_tokens": 4, "output_tokens": 4, "concurrency": 1}
+    assert (whole["requests"], whole["failures"]) == (4, {}) and len(result["points"]) <= 2
+    assert process.returncode == 7 and "the server is gone since" in stderr and "TTFT ms" in stdout
+    assert result["server_gone"]["request"] == 5  # a warm-up request and 4 of the first point come before
+
+
+def test_a_server_that_comes_back_in_time_is_not_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        server = Bare(tmp_path)
+        wire = Wire(Endpoint(server.url))
+        watch, record = GoneWatch(wire), Record(3, 0, ended_ns=time.monotonic_ns(), outcome="NotReady")
+        await watch.look_after(record)
+        assert watch.suspected is None  # it was there all the time
+        server.end()
+        assert not await wire.is_ready(0.5)
+        asking = asyncio.ensure_future(wire.is_ready(120))
+        await asyncio.to_thread(server.start)
+        assert await asking
+        server.end()
+        await watch.look_after(dataclasses.replace(record, outcome="Rejected"))  # somebody said that
+        assert watch.suspected is None
+        await watch.look_after(dataclasses.replace(record, ended_ns=time.monotonic_ns(), error="refused"))
+        assert watch.sure and watch.suspected and (watch.suspected.index, watch.suspected.error) == (3, "refused")
+        await wire.close()
+
+    asyncio.run(main())
 
 
 def test_every_kind_of_failure_is_an_outcome(bare: Bare, tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ from minitron_trtllm.load import compare
 from minitron_trtllm.load.latency import Point, PointResult
 from minitron_trtllm.load.prompts import PromptMaker, tokenizer_count
 from minitron_trtllm.load.record import Record
-from minitron_trtllm.load.statistics import Estimate, mean, percentile, percentiles
+from minitron_trtllm.load.statistics import (
+    PERCENTILES,
+    Estimate,
+    enough,
+    mean,
+    percentile,
+    percentiles,
+    remark,
+    shown,
+)
 
 
 def test_metrics_of_a_stream() -> None:
@@ -62,9 +71,24 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for trial in range(100):
         repeats = [draw.exponential(size=60).tolist() for _ in range(5)]
         found = percentiles(repeats, seed=trial)[50]
-        assert found.low is not None and found.high is not None and found.low <= found.value <= found.high
+        assert found and found.low is not None and found.high is not None and found.low <= found.value <= found.high
         hits += found.low <= truth <= found.high
     assert 85 <= hits <= 100
+
+
+@pytest.mark.parametrize(("share", "fewest"), [(50, 2), (90, 10), (95, 20), (99, 100)])
+def test_a_percentile_of_too_few_values_is_absent(share: int, fewest: int) -> None:
+    """One value at least lies beyond it: ceil(1 / (1 - q)), by hand."""
+    assert not enough(share, fewest - 1) and enough(share, fewest)
+    if share in PERCENTILES:
+        assert percentiles([[1.0] * (fewest - 1)])[share] is None
+        assert percentiles([[1.0] * (fewest // 2)] * 2)[share] == Estimate(1.0, 1.0, 1.0)
+
+
+def test_what_is_absent_is_a_dash_that_is_explained_once() -> None:
+    assert (shown(1.236), shown(None)) == ("1.24", "-")
+    (said,) = remark([["a", "1.24", "-"], ["b", "-", "-"]])
+    assert "a p99 100" in said and remark([["a", "1.24"]]) == []
 
 
 def test_one_repeat_gives_no_interval_and_none_no_value() -> None:

@@ -84,6 +84,18 @@ def test_only_real_differences_are_called_real(tmp_path: Path) -> None:
     assert medians["ITL"].ratio.value == 1 and not medians["ITL"].real
 
 
+def test_a_percentile_of_too_few_requests_is_in_no_table(tmp_path: Path) -> None:
+    """20 requests inside the window: a p50, no p99 of theirs; 140 times between tokens have one."""
+    few = [write_run(tmp_path / name, records(seed)[:40]) for name, seed in (("a", 1), ("b", 2))]
+    done = minitron("report", *few)
+    rows = [line.split() for line in done.stdout.partition("b beside a")[0].splitlines()]
+    assert ["TTFT,", "intended", "p99", "ms", "-", "-"] in rows and ["ITL", "p99", "ms", "10.00", "10.00"] in rows
+    assert done.stdout.count("of too few values") == 1
+    assert {(one.metric, one.share) for one in compare(reading.read(few[0]), reading.read(few[1]))} == {
+        ("TTFT (intended)", 50), ("ITL", 50), ("ITL", 99), ("TPOT", 50), ("E2E (intended)", 50)}  # fmt: skip
+    assert '<td class="n">-</td>' in (tmp_path / "a" / "report.html").read_text()
+
+
 def test_csv_has_a_row_for_each_request(tmp_path: Path) -> None:
     made = records(1)
     folder = write_run(tmp_path / "a", made)

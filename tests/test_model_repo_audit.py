@@ -68,7 +68,6 @@ def running(log: RuntimeLog, **served: Any) -> Running:
     loaded = {
         "parameters": {key: {"string_value": value.string_value} for key, value in config.parameters.items()},
         "max_batch_size": config.max_batch_size, "model_transaction_policy": {"decoupled": True},
-        "dynamic_batching": {"default_queue_policy": {"max_queue_size": 256}},
     }  # fmt: skip
     return Running(config, loaded | served, log, Metrics(()), {"limits": planned["limits"], "plan": planned})
 
@@ -114,7 +113,7 @@ def test_what_is_off_fails_its_line_alone(line: str, changes: dict[str, Any]) ->
     [
         {"max_batch_size": 1},
         {"model_transaction_policy": {}},
-        {"dynamic_batching": {}},
+        {"dynamic_batching": {"default_queue_policy": {"max_queue_size": 256}}},
         {"parameters": {"gpt_model_type": {"string_value": "V1"}}},
     ],
 )

@@ -105,8 +105,20 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
      "ensemble_scheduling.step tensorrt_llm input_map runtime_top_k"),
     (replace("tensorrt_llm_bls", 'value: { string_value: "128" }', 'value: { string_value: "1280" }'), BLS,
      "parameters max_input_len"),
-    (replace("tensorrt_llm", "max_queue_size: 256", "max_queue_size: 2"), ENGINE,
-     "dynamic_batching.default_queue_policy.max_queue_size"),
+    (replace("tensorrt_llm", 'key: "max_queue_size" value: { string_value: "256" }',
+             'key: "max_queue_size" value: { string_value: "2" }'), BLS, "parameters max_queue_size"),
+    *(
+        (replace(model, "instance_group", f"dynamic_batching {{ {batcher} }} instance_group"), file,
+         f"dynamic_batching.{batcher.partition(':')[0].partition(' ')[0]}")
+        for model, file in (("tensorrt_llm", ENGINE), ("tensorrt_llm_bls", BLS))
+        for batcher in ("preserve_ordering: true", "default_queue_policy { max_queue_size: 256 }",
+                        "max_queue_delay_microseconds: 100", "preferred_batch_size: 4")
+    ),
+    (replace("preprocessing", "instance_group", "dynamic_batching { } instance_group"), "preprocessing/config.pbtxt",
+     "dynamic_batching"),
+    (replace("postprocessing", "preserve_ordering: true",
+             "preserve_ordering: true default_queue_policy { default_timeout_microseconds: 1000000 }"),
+     "postprocessing/config.pbtxt", "dynamic_batching.default_queue_policy"),
     (replace("tensorrt_llm_bls", "count: 1", "count: 4"), BLS, "instance_group.count"),
     (drop("tensorrt_llm_bls/1/model.py"), "tensorrt_llm_bls/1/model.py", ""),
     (drop("ensemble/1"), "ensemble/1", ""),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def small_room() -> Iterator[Callable[..., Engine]]:
         ({"max_new_tokens": 511}, r"together exceed the maximum sequence length \(512\)"),
         ({"prompt": [5, 1031]}, "token id 1031: it must be from 0 to 1030"),
         ({"prompt": [5, -1]}, "token id -1"),
-        ({"end_id": 1031}, "end_id is 1031"),
+        ({"end_ids": frozenset({5, 1031})}, "end_id is 1031"),
         ({"stop_words": ((5, 2000),)}, "stop_words_list"),
         ({"stop_words": ((),)}, "stop_words_list"),
         ({"temperature": -0.5}, "temperature is -0.5"),
@@ -53,8 +55,6 @@ def small_room() -> Iterator[Callable[..., Engine]]:
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": -1}, "top_k is -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
-        ({"presence_penalty": 2.5}, "presence_penalty is 2.5"),
-        ({"frequency_penalty": -3.0}, "frequency_penalty is -3"),
         ({"min_tokens": 9}, "min_tokens is 9"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -257,6 +257,41 @@ def test_closing_cancels_and_refuses(small_room: Callable[..., Engine]) -> None:
     with pytest.raises(Refused, match="stopping"):
         engine.submit(Request(PROMPTS[0], 1), lambda _: None)
     assert threading.active_count() < 50
+
+
+def test_nothing_of_the_library_outlives_a_closed_engine(
+    small_room: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline and every handle are destroyed by ``close``, although somebody keeps the generations."""
+    kept: list[weakref.ref[Any]] = []
+
+    class Pipeline:
+        """The real one, and what it gives, in objects that can be watched."""
+
+        def __init__(self, real: Any) -> None:
+            self._real = real
+            kept.append(weakref.ref(self))
+
+        def add_request(self, *words: Any) -> Any:
+            return Pipeline(self._real.add_request(*words))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    real = pipeline.open_pipeline
+    monkeypatch.setattr(pipeline, "open_pipeline", lambda *words, **how: Pipeline(real(*words, **how)))
+    engine = small_room(40)
+    done, left, cut = (Caller(engine, Request(PROMPTS[0], length)) for length in (3, 480, 480))
+    done.last()
+    left.next()
+    engine.cancel(left.generation)
+    left.last()
+    cut.next()
+    engine.close()
+    assert cut.last().finish == "cancelled"
+    gc.collect()
+    assert len(kept) == 5  # the pipeline, the request that warms it up, three more
+    assert [one for one in kept if one() is not None] == []
 
 
 def test_fast_execution_is_another_arithmetic(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 
 import cpu_engines
 from answers import END_ID, Answers
-from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
-from minitron_trtllm import shape
+from cpu_engines import EXPECTED, PROMPTS, Caller, greedy, next_logits, run
 from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
 from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
-from nemotron_reference import checkpoint_weights, logits
 
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
 
@@ -27,7 +24,7 @@ def test_greedy_tokens_equal_those_of_transformers(name: str, precision: Precisi
     answers = Answers.load(name)
     engine = Engine.load(cpu_engines.engine(name, precision), kv_cache_tokens=2048)
     try:
-        requests = [Request(prompt, 64, end_id=END_ID) for prompt in answers.prompts]
+        requests = [Request(prompt, 64, end_ids=frozenset({END_ID})) for prompt in answers.prompts]
         assert run(engine, *requests) == answers.variants[precision].continuations
     finally:
         engine.close()
@@ -66,23 +63,6 @@ def test_sampling_keeps_to_the_most_probable(engine: Engine) -> None:
     assert {tokens[0] for tokens in found} == set(best.tolist())
 
 
-def next_logits(ids: list[int]) -> np.ndarray[Any, Any]:
-    """Logits after ``ids`` by the numpy Nemotron of the tests."""
-    folder = cpu_engines.checkpoint("other", BF16)
-    model = shape.read(cpu_engines.model("other") / "config.json")
-    return np.asarray(logits(checkpoint_weights(folder), model, np.array(ids))[-1])
-
-
-def greedy(ids: list[int], count: int, change: Callable[[Any, list[int]], None]) -> list[int]:
-    """Greedy tokens by the numpy Nemotron, its logits changed by ``change(logits, tokens so far)`` in place."""
-    found: list[int] = []
-    for _ in range(count):
-        row = next_logits(ids + found)
-        change(row, found)
-        found.append(int(row.argmax()))
-    return found
-
-
 def test_log_probs_are_those_of_the_whole_vocabulary(engine: Engine) -> None:
     caller = Caller(engine, Request(PROMPTS[3], 3))
     caller.last()
@@ -103,31 +83,16 @@ def test_a_repetition_penalty_counts_prompt_and_output(engine: Engine) -> None:
     assert run(engine, Request(prompt, 6, repetition_penalty=1.8))[0] == greedy(prompt, 6, penalise)
 
 
-@pytest.mark.parametrize("kind", ["presence", "frequency"])
-def test_presence_and_frequency_penalties_count_what_was_generated(engine: Engine, kind: str) -> None:
-    """OpenVINO GenAI moves a logit towards zero; TensorRT-LLM lowers negative ones too (docs/cpu-engine.md)."""
-    prompt, counted = PROMPTS[0], kind == "frequency"
-
-    def penalise(row: Any, found: list[int]) -> None:
-        for token in set(found):
-            row[token] -= np.sign(row[token]) * (found.count(token) if counted else 1)
-
-    expected = greedy(prompt, 6, penalise)
-    assert expected != EXPECTED[0][:6]
-    penalty: dict[str, Any] = {f"{kind}_penalty": 1.0}
-    assert run(engine, Request(prompt, 6, **penalty))[0] == expected
-
-
 def test_the_end_id_ends_and_is_no_output(engine: Engine) -> None:
     end = EXPECTED[0][10]
-    caller = Caller(engine, Request(PROMPTS[0], 64, end_id=end))
+    caller = Caller(engine, Request(PROMPTS[0], 64, end_ids=frozenset({end})))
     assert caller.last().finish == "end_id"
     assert caller.tokens == EXPECTED[0][: EXPECTED[0].index(end)]
 
 
 def test_min_tokens_bans_the_end_id(engine: Engine) -> None:
     end = EXPECTED[0][0]  # would end at once
-    assert run(engine, Request(PROMPTS[0], 8, end_id=end))[0] == []
+    assert run(engine, Request(PROMPTS[0], 8, end_ids=frozenset({end})))[0] == []
 
     def ban(row: Any, found: list[int]) -> None:
         if len(found) < 3:
@@ -135,7 +100,7 @@ def test_min_tokens_bans_the_end_id(engine: Engine) -> None:
 
     expected = greedy(PROMPTS[0], 8, ban)
     cut = expected.index(end) if end in expected else 8
-    assert run(engine, Request(PROMPTS[0], 8, end_id=end, min_tokens=3))[0] == expected[:cut]
+    assert run(engine, Request(PROMPTS[0], 8, end_ids=frozenset({end}), min_tokens=3))[0] == expected[:cut]
 
 
 def test_stop_words_end_and_are_output(engine: Engine) -> None:

@@ -71,11 +71,14 @@ def test_check_names_what_is_wrong(repository: Path, tmp_path: Path) -> None:
     path = broken / MODEL / "1" / "model.yaml"
     path.write_text(path.read_text().replace("dtype: bfloat16", "dtype: int8\nspeed: high"))
     config = broken / MODEL / "config.pbtxt"
-    config.write_text(config.read_text().replace('"sampling_param_seed"', '"seed"'))
+    batcher = "dynamic_batching { preserve_ordering: true }"
+    config.write_text(config.read_text().replace('"sampling_param_seed"', '"seed"') + batcher)
     document = json.loads(minitron("repo", "check", broken, "--json", check=False).stdout)
     places = {(finding["file"], finding["field"]) for finding in document["findings"]}
     yaml_file = "tensorrt_llm/1/model.yaml"
-    assert {(yaml_file, "dtype"), (yaml_file, "speed"), ("tensorrt_llm/config.pbtxt", "input seed")} <= places
+    where = "tensorrt_llm/config.pbtxt"
+    assert {(yaml_file, "dtype"), (yaml_file, "speed"), (where, "input seed"),
+            (where, "dynamic_batching.preserve_ordering")} <= places  # fmt: skip
 
 
 @pytest.fixture(scope="module")

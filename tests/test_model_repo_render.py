@@ -34,7 +34,7 @@ OWN_KEYS = {
         "vocab_size": "length of a row of embedding_bias",
     },
     "postprocessing": {},
-    "tensorrt_llm": {},
+    "tensorrt_llm": {"max_queue_size": "requests that wait in the CPU engine; the C++ backend has no parameter for it"},
     "ensemble": {},
     "tensorrt_llm_bls": {
         "tokenizer_dir": "the BLS tokenizes and detokenizes itself: a stopping server cannot be asked any more",
@@ -131,7 +131,32 @@ def test_one_decoupled_one_batch_size_and_an_ordered_postprocessing(repository: 
     assert ours["tensorrt_llm_bls"].model_transaction_policy.decoupled
     assert {config.max_batch_size for config in ours.values()} == {16}  # the engine's
     assert ours["postprocessing"].dynamic_batching.preserve_ordering
-    assert ours["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 256
+
+
+def test_no_model_has_a_batcher_that_holds_requests_unless_asked_for(tmp_path: Path) -> None:
+    """Triton's scheduler_utils.cc: a limit or timeout in the queue policy ends prefetching, and then requests are held.
+    The limit is a parameter then; the C++ backend's executor takes it from the policy alone (model_instance_state.cc).
+    """
+    engines = {kind: hand_made.engine_folder(tmp_path / f"{kind}-engine", cpu=kind == "cpu") for kind in ("cpu", "gpu")}
+    for kind, engine in engines.items():
+        render(engine, tmp_path / kind, RepositoryOptions(max_queue_size=7))
+        ours = configs(tmp_path / kind)
+        assert {name: str(one.dynamic_batching) for name, one in ours.items() if one.HasField("dynamic_batching")} == {
+            "postprocessing": "preserve_ordering: true\n"
+        }
+        for model in ("tensorrt_llm", "tensorrt_llm_bls"):
+            assert ours[model].parameters["max_queue_size"].string_value == "7"
+    asked = RepositoryOptions(max_queue_size=7, executor_queue_policy=True)
+    render(engines["gpu"], tmp_path / "asked", asked)
+    ours = configs(tmp_path / "asked")
+    assert str(ours["tensorrt_llm"].dynamic_batching) == "default_queue_policy {\n  max_queue_size: 7\n}\n"
+    assert [finding for finding in check(tmp_path / "asked") if finding.is_error] == []
+    path = tmp_path / "asked" / "tensorrt_llm" / "config.pbtxt"
+    path.write_text(path.read_text().replace("max_queue_size: 7 }", "max_queue_size: 8 }"))
+    found = [finding.field for finding in check(tmp_path / "asked") if finding.is_error]
+    assert found == ["dynamic_batching.default_queue_policy.max_queue_size"]
+    render(engines["cpu"], tmp_path / "cpu-asked", asked)  # the CPU engine reads the parameter
+    assert not configs(tmp_path / "cpu-asked")["tensorrt_llm"].HasField("dynamic_batching")
 
 
 def test_only_the_backend_and_what_runs_it_differ_between_cpu_and_gpu(tmp_path: Path) -> None:
@@ -253,9 +278,11 @@ def test_the_command_prints_a_table_or_one_document(tmp_path: Path) -> None:
 def test_a_recipe_gives_the_serving_options_and_a_flag_wins(tmp_path: Path) -> None:
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("serving: {max_queue_size: 7, postprocessing_instances: 3}\nmemory: {kv_cache_fraction: 0.5}\n")
+    serving = "{max_queue_size: 7, executor_queue_policy: true, postprocessing_instances: 3}"
+    recipe.write_text(f"serving: {serving}\nmemory: {{kv_cache_fraction: 0.5}}\n")
     minitron("repo", "render", engine, "--output", tmp_path / "out", "--recipe", recipe, "--max-queue-size", "9")
     ours = configs(tmp_path / "out")
+    assert ours["tensorrt_llm"].parameters["max_queue_size"].string_value == "9"
     assert ours["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 9
     assert ours["tensorrt_llm"].parameters["kv_cache_free_gpu_mem_fraction"].string_value == "0.5"
     assert ours["postprocessing"].instance_group[0].count == 3

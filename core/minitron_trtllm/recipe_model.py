@@ -100,6 +100,12 @@ class Serving(_Section):
     http_port: int = _field(8000, "HTTP port; 0 takes a free one", ge=0, le=65535)
     metrics_port: int = _field(8002, "Prometheus port; 0 takes a free one", ge=0, le=65535)
     max_queue_size: int = _field(256, "requests that may wait before the server says it is full; 0: no limit", ge=0)
+    executor_queue_policy: bool = _field(
+        False,
+        "let a TensorRT engine's executor refuse what is above max_queue_size: its backend reads that from Triton's "
+        "queue policy only, and with one Triton at times holds requests that come together for up to half a second; "
+        "without, the text model's limit is the only one. (A CPU engine reads max_queue_size itself.)",
+    )
     preprocessing_instances: int = _field(1, "processes that tokenize", ge=1)
     postprocessing_instances: int = _field(1, "processes that detokenize for the ensemble", ge=1)
     bls_max_concurrency: int = _field(128, "requests that the front works on at the same time", ge=1)

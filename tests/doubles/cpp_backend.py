@@ -1,7 +1,8 @@
 """Gives the CPU engine's model, copied into a version folder, the manners in which the C++ backend differs from it.
 
 By the contract (model_instance_state.cc, utils.cc of TensorRT-LLM 1.2.0rc8) and llmRequest.cpp: an id that is in use
-may be used again, bad words of one token never come, an embedding bias decides, too long an output is shortened.
+may be used again, bad words of one token never come, an embedding bias decides, too long an output is shortened,
+an end id stands for itself alone.
 The tokens are still the CPU engine's; where these rules would change them, others are put in their place.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 _READING = """
 
 _plain_row = _row
+end_ids.meant_by = lambda end_id, own: frozenset({end_id} if end_id >= 0 else ())
 
 
 def _refuse_unsupported(row):
@@ -21,11 +23,11 @@ def _refuse_unsupported(row):
         raise Refused(f"Requested beam width {beams} is larger than the configured max beam width 1")
 
 
-def _row(tensors, index, batch):
+def _row(tensors, index, batch, own_end_ids):
     row = _Row(tensors, index)
     banned = frozenset(word[0] for word in row.words("bad_words_list") if len(word) == 1)
     bias = tensors["embedding_bias"][index].reshape(-1) if row.has_values("embedding_bias") else None
-    requests = _plain_row(tensors, index, batch)
+    requests = _plain_row(tensors, index, batch, own_end_ids)
     for request in requests:
         object.__setattr__(request, "banned", banned)
         object.__setattr__(request, "favourite", None if bias is None else int(bias.argmax()))

@@ -142,9 +142,8 @@ def _convert(
 def _provenance(source: Source) -> dict[str, Any]:
     """What had happened to the weights before, where that is known."""
     before = source.provenance()
-    if not before.stored_types:
-        return {}
-    return {"source_types": before.stored_types, "lost_before": list(before.losses)}
+    types = {"source_types": before.stored_types, "lost_before": list(before.losses)} if before.stored_types else {}
+    return types | ({"remarks": list(before.remarks)} if before.remarks else {})
 
 
 def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict[str, Any]:

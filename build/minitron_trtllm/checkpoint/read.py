@@ -19,6 +19,29 @@ from minitron_trtllm.source.safetensors import Entry, SafetensorsFile
 
 _MAX_RANKS = 1024
 _MAX_SIZE = 1 << 31
+#: TensorRT-LLM gives both names the same class (1.x ``models/__init__.py``); ModelOpt and Megatron write the second.
+_ARCHITECTURES = (ARCHITECTURE, "GPTForCausalLM")
+#: Keys that change the model: what TensorRT-LLM takes where one is left out (1.x ``models/modeling_utils.py``,
+#: ``models/gpt/config.py``), and what a Nemotron has, which alone is built here.
+_BUILT_IN: dict[str, tuple[object, tuple[object, ...]]] = {
+    "hidden_act": ("gelu", ("squared-relu", "relu2")),
+    "position_embedding_type": ("learned_absolute", ("rope_gpt_neox",)),
+    "bias": (True, (False,)), "q_scaling": (1, (1,)), "embedding_scale": (None, (None, 1)),
+    "rotary_scaling": (None, (None,)), "apply_query_key_layer_scaling": (False, (False,)),
+    "inner_layernorm": (False, (False,)), "norm_before_bmm1": (False, (False,)), "qk_layernorm": (False, (False,)),
+    "rmsnorm": (False, (False,)), "is_pruned": (False, (False,)), "moe_num_experts": (0, (0,)),
+}  # fmt: skip
+#: The same for keys of the blocks.
+_BUILT_IN_QUANTIZATION: dict[str, tuple[object, tuple[object, ...]]] = {
+    "kv_cache_quant_algo": (None, (None,)), "has_zero_point": (False, (False,)), "pre_quant_scale": (False, (False,)),
+    "clamp_val": (None, (None,)), "use_meta_recipe": (False, (False,)), "exclude_modules": (None, (None,)),
+}  # fmt: skip
+_BUILT_IN_MAPPING: dict[str, tuple[object, tuple[object, ...]]] = {
+    "cp_size": (1, (1,)), "auto_parallel": (False, (False,)), "enable_attention_dp": (False, (False,)),
+}  # fmt: skip
+_BUILT_IN_MOE: dict[str, tuple[object, tuple[object, ...]]] = {"num_experts": (0, (0,))}
+#: Other keys of ``quantization``; one that is not known makes TensorRT-LLM's loading fail.
+_QUANTIZATION = ("quant_algo", "group_size", "smoothquant_val", "mamba_ssm_cache_dtype")
 #: What TensorRT-LLM's loader does without: it computes the tables, and a tied head is the embedding.
 _OPTIONAL_RULES = (Rule.POSITIONS, Rule.INVERSE_FREQUENCIES, Rule.POSITIONS_FOR_ATTENTION)
 HEAD = "lm_head.weight"
@@ -112,7 +135,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not there; {advice}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
+    if not isinstance(config, dict) or config.get("architecture") not in _ARCHITECTURES:
         raise CheckpointError(f"{path} is not of a TensorRT-LLM checkpoint of a Nemotron model (key 'architecture')")
     return config
 
@@ -150,6 +173,7 @@ def _world_size(config: dict[str, Any], where: Path) -> int:
 
 def _spec(config: dict[str, Any], where: Path, quantized: bool) -> Spec:
     dtype, mapping = config.get("dtype"), config.get("mapping", {})
+    _check_built_in(config, where)
     if dtype not in DTYPES:
         raise CheckpointError(f"{where}: dtype is {dtype!r}, and one of {', '.join(DTYPES)} is needed")
     precision = _precision(config, dtype, where)
@@ -163,9 +187,33 @@ def _spec(config: dict[str, Any], where: Path, quantized: bool) -> Spec:
         raise CheckpointError(f"{where}: {error}") from error
 
 
+def _check_built_in(config: dict[str, Any], where: Path) -> None:
+    quantization = _block(config, "quantization", where)
+    unknown = [key for key in quantization if key not in (*_QUANTIZATION, *_BUILT_IN_QUANTIZATION)]
+    if unknown:
+        raise CheckpointError(f"{where}: quantization.{unknown[0]} is not known to TensorRT-LLM 1.x; remove it")
+    if quantization.get("quant_algo") is None:  # then nothing is quantised, whatever would be left out
+        quantization = {key: value for key, value in quantization.items() if key != "exclude_modules"}
+    for block, found, rules in (
+        ("", config, _BUILT_IN), ("quantization.", quantization, _BUILT_IN_QUANTIZATION),
+        ("mapping.", _block(config, "mapping", where), _BUILT_IN_MAPPING),
+        ("moe.", _block(config, "moe", where), _BUILT_IN_MOE),
+    ):  # fmt: skip
+        for key, (absent, built_in) in rules.items():
+            if (value := found.get(key, absent)) not in built_in:
+                said = f"{value!r}" if key in found else f"not there, which means {value!r}"
+                raise CheckpointError(f"{where}: {block}{key} is {said}; only {built_in[0]!r} can be built here")
+
+
+def _block(config: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
+    block = config.get(key) or {}
+    if not isinstance(block, dict):
+        raise CheckpointError(f"{where}: {key} is {block!r}, and an object is needed; convert the model again")
+    return block
+
+
 def _precision(config: dict[str, Any], dtype: str, where: Path) -> Precision:
-    quantization = config.get("quantization") or {}
-    algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else quantization
+    algorithm = _block(config, "quantization", where).get("quant_algo")
     for precision in (Precision(dtype), Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY):
         if precision.quant_algo == algorithm:
             return precision
@@ -173,34 +221,41 @@ def _precision(config: dict[str, Any], dtype: str, where: Path) -> Precision:
 
 
 def _shape(config: dict[str, Any], where: Path) -> ModelShape:
-    def size(key: str) -> int:
-        value = config.get(key)
+    """Sizes and constants, with TensorRT-LLM's defaults for keys that are left out."""
+
+    def size(key: str, default: int | None = None) -> int:
+        value = default if config.get(key) is None else config[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MAX_SIZE:
             raise CheckpointError(f"{where}: {key} is {value!r}, and a whole number above 0 is needed")
         return value
 
-    def number(key: str) -> float:
-        value = config.get(key)
+    def number(key: str, default: float) -> float:
+        value = config.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MAX_SIZE:
             raise CheckpointError(f"{where}: {key} is {value!r}, and a number above 0 is needed")
         return float(value)
 
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
     shape = ModelShape(
         vocab_size=size("vocab_size"),
-        hidden_size=size("hidden_size"),
-        intermediate_size=size("intermediate_size"),
+        hidden_size=hidden,
+        intermediate_size=size("intermediate_size", 4 * hidden),
         num_layers=size("num_hidden_layers"),
-        num_heads=size("num_attention_heads"),
-        num_kv_heads=size("num_key_value_heads"),
+        num_heads=heads,
+        num_kv_heads=size("num_key_value_heads", heads),
         max_positions=size("max_position_embeddings"),
-        norm_epsilon=number("norm_epsilon"),
-        rotary_share=number("rotary_pct"),
-        rotary_base=number("rotary_base"),
+        norm_epsilon=number("norm_epsilon", 1e-5),
+        rotary_share=number("rotary_pct", 1.0),
+        rotary_base=number("rotary_base", 10000.0),
         tied_embeddings=False,
         dtype=config.get("dtype"),
     )
-    if shape.head_size * shape.num_heads != shape.hidden_size or config.get("head_size") != shape.head_size:
+    head_size = size("head_size", max(hidden // heads, 1))
+    if head_size != shape.head_size or head_size * heads != hidden:
+        raise CheckpointError(f"{where}: head_size {head_size} x {heads} heads is not {hidden}")
+    if shape.rotary_share > 1 or shape.rotary_size < 2 or shape.rotary_size % 2:
         raise CheckpointError(
-            f"{where}: head_size {config.get('head_size')!r} x {shape.num_heads} heads is not {shape.hidden_size}"
+            f"{where}: rotary_pct {shape.rotary_share} of {head_size} makes {shape.rotary_size} rotated elements; "
+            "an even number of at least 2, and at most all, is needed"
         )
     return shape

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if "source_types" in details:
         summary["source_types"] = dict(Counter(details["source_types"].values()).most_common())
         summary["lost_before"] = details["lost_before"]
+    if "remarks" in details:
+        summary["remarks"] = details["remarks"]
     if args.json:
         output.emit_json(summary)
     else:
@@ -76,6 +78,6 @@ def run(args: argparse.Namespace) -> int:
 def _cell(key: str, value: Any) -> Any:
     if key == "source_types":
         return ", ".join(f"{kind} x {count}" for kind, count in value.items())
-    if key == "lost_before":
+    if key in ("lost_before", "remarks"):
         return "; ".join(value)
     return output.human_bytes(value) if key.endswith("_bytes") else value

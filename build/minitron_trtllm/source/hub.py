@@ -13,14 +13,8 @@ from pathlib import Path
 
 from minitron_trtllm import shape as shapes
 from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source.huggingface import (
-    GENERATION_CONFIG,
-    INDEX,
-    TOKENIZER_FILES,
-    HuggingFaceModel,
-    weight_files,
-    weight_map,
-)
+from minitron_trtllm.source import weight_files
+from minitron_trtllm.source.huggingface import GENERATION_CONFIG, TOKENIZER_FILES, HuggingFaceModel
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +38,8 @@ def open_id(model: str, revision: str | None) -> HuggingFaceModel:
         disable_progress_bars()
     try:
         found = HfApi().model_info(model, revision=revision)
-        names = {sibling.rfilename for sibling in found.siblings or []}
-        folder = _fetch_all(model, revision or "main", names)
+        names: set[str] | None = {sibling.rfilename for sibling in found.siblings or []}
+        folder = _fetch_all(model, revision or "main", names or set())
     except errors.GatedRepoError:
         raise ModelError(f"{model} is gated: accept its licence on its page and set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
@@ -55,24 +49,23 @@ def open_id(model: str, revision: str | None) -> HuggingFaceModel:
     except errors.HFValidationError:
         raise ModelError(f"{model} is neither a folder here nor a valid Hugging Face id") from None
     except (errors.HTTPError, OSError) as cause:  # type: ignore[attr-defined]  # its HTTP library's base class
-        folder = _cached(model, revision, cause)
-    return HuggingFaceModel(folder, path=model, revision=folder.name)
+        folder, names = _cached(model, revision, cause), None
+    return HuggingFaceModel(folder, path=model, revision=folder.name, names=names)
 
 
 def _fetch_all(model: str, revision: str, names: set[str]) -> Path:
     """Fetch the needed ones of the repository's files ``names``; the folder in the cache, named by the commit."""
+    weight_files.refuse_adapter(names, model)
     config = _fetch(model, revision, "config.json", names)
     shapes.read(config)
     folder = config.parent
-    if INDEX in names:
-        weights = set(weight_map(_fetch(model, folder.name, INDEX, names)).values())
-    else:
-        weights = {name for name in names if name.endswith(".safetensors") and "/" not in name}
-    if not weights:
-        old = next((f", only {name}" for name in sorted(names) if name.endswith((".bin", ".pt", ".pth"))), "")
-        raise ModelError(f"{model} has no *.safetensors file{old}; take a revision or another model that has them")
-    for name in sorted(names.intersection((GENERATION_CONFIG, *TOKENIZER_FILES)) | weights):
-        _fetch(model, folder.name, name, names)
+
+    def get(name: str) -> Path:
+        return _fetch(model, folder.name, name, names)
+
+    weights = weight_files.choose(names, shapes.load(config), get, model)
+    for name in sorted(names.intersection((GENERATION_CONFIG, *TOKENIZER_FILES)).union(weights.names)):
+        get(name)
     return folder
 
 
@@ -97,7 +90,9 @@ def _cached(model: str, revision: str | None, cause: Exception) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
+    names = [item.name for item in folder.iterdir()]
     try:
-        return all((folder / name).exists() for name in weight_files(folder))
+        weights = weight_files.choose(names, shapes.load(folder / "config.json"), folder.joinpath, str(folder))
     except ModelError:
         return False
+    return all((folder / name).exists() for name in weights.names)

@@ -23,6 +23,12 @@ HEAD = "lm_head.weight"
 _NAMED_AT_ONCE = 3
 """How many missing or extra names an error message lists."""
 
+_DECIDED_BY: dict[str, Callable[[str], bool]] = {
+    "tie_word_embeddings": (HEAD, EMBEDDING).__contains__,
+    "num_hidden_layers": lambda name: name.startswith("model.layers."),
+}
+"""The key that says how many of these tensors there are."""
+
 
 @dataclass(frozen=True)
 class SourceTensor:
@@ -43,11 +49,13 @@ class Provenance:
     """What had happened to the weights before, as far as the source tells.
 
     ``stored_types`` names the type of each tensor in a file that may be quantised (Q4_K, F32, ...); ``losses`` are
-    sentences for people. Both are empty for weights as they were trained.
+    sentences for people. Both are empty for weights as they were trained. ``remarks`` are sentences too: what of the
+    source was not read, and why.
     """
 
     stored_types: dict[str, str] = field(default_factory=dict)
     losses: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -88,9 +96,24 @@ class Source(Protocol):
 
 def expected(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor of a NemotronForCausalLM: linear weights (out, in), norms with a bias."""
-    hidden, kv = shape.hidden_size, shape.num_kv_heads * shape.head_size
-    yield EMBEDDING, (shape.vocab_size, hidden)
-    for index in range(shape.num_layers):
+    sizes = _sizes(shape)
+    return ((name, tuple(sizes[key] for key in keys)) for name, keys in _named_sizes(shape.num_layers))
+
+
+def _sizes(shape: ModelShape) -> dict[str, int]:
+    """What the keys of config.json that an axis is named after come to."""
+    return {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_key_value_heads x head_dim": shape.num_kv_heads * shape.head_size,
+    }
+
+
+def _named_sizes(layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    hidden, inner, vocab, kv = "hidden_size", "intermediate_size", "vocab_size", "num_key_value_heads x head_dim"
+    yield EMBEDDING, (vocab, hidden)
+    for index in range(layers):
         layer = f"model.layers.{index}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{layer}.{norm}.weight", (hidden,)
@@ -99,34 +122,46 @@ def expected(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{layer}.self_attn.k_proj.weight", (kv, hidden)
         yield f"{layer}.self_attn.v_proj.weight", (kv, hidden)
         yield f"{layer}.self_attn.o_proj.weight", (hidden, hidden)
-        yield f"{layer}.mlp.up_proj.weight", (shape.intermediate_size, hidden)
-        yield f"{layer}.mlp.down_proj.weight", (hidden, shape.intermediate_size)
+        yield f"{layer}.mlp.up_proj.weight", (inner, hidden)
+        yield f"{layer}.mlp.down_proj.weight", (hidden, inner)
     yield "model.norm.weight", (hidden,)
     yield "model.norm.bias", (hidden,)
-    yield HEAD, (shape.vocab_size, hidden)
+    yield HEAD, (vocab, hidden)
 
 
 def complete(found: Mapping[str, SourceTensor], shape: ModelShape, where: str) -> dict[str, SourceTensor]:
-    """The model's tensors in the order of ``expected``, a tied head being the embedding; raises ModelError.
+    """The model's tensors in the order of ``expected``; raises ModelError.
 
-    Missing and extra tensors, other shapes, and other types than float32, float16 and bfloat16 are refused.
+    Of a tied head and embedding either may be missing, as in transformers. Missing and extra tensors, other shapes, and
+    other types than float32, float16 and bfloat16 are refused.
     """
     if shape.num_layers > len(found):  # also keeps an absurd number from being enumerated
-        raise ModelError(f"{where}: config.json says {shape.num_layers} layers, and there are {len(found)} tensors")
+        layers = f"config.json says {shape.num_layers} layers"
+        raise ModelError(f"{where}: {layers}, and there are {len(found)} tensors; correct num_hidden_layers")
     found = dict(found)
-    if shape.tied_embeddings and HEAD not in found and EMBEDDING in found:
-        found[HEAD] = found[EMBEDDING]
+    if shape.tied_embeddings:
+        for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+            if name not in found and twin in found:
+                found[name] = found[twin]
     wanted = dict(expected(shape))
     _refuse_names([name for name in wanted if name not in found], "lacks", "get the missing files", where)
     _refuse_names([name for name in found if name not in wanted], "has, unknown to a Nemotron,",
                   "is it another model, or one with adapters not merged?", where)  # fmt: skip
-    for name, sizes in wanted.items():
-        if found[name].shape != sizes:
-            raise ModelError(f"{where}: {name} has shape {list(found[name].shape)}, config.json asks for {list(sizes)}")
+    keys, sizes = dict(_named_sizes(shape.num_layers)), _sizes(shape)
+    for name, asked in wanted.items():
+        if found[name].shape != asked:
+            axes = zip(keys[name], found[name].shape, strict=False)
+            wrong = ", ".join(f"{key} {sizes[key]}" for key, size in axes if size != sizes[key])
+            has = f"{name} has shape {list(found[name].shape)}"
+            raise ModelError(
+                f"{where}: {has}, config.json asks for {list(asked)} ({wrong or 'another kind of tensor'})"
+            )
     return {name: found[name] for name in wanted}
 
 
 def _refuse_names(names: list[str], verb: str, advice: str, where: str) -> None:
     if names:
         more = f" and {len(names) - _NAMED_AT_ONCE} more" if len(names) > _NAMED_AT_ONCE else ""
-        raise ModelError(f"{where} {verb} tensor {', '.join(names[:_NAMED_AT_ONCE])}{more}; {advice}")
+        keys = [key for key, has in _DECIDED_BY.items() if all(has(name) for name in names)]
+        decided = f" (config.json's {keys[0]} decides)" if keys else ""
+        raise ModelError(f"{where} {verb} tensor {', '.join(names[:_NAMED_AT_ONCE])}{more}{decided}; {advice}")

@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("repository", type=Path, metavar="DIR", help="the model repository that is served: its limits and tokenizer")
     add("--metrics-url", metavar="HOST:PORT", help="the server's metrics; without them cancelling cannot be seen")
+    add("--http-url", metavar="HOST:PORT", help="its HTTP address; without it only gRPC is asked")
     add("--only", nargs="+", metavar="CASE", help="some cases, such as stop_words (default: all)")
     add("--output", type=Path, metavar="FILE", help="store the lines as JSON")
     add("--json", action="store_true", help="print one JSON document instead of a table")
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if unknown := next((name for name in names if name not in suite.CASES), None):
         known = ", ".join(name.partition(".")[2] for name in suite.CASES)
         raise UsageError(f"there is no case {unknown}; there are {known}")
-    with Subject.of_repository(endpoint(args), args.repository, args.metrics_url) as subject:
+    with Subject.of_repository(endpoint(args), args.repository, args.metrics_url, args.http_url) as subject:
         judged = []
         for line in suite.run(subject, names):
             log.info("%s %s", line.status, line.id)

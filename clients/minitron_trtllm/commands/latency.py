@@ -19,10 +19,11 @@ from minitron_trtllm.client.arguments import add_connection, endpoint
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load import compare, latency
+from minitron_trtllm.load.gone import failure
 from minitron_trtllm.load.latency import FIXED_LENGTH, SCHEMA, Effort, Point, PointResult
 from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.prompts import found_tokenizer, prompt_maker
-from minitron_trtllm.load.statistics import Estimate
+from minitron_trtllm.load.statistics import Estimate, remark, shown
 from minitron_trtllm.output import emit_json, table
 from minitron_trtllm.version import VERSION
 
@@ -68,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     with Client(server.url, model=args.model, tls=server.tls, api_key=server.api_key) as client:
         model, metadata = client.served_model(), client.metadata()
         prompts, counted_by = prompt_maker(client, model, args.tokenizer or found_tokenizer(args.manifest), args.seed)
-        results = asyncio.run(latency.measure(server, model, points, prompts=prompts, effort=effort, progress=log.info))
+        results, gone = asyncio.run(
+            latency.measure(server, model, points, prompts=prompts, effort=effort, progress=log.info)
+        )
     document = _document(args, model, results) | {
         "server_version": metadata.get("version"), "prompt_tokens_counted_by": counted_by,
-        "roofline": vars(roofline) if roofline else None,
+        "roofline": vars(roofline) if roofline else None, "server_gone": gone,
     }  # fmt: skip
     if args.output:
         files.write_text(args.output, json.dumps(document, indent=1) + "\n")
@@ -80,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(results, roofline, compare.speedups(results, beside) if beside else {}))
         print("\n".join(_remarks(args, results, counted_by, roofline)))
+    if gone:
+        raise failure(gone)
     return _verdict(results, baseline, args.tolerance)
 
 
@@ -103,26 +108,28 @@ def _table(results: Sequence[PointResult], roofline: compare.Roofline | None, ra
     for one in results:
         point = [str(one.point.input_tokens), str(one.point.output_tokens), str(one.point.concurrency)]
         for name, shares in one.metrics.items():
-            cells = [cell for share in shares.values() for cell in (f"{share.value:.2f}", _interval(share))]
+            cells = [cell for share in shares.values() for cell in _cells(share)]
             rows.append([*point, _NAMES[name], *cells, str(one.counts[name]), *([""] * len(extra))])
         if one.tokens_per_s:
             last = [f"{roofline.tokens_per_s(one.point.concurrency):.0f}"] if roofline else []
             last += [f"{ratios[one.point]:.2f}" if one.point in ratios else ""] if ratios else []
-            rate = [f"{one.tokens_per_s.value:.1f}", _interval(one.tokens_per_s)]
+            rate = [f"{one.tokens_per_s.value:.1f}", _cells(one.tokens_per_s)[1]]
             rows.append([*point, "tokens/s", *rate, "", "", "", "", str(one.requests), *last])
-    return table(rows, head + extra)
+    return "\n".join([table(rows, head + extra), *remark(rows)])
 
 
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None else f"{estimate.low:.2f}..{estimate.high:.2f}"
+def _cells(estimate: Estimate | None) -> tuple[str, str]:
+    """A figure and its interval, which one repeat does not give."""
+    if estimate is None:
+        return shown(None), ""
+    return shown(estimate.value), "" if estimate.low is None else f"{estimate.low:.2f}..{estimate.high:.2f}"
 
 
 def _remarks(
     args: argparse.Namespace, results: Sequence[PointResult], counted_by: str, roofline: compare.Roofline | None
 ) -> list[str]:
-    lines = [f"Fixed lengths: {FIXED_LENGTH}. Prompt tokens were counted by {counted_by}."]
-    if any(one.counts.get("ttft_ms", 0) < 100 for one in results):
-        lines.append("A p99 of fewer than 100 values is their largest; 'values' counts requests for tokens/s (a mean).")
+    lines = [f"Fixed lengths: {FIXED_LENGTH}. Prompt tokens were counted by {counted_by}. 'values' counts requests for "
+             "tokens/s (a mean)."]  # fmt: skip
     if not all(one.metrics.get("tpot_ms") or one.point.output_tokens == 1 for one in results):
         lines.append("The server counted no tokens, so there are no token metrics.")
     for one in results:

@@ -18,13 +18,14 @@ from minitron_trtllm.client import Client
 from minitron_trtllm.client.arguments import add_connection, endpoint
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import UsageError, VerdictError
+from minitron_trtllm.load import gone, requests, schedule, search
 from minitron_trtllm.load import profile as profiles
-from minitron_trtllm.load import requests, schedule, search
 from minitron_trtllm.load import run as runs
 from minitron_trtllm.load.latency import FIXED_LENGTH
 from minitron_trtllm.load.profile import Profile
 from minitron_trtllm.load.prompts import PromptMaker, found_tokenizer, prompt_maker
 from minitron_trtllm.load.schedule import Planned, Slice
+from minitron_trtllm.load.statistics import remark, shown
 from minitron_trtllm.load.summary import METRICS
 from minitron_trtllm.load.worker import Progress
 from minitron_trtllm.output import emit_json, table
@@ -90,7 +91,14 @@ def run(args: argparse.Namespace) -> int:
                  "prompt_tokens_counted_by": counted_by,
                  "lengths": FIXED_LENGTH if profile.fixed_output else "answers end where the model does"}  # fmt: skip
         if args.find_capacity:
-            document = search.find_capacity(profile, maker.measure, folder, args.goodput) | facts
+
+            def stored(one: Profile, place: Path) -> dict[str, Any]:
+                """A run of the search, kept for itself: the search may never come to its end."""
+                found = maker.measure(one, place) | facts
+                files.write_text(place / runs.RESULT, json.dumps(found) + "\n")
+                return found
+
+            document = search.find_capacity(profile, stored, folder, args.goodput) | facts
         else:
             document = maker.measure(profile, folder, share) | facts
     name = runs.RESULT if share == Slice() else f"run-{share.number}-of-{share.of}.json"
@@ -182,10 +190,9 @@ def _print_result(document: dict[str, Any], folder: Path) -> None:
         print(search.text(document))
     else:
         summary = document["summary"]
-        rows = [[METRICS[name], *(f"{value:.2f}" for value in shares.values())]
-                for name, shares in summary["latency_ms"].items()]  # fmt: skip
+        rows = [[METRICS[name], *map(shown, shares.values())] for name, shares in summary["latency_ms"].items()]
         print(table(rows, ["ms", "p50", "p90", "p99"]))
-        print("\n".join(_lines(document, summary)))
+        print("\n".join([*remark(rows), *_lines(document, summary)]))
     print(f"records and result: {folder}; 'minitron report {folder}' draws them")
 
 
@@ -216,6 +223,8 @@ def _lines(document: dict[str, Any], summary: dict[str, Any]) -> list[str]:
 def _verdict(document: dict[str, Any]) -> int:
     if document.get("stopped") == "interrupted":
         return 130
+    if document.get("stopped") == gone.GONE:
+        raise gone.failure(document["server_gone"])
     if document["kind"] == "load" and document["summary"]["sent"] and "ok" not in document["summary"]["outcomes"]:
         raise VerdictError(f"every request failed: {document['summary']['outcomes']}")
     return 0

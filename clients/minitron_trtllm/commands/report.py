@@ -12,6 +12,7 @@ from typing import Any
 
 from minitron_trtllm import files
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.load.statistics import remark, shown
 from minitron_trtllm.load.summary import METRICS
 from minitron_trtllm.output import emit_json, table
 from minitron_trtllm.report import page, reading
@@ -66,9 +67,9 @@ def _figures(runs: Sequence[Run]) -> str:
         rows.append([name, *(_cell(one.document["summary"].get(key), form) for one in runs)])
     for metric in ("ttft_intended", "itl", "tpot", "e2e_intended", "send_lateness"):
         for share in ("p50", "p99"):
-            values = [one.document["summary"]["latency_ms"].get(metric, {}).get(share) for one in runs]
-            rows.append([f"{METRICS[metric]} {share} ms", *(_cell(value, ".2f") for value in values)])
-    return table(rows, ["", *(one.name for one in runs)])
+            found = [one.document["summary"]["latency_ms"].get(metric) for one in runs]
+            rows.append([f"{METRICS[metric]} {share} ms", *("" if one is None else shown(one[share]) for one in found)])
+    return "\n".join([table(rows, ["", *(one.name for one in runs)]), *remark(rows)])
 
 
 def _cell(value: float | None, form: str) -> str:

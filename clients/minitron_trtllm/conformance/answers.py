@@ -102,46 +102,6 @@ def several_sequences(subject: Subject) -> str:
     return f"{count} sequences of 8 tokens"
 
 
-def end_id(subject: Subject) -> str:
-    """The end id is not in the answer; the last response of a stream may be empty."""
-    place = first_new(subject.greedy)
-    end = subject.greedy[place]
-    for how in (True, False):
-        answer = good(subject, subject.request(len(subject.greedy), end_id=end, streaming=how))
-        agree(f"tokens before end id {end}", [one for one in answer.token_ids if one != end], subject.greedy[:place])
-    return f"ended before token {place + 1}"
-
-
-def stop_ids(subject: Subject) -> str:
-    """A word of two tokens ends the answer; its tokens are in it."""
-    place = first_new(subject.greedy, 3)
-    word = subject.greedy[place : place + 2]
-    lists = np.array([[[*word, 7], [2, 3, -1]]], np.int32)
-    answer = good(subject, subject.request(len(subject.greedy), stop_words_list=lists))
-    agree("tokens with a stop list", answer.token_ids, subject.greedy[: _end_of(subject.greedy, word, 7)])
-    none = good(subject, subject.request(6, stop_words_list=np.zeros((1, 2, 0), np.int32)))
-    agree("tokens with an empty stop list", none.token_ids, subject.greedy[:6])
-    return f"ended after the word {word}"
-
-
-def _end_of(tokens: list[int], word: list[int], single: int) -> int:
-    """Where the first of the two words of the list ends."""
-    pairs = [at + 2 for at in range(len(tokens) - 1) if tokens[at : at + 2] == word]
-    singles = [at + 1 for at, token in enumerate(tokens) if token == single]
-    return min([*pairs, *singles])
-
-
-def stop_words(subject: Subject) -> str:
-    """The text ends before the stop string, streamed or whole."""
-    text = _front(subject, 24).text
-    word = text.split()[len(text.split()) // 2] if len(text.split()) > 2 else text[len(text) // 2 :]
-    wanted = text[: text.index(word)]
-    for streams in (False, True):
-        answer = _front(subject, 24, stop_words=[word], stream=streams)
-        agree(f"text before {word!r}", answer.text, wanted)
-    return f"ended before {word!r}"
-
-
 def text(subject: Subject) -> str:
     """Chunks join to the whole text."""
     whole, streamed = _front(subject, 48), _front(subject, 48, stream=True)
@@ -176,8 +136,7 @@ def good(subject: Subject, request: Mapping[str, Any], **how: str) -> Answer:
     answer = subject.ask(request, **how)
     if answer.error is not None:
         raise Disagreement(f"a good request was answered with: {answer.error}")
-    if answer.finals.count(True) != 1 or not answer.finals[-1]:
-        raise Disagreement(f"of {len(answer.finals)} responses, {answer.finals.count(True)} are marked as the last one")
+    answer.check_whole()
     return answer
 
 

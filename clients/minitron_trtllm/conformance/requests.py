@@ -6,24 +6,29 @@ does otherwise than the CPU engine, a case carries both expectations, each with 
 
 from __future__ import annotations
 
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from minitron_trtllm.conformance.answers import agree, first_new, good
+from minitron_trtllm.conformance.generate import values
 from minitron_trtllm.conformance.subject import (
+    ENGINE,
+    ENSEMBLE,
+    FRONT,
     OPENVINO,
+    PROMPT,
     Answer,
     Call,
     Disagreement,
+    Message,
     NotApplicable,
+    RefusedByServer,
     Subject,
-    collect,
     wait_until,
 )
 
@@ -32,7 +37,9 @@ _BIAS = 1e4
 _UNSUPPORTED, _UNSUPPORTED_SOURCE = "not supported by the CPU engine", "docs/cpu-engine.md: OpenVINO GenAI cannot do it"
 #: So many looks, 50 ms apart, without a change: longer than stats_check_period_ms, by which the count is updated.
 _LOOKS = 10
-_GROUP, _GROUP_PAUSE_S, _LAST_REFUSAL_S = 16, 0.05, 10.0
+#: Where an answer may be over before the client could do something about it, it is tried again so often.
+_TRIES = 3
+_GROUP, _SHORT_S = 16, 0.5
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,63 @@ Expected = Refuses | Answers | Either
 
 def cancel(subject: Subject) -> str:
     """Seen in the engine's own count of steps: it stands still long before the answer would have been complete."""
-    before = _steps_at_rest(subject)
-    call = subject.open(subject.request(subject.room, streaming=True))
-    for _ in range(3):
-        next(call)
-    call.cancel()
-    steps = _steps_at_rest(subject) - before
-    if steps >= subject.room:
-        raise Disagreement(f"{steps:.0f} steps were made for a client that had left after 3 of {subject.room} tokens")
-    fine(subject)
-    return f"left after 3 of {subject.room} tokens, at rest after {steps:.0f} steps"
+
+    def over_grpc(model: str) -> None:
+        call = subject.open(_long(subject, model), model=model)
+        for _ in range(3):
+            first(call)
+        call.cancel()
+
+    def over_http(model: str) -> None:
+        events = subject.generate(_long(subject, model), model=model)
+        for _ in range(3):
+            next(events)
+        events.close()
+
+    models = [model for model in (ENGINE, FRONT) if model in subject.models]  # an ensemble's has to be told to stop
+    steps = [_left(subject, f"{model}, gRPC", partial(over_grpc, model)) for model in models]
+    if subject.http_url:
+        steps += [_left(subject, f"{model}, HTTP", partial(over_http, model)) for model in models]
+    return f"left after 3 of {subject.room} tokens, at rest after at most {max(steps):.0f} steps, {len(steps)} ways"
+
+
+def deadline(subject: Subject) -> str:
+    """A client whose own time is over goes away as one that cancels."""
+
+    def give_up() -> None:
+        call = subject.stream(_SHORT_S)
+        call.send(_long(subject, ENGINE))
+        if call.rest().error is None:
+            raise NotApplicable(f"{subject.room} tokens came within {_SHORT_S:g} s")
+
+    steps = _left(subject, "deadline", give_up)
+    return f"given up after {_SHORT_S:g} s, at rest after {steps:.0f} of {subject.room} steps"
+
+
+def _long(subject: Subject, model: str) -> dict[str, Any]:
+    """The longest answer that there can be, streamed and counted."""
+    if model == ENGINE:
+        return subject.request(subject.room, streaming=True, return_num_output_tokens=True)
+    return {"text_input": PROMPT, "max_tokens": subject.text_room, "end_id": -1, "stream": True,
+            "return_num_output_tokens": True}  # fmt: skip
+
+
+def _left(subject: Subject, how: str, leave: Callable[[], None]) -> float:
+    """Steps that the engine made for a client that left, fewer than a whole answer has.
+
+    A client that was itself kept from leaving until the answer was complete shows nothing, so there are several tries.
+    The plain request behind it makes the count fresh: the C++ backend's stands still while nothing is generated.
+    """
+    for _ in range(_TRIES):
+        before = _steps_at_rest(subject)
+        leave()
+        fine(subject)
+        steps = _steps_at_rest(subject) - before
+        if steps < subject.text_room:
+            return steps
+    raise Disagreement(
+        f"{how}: {steps:.0f} steps were made for a client that had left at the beginning of {subject.room} tokens"
+    )
 
 
 def _steps_at_rest(subject: Subject) -> float:
@@ -89,19 +143,64 @@ def _steps_at_rest(subject: Subject) -> float:
 
 
 def stop(subject: Subject) -> str:
-    """A second request with ``stop`` and the same id; the first ends in good order, its id is free again."""
-    name = uuid.uuid4().hex
-    call = subject.open(subject.request(subject.room, streaming=True), request_id=name)
-    next(call)
-    for other in (uuid.uuid4().hex, name):
-        stopped = subject.ask(subject.request(1, stop=True), request_id=other)
-        agree(f"the answer to stop of {'the' if other == name else 'an unknown'} id", stopped.error, None)
-    rest = collect(call)
-    agree("the error of the stopped request", rest.error, None)
-    if 1 + len(rest.token_ids) >= subject.room:
-        raise Disagreement("the request ran to its end although it was stopped")
+    """A second request with ``stop`` and the same id; the first ends in good order, its id is free again.
+
+    Both are on one stream, so that the server's own order tells what came before what.
+    """
+    unknown = subject.ask(_stops(subject, ENGINE), request_id=uuid.uuid4().hex)
+    agree("the answer to stop of an unknown id", unknown.error, None)
+    told = [_stopped(subject, model) for model in (ENGINE, ENSEMBLE, FRONT) if _can_stop(subject, model)]
+    if subject.http_url:
+        told += [_stopped_over_http(subject, model) for model in (ENGINE, ENSEMBLE) if model in subject.models]
     fine(subject)
-    return f"ended after {1 + len(rest.token_ids)} of {subject.room} tokens"
+    return f"of {subject.room} tokens, so many before the stop was answered, and in all: {', '.join(told)}"
+
+
+def _can_stop(subject: Subject, model: str) -> bool:
+    """Upstream's text model takes no ``stop``: it gives its requests ids of its own."""
+    return model in subject.models and (model != FRONT or subject.takes(FRONT, "stop"))
+
+
+def _stops(subject: Subject, model: str) -> dict[str, Any]:
+    """A request that stops the one of its id, with what Triton demands of any; to an ensemble's engine."""
+    return subject.request(1, stop=True) if model != FRONT else {"text_input": "-", "max_tokens": 1, "stop": True}
+
+
+def _stopped(subject: Subject, model: str) -> str:
+    for _ in range(_TRIES):
+        call = subject.stream()
+        name = call.send(_long(subject, model), model=model)
+        tokens = _count(first(call))
+        call.send(_stops(subject, model), model=FRONT if model == FRONT else ENGINE, request_id=name)
+        before = 0
+        for message in call.to_the_end():
+            if message.error:
+                raise Disagreement(f"{model}: the stopped request, or the stop, was answered with {message.error!r}")
+            before = before or (tokens if not message.outputs else 0)  # the answer to a stop is empty
+            tokens += _count(message)
+        if tokens < subject.text_room:
+            return f"{model} {before}, {tokens}"
+        if before < tokens // 2:
+            raise Disagreement(f"{model}: stopped after {before} tokens, the request ran to its end all the same")
+    raise Disagreement(f"{model}: a stop was answered only after {before} of {tokens} tokens, {_TRIES} times")
+
+
+def _stopped_over_http(subject: Subject, model: str) -> str:
+    """Two connections have no order: only an answer that is cut short says something."""
+    for _ in range(_TRIES):
+        name = uuid.uuid4().hex
+        events = subject.generate({"id": name, **_long(subject, model)}, model=model)
+        tokens = sum(values(next(events), "num_output_tokens"))
+        stopped = list(subject.generate({"id": name, **_stops(subject, ENGINE)}))
+        agree(f"{model}, HTTP: errors of the stop", [one for one in stopped if "error" in one], [])
+        tokens += sum(sum(values(one, "num_output_tokens")) for one in events)
+        if tokens < subject.text_room:
+            return f"{model} over HTTP {tokens}"
+    raise Disagreement(f"{model}, HTTP: the request ran to its end although it was stopped, {_TRIES} times")
+
+
+def _count(message: Message) -> int:
+    return int(message.outputs["num_output_tokens"].sum()) if "num_output_tokens" in message.outputs else 0
 
 
 def stop_without_id(subject: Subject) -> str:
@@ -110,14 +209,24 @@ def stop_without_id(subject: Subject) -> str:
 
 
 def duplicate_id(subject: Subject) -> str:
-    """Two live requests of one id."""
-    name = uuid.uuid4().hex
-    call = subject.open(subject.request(subject.room, streaming=True), request_id=name)
-    next(call)
-    try:
-        second = subject.ask(subject.request(4), request_id=name)
-    finally:
-        call.cancel()
+    """Two live requests of one id, on one stream: the first must go on when the second has been answered."""
+    for _ in range(_TRIES):
+        call = subject.stream()
+        name = call.send(subject.request(subject.room, streaming=True))
+        first(call)
+        call.send(subject.request(4, return_num_input_tokens=True), request_id=name)
+        second, alive = Answer(), True
+        for message in call:
+            if message.error or "num_input_tokens" in message.outputs:
+                second.take(message)
+                break
+            alive = alive and not message.final
+        call.send(_stops(subject, ENGINE), request_id=name)
+        call.rest()
+        if alive:
+            break
+    else:
+        raise NotApplicable(f"the first of two requests was over before the second was answered, {_TRIES} times")
     return as_expected(
         subject,
         second,
@@ -229,73 +338,59 @@ def embedding_bias(subject: Subject) -> str:
 
 
 def queue_full(subject: Subject) -> str:
-    """More long requests than run and wait; then all are left, and the next one is answered."""
+    """More long requests than run and wait; then all are stopped, and the next one is answered.
+
+    All are on one stream, in groups. Behind each a ``stop`` of nobody is sent, which is answered when those before it
+    have been taken in or refused.
+    """
     limit = subject.queue_limit
     if not limit:
-        raise NotApplicable("this server's queue has no limit (max_queue_size 0)")
-    # Triton's own queue, in front of the engine's, has the same limit.
+        raise NotApplicable("this engine's queue has no limit (serving.max_queue_size, serving.executor_queue_policy)")
+    # Triton's own queue, in front of a TensorRT engine's, has the same limit.
     most = 2 * limit + 4 * subject.limits.max_batch_size + 64
-    with _Crowd(subject, most) as crowd:
-        crowd.grow()
-    if crowd.refusal is None:
-        raise Disagreement(f"{crowd.size} requests were taken with a queue of {limit}")
-    if not any(text in crowd.refusal for text in _FULL):
-        raise Disagreement(f"the surplus was refused with {crowd.refusal!r}")
+    call = subject.stream()
+    names: list[str] = []
+    refusals: list[str] = []
+    while not refusals and len(names) < most:
+        names += [call.send(subject.request(subject.room)) for _ in range(_GROUP)]
+        refusals += _refused_by_now(subject, call)
+    for start in range(0, len(names), _GROUP):
+        _stop_all(subject, call, names[start : start + _GROUP])
+    call.rest()
+    if not refusals:
+        raise Disagreement(f"{len(names)} requests were taken with a queue of {limit}")
+    if not any(text in refusals[0] for text in _FULL):
+        raise Disagreement(f"the surplus was refused with {refusals[0]!r}")
     wait_until(lambda: subject.ask(subject.request(4)).token_ids == subject.greedy[:4], "an answer after the rush")
-    return f"refused after {crowd.size} requests with a queue of {limit}: {crowd.refusal}"
+    return f"refused after {len(names)} requests with a queue of {limit}: {refusals[0]}"
 
 
-class _Crowd:
-    """Whole, long requests at once, each waited for by a thread; leaving the block cancels them all."""
+def _stop_all(subject: Subject, call: Call, names: list[str]) -> None:
+    refused = True
+    while refused:  # the queue may be too full even for that
+        for name in names:
+            call.send(_stops(subject, ENGINE), request_id=name)
+        refused = bool(_refused_by_now(subject, call))
 
-    def __init__(self, subject: Subject, most: int) -> None:
-        self._subject, self._most = subject, most
-        self._calls: list[Call] = []
-        self._threads: list[threading.Thread] = []
-        self._refusals: list[str] = []
 
-    @property
-    def size(self) -> int:
-        """How many were sent."""
-        return len(self._calls)
+def _refused_by_now(subject: Subject, call: Call) -> list[str]:
+    """Stop nobody, and read on until that is answered: the errors until then."""
+    name = call.send(_stops(subject, ENGINE))
+    errors = []
+    for message in call:
+        if message.error:
+            errors.append(message.error)
+        if message.id == name:
+            break
+    return errors
 
-    @property
-    def refusal(self) -> str | None:
-        """What the first one that was refused was told."""
-        return self._refusals[0] if self._refusals else None
 
-    def grow(self) -> None:
-        """Send until one is refused, in small groups, so that the engine can take them in."""
-        while self.size < self._most and not self._refusals:
-            for _ in range(_GROUP):
-                self._send()
-            time.sleep(_GROUP_PAUSE_S)
-        deadline = time.monotonic() + _LAST_REFUSAL_S
-        while not self._refusals and time.monotonic() < deadline:
-            time.sleep(_GROUP_PAUSE_S)
-
-    def _send(self) -> None:
-        call = self._subject.open(self._subject.request(self._subject.room))
-        self._calls.append(call)
-        self._threads.append(threading.Thread(target=self._wait, args=(call,), daemon=True))
-        self._threads[-1].start()
-
-    def _wait(self, call: Call) -> None:
-        error = collect(call).error
-        if error is not None and not self._leaving:
-            self._refusals.append(error)
-
-    _leaving = False
-
-    def __enter__(self) -> _Crowd:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._leaving = True
-        for call in self._calls:
-            call.cancel()
-        for thread in self._threads:
-            thread.join()
+def first(call: Call) -> Message:
+    """The next message of a request that must be answered; raises RefusedByServer."""
+    message = next(call)
+    if message.error is not None:
+        raise RefusedByServer(message.error)
+    return message
 
 
 def fine(subject: Subject) -> None:
@@ -314,6 +409,7 @@ def refused(subject: Subject, request: dict[str, Any], text: str = "", **how: st
 
 def as_expected(subject: Subject, answer: Answer, *, openvino: Expected, tensorrt: Expected) -> str:
     """Hold an answer against what this engine does, then ask for another one; raises Disagreement."""
+    answer.check_whole()
     expected = openvino if subject.engine == OPENVINO else tensorrt
     error = answer.error
     if isinstance(expected, Refuses):

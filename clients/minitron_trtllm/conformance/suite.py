@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line
-from minitron_trtllm.conformance import answers, requests
+from minitron_trtllm.conformance import answers, ends, requests
 from minitron_trtllm.conformance.subject import Disagreement, NotApplicable, RefusedByServer, Subject
 
 Case = Callable[[Subject], str]
@@ -14,11 +14,12 @@ CASES: dict[str, Case] = {
     f"behaviour.{case.__name__}": case
     for case in (
         answers.streaming, answers.whole_answer, answers.counts, answers.log_probs, answers.batch,
-        answers.several_sequences, answers.end_id, answers.stop_ids, answers.stop_words, answers.text, answers.seeds,
-        answers.min_tokens, requests.cancel, requests.stop, requests.stop_without_id, requests.duplicate_id,
-        requests.prompt_limit, requests.sequence_limit, requests.output_length_zero, requests.empty_prompt,
-        requests.top_p_range, requests.malformed_words, requests.foreign_token, requests.beam_width,
-        requests.bad_words, requests.embedding_bias, requests.queue_full,
+        answers.several_sequences, ends.length, ends.end_id, ends.end_first, ends.end_own, ends.stop_ids,
+        ends.stop_words, answers.text, answers.seeds, answers.min_tokens, ends.refusal, requests.cancel,
+        requests.deadline, requests.stop, requests.stop_without_id, requests.duplicate_id, requests.prompt_limit,
+        requests.sequence_limit, requests.output_length_zero, requests.empty_prompt, requests.top_p_range,
+        requests.malformed_words, requests.foreign_token, requests.beam_width, requests.bad_words,
+        requests.embedding_bias, requests.queue_full,
     )
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.load.gone import GoneWatch
 from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.prompts import PromptMaker
 from minitron_trtllm.load.record import OK, Record
@@ -63,14 +64,15 @@ class Point:
 class PointResult:
     """What was measured at a point: per metric its percentiles in ms, tokens/s over all streams, and failures by kind.
 
-    A metric that the server's answers do not allow (it counted no tokens) is absent.
+    A metric that the server's answers do not allow (it counted no tokens) is absent; a percentile of too few values is
+    None.
     """
 
     point: Point
     requests: int
     failures: dict[str, int]
     input_tokens: tuple[int, int] | None
-    metrics: dict[str, dict[int, Estimate]]
+    metrics: dict[str, dict[int, Estimate | None]]
     counts: dict[str, int]
     tokens_per_s: Estimate | None
 
@@ -98,23 +100,37 @@ class Effort:
 async def measure(
     endpoint: Endpoint, model: ServedModel, points: Sequence[Point], *, prompts: PromptMaker, effort: Effort,
     progress: Callable[[str], None] = lambda line: None,
-) -> list[PointResult]:  # fmt: skip
-    """Measure every point in turn; raises the error of a warm-up request that failed (nothing else would work)."""
+) -> tuple[list[PointResult], dict[str, Any] | None]:  # fmt: skip
+    """Measure every point in turn, until the server is gone: the results so far, and when that was (None: it is there).
+
+    Raises the error of a warm-up request that failed (nothing else would work).
+    """
     wire = Wire(endpoint)
+    watch, start_ns = GoneWatch(wire), time.monotonic_ns()
+    results: list[PointResult] = []
+    sent = 0
+
+    async def send(prepared: Sequence[Prepared], concurrency: int) -> list[Record]:
+        nonlocal sent
+        records = await closed_loop(wire, prepared, concurrency, effort.deadline_s, watch, first=sent)
+        sent += len(records)
+        return records
+
     try:
-        results = []
         for number, point in enumerate(points, 1):
             prepared = await asyncio.to_thread(_prepare_point, model, point, prompts, effort)
-            await _warm_up(wire, prepared[: effort.warm_up], effort)
+            _check(await send(prepared[: effort.warm_up], 1), watch)
             measured = prepared[effort.warm_up :]
             size = point.concurrency * effort.rounds
-            repeats = []
-            for repeat in range(effort.repeats):
-                progress(f"point {number} of {len(points)}, repeat {repeat + 1} of {effort.repeats}")
-                share = measured[repeat * size : (repeat + 1) * size]
-                repeats.append(await closed_loop(wire, share, point.concurrency, effort.deadline_s))
-            results.append(_result(point, repeats))
-        return results
+            repeats: list[list[Record]] = []
+            while len(repeats) < effort.repeats and not watch.sure:
+                progress(f"point {number} of {len(points)}, repeat {len(repeats) + 1} of {effort.repeats}")
+                repeats.append(await send(measured[len(repeats) * size :][:size], point.concurrency))
+            if repeats:
+                results.append(_result(point, repeats))
+            if watch.sure:
+                break
+        return results, watch.suspected.document(start_ns) if watch.suspected else None
     finally:
         await wire.close()
 
@@ -131,24 +147,31 @@ def _prepare_point(model: ServedModel, point: Point, prompts: PromptMaker, effor
     return [one(index) for index in range(effort.warm_up + effort.repeats * point.concurrency * effort.rounds)]
 
 
-async def _warm_up(wire: Wire, prepared: Sequence[Prepared], effort: Effort) -> None:
-    for record in await closed_loop(wire, prepared, 1, effort.deadline_s):
-        if record.outcome != OK:
+def _check(warm_up: Sequence[Record], watch: GoneWatch) -> None:
+    for record in warm_up:
+        if record.outcome != OK and not watch.sure:
             raise record.failure()
 
 
 async def closed_loop(
-    wire: Wire, prepared: Sequence[Prepared], concurrency: int, deadline_s: float | None = None
-) -> list[Record]:
-    """Send all requests, ``concurrency`` at a time, each as soon as another has ended; their records in order."""
-    waiting = iter(enumerate(prepared))
+    wire: Wire, prepared: Sequence[Prepared], concurrency: int, deadline_s: float | None = None,
+    watch: GoneWatch | None = None, *, first: int = 0,
+) -> list[Record]:  # fmt: skip
+    """Send all requests, ``concurrency`` at a time, each as soon as another has ended; their records in order.
+
+    No more is sent once ``watch`` has found the server gone. ``first``: index of the first request.
+    """
+    waiting = iter(enumerate(prepared, first))
     records: list[Record] = []
+    watch = watch or GoneWatch(wire)
 
     async def stream() -> None:
-        for index, one in waiting:
+        while not watch.sure and (following := next(waiting, None)):
+            index, one = following
             record = Record(index, intended_ns=time.monotonic_ns())
             records.append(record)
             await wire.send(one, record, deadline_s)
+            await watch.look_after(record)
 
     with no_pauses():
         await asyncio.gather(*(stream() for _ in range(concurrency)))

@@ -17,6 +17,7 @@ from typing import Any
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.errors import ClientError, NotReady, OutputExists
 from minitron_trtllm.load import worker
+from minitron_trtllm.load.gone import GONE, Gone
 from minitron_trtllm.load.pauses import scheduling
 from minitron_trtllm.load.processes import SPAWN, lean_grpc
 from minitron_trtllm.load.profile import Profile
@@ -42,11 +43,14 @@ Show = Callable[[float, Progress], None]
 
 @dataclass
 class Outcome:
-    """What a run left: ``stopped`` is None, ``saturated`` or ``interrupted``; ``samples``: server gauges over time."""
+    """What a run left: ``stopped`` is None, ``saturated``, ``interrupted`` or ``server gone`` (then with ``gone``);
+    ``samples``: server gauges over time.
+    """
 
     start_ns: int
     last_sent_ns: int
     stopped: str | None
+    gone: Gone | None = None
     server_before: Metrics | None = None
     server_after: Metrics | None = None
     samples: list[dict[str, float]] = field(default_factory=list)
@@ -139,7 +143,7 @@ class _Crew:
                     kind, said = self._hear(pipe)
                     if kind == "done":
                         busy.discard(pipe)
-                        outcome.last_sent_ns = max(outcome.last_sent_ns, said)
+                        self._done(outcome, busy, *said)
                     else:
                         _add(second, said)
                         in_flight[pipe] = said["in_flight"]
@@ -158,6 +162,8 @@ class _Crew:
                 if outcome.stopped:
                     raise
                 self._stop(outcome, "interrupted", busy)
+        if outcome.stopped != GONE:
+            outcome.gone = None
         outcome.server_after = _settled(metrics_url) if metrics_url else None
         return outcome
 
@@ -176,6 +182,16 @@ class _Crew:
                 process.join()
         for pipe in self._pipes:
             pipe.close()
+
+    def _done(
+        self, outcome: Outcome, busy: set[Connection], last_sent_ns: int, suspected: Gone | None, sure: bool
+    ) -> None:
+        """A worker has ended; the first that is sure that the server is gone ends the others, which saw it as well."""
+        outcome.last_sent_ns = max(outcome.last_sent_ns, last_sent_ns)
+        if sure and outcome.stopped is None:
+            self._stop(outcome, GONE, busy)
+        if suspected and (outcome.gone is None or suspected.since_ns < outcome.gone.since_ns):
+            outcome.gone = suspected
 
     def _stop(self, outcome: Outcome, reason: str, busy: set[Connection]) -> None:
         outcome.stopped = reason
@@ -235,11 +251,12 @@ def _settled(url: str) -> Metrics | None:
 
 
 def _window(profile: Profile, outcome: Outcome) -> Window:
-    """From the end of the warm-up to the end of sending: what is drained afterwards lies outside."""
+    """From the end of the warm-up to the end of sending, or of the server: what comes afterwards lies outside."""
     start = outcome.start_ns + round(profile.warm_up_s * 1e9)
     planned_end = outcome.start_ns + round(profile.duration_s * 1e9)
     early = profile.arrival.kind == "closed" or outcome.stopped
     end = min(outcome.last_sent_ns + 1, planned_end) if early else planned_end
+    end = min(end, outcome.gone.since_ns) if outcome.gone else end
     return Window(min(start, end), end)
 
 
@@ -250,7 +267,7 @@ def _about(profile: Profile, share: Slice, outcome: Outcome) -> dict[str, Any]:
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform(),
                     "scheduling": scheduling()},
         "profile": profile.model_dump(mode="json"), "slice": asdict(share), "stopped": outcome.stopped,
-        "start_ns": outcome.start_ns,
+        "server_gone": outcome.gone.document(outcome.start_ns) if outcome.gone else None, "start_ns": outcome.start_ns,
     }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm.errors import UsageError, VerdictError
+from minitron_trtllm.load import gone
 from minitron_trtllm.load.profile import Profile, Slo
-from minitron_trtllm.load.statistics import mean
+from minitron_trtllm.load.statistics import mean, remark, shown
 from minitron_trtllm.output import table
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,10 @@ _REPEATS = 3
 
 
 def find_capacity(profile: Profile, measure: Measure, folder: Path, bound: float) -> dict[str, Any]:
-    """Search from the profile's rate on; every run has a folder of its own below ``folder``. Raises VerdictError."""
+    """Search from the profile's rate on; every run has a folder of its own below ``folder``.
+
+    Raises VerdictError; ServerError where the server is gone.
+    """
     if profile.slo == Slo():
         raise UsageError("--find-capacity needs an SLO; give one with --set slo.ttft_ms=500 or in the profile")
     tried: list[dict[str, Any]] = []
@@ -35,6 +39,10 @@ def find_capacity(profile: Profile, measure: Measure, folder: Path, bound: float
     def carried(rate: float) -> bool:
         changed = profile.model_copy(update={"arrival": profile.arrival.model_copy(update={"rate": rate})})
         document = measure(changed, folder / f"{len(tried):02d}-rate-{rate:.4g}")
+        if document["stopped"] == "interrupted":
+            raise KeyboardInterrupt
+        if document["stopped"] == gone.GONE:
+            raise gone.failure(document["server_gone"])
         summary = document["summary"]
         good = (summary["goodput_share"] or 0.0) >= bound and document["stopped"] is None
         tried.append({"rate": rate, "carried": good, "stopped": document["stopped"], "summary": summary})
@@ -96,11 +104,12 @@ def text(document: dict[str, Any]) -> str:
         rows.append([
             f"{one['rate']:.3g}", f"{summary['requests_per_s'] or 0:.3g}",
             f"{summary.get('output_tokens_per_s', 0):.1f}",
-            f"{100 * (summary['goodput_share'] or 0):.1f}%", f"{ttft.get('p50', 0):.1f}", f"{ttft.get('p99', 0):.1f}",
-            one["stopped"] or _word(one["carried"]),
+            f"{100 * (summary['goodput_share'] or 0):.1f}%",
+            *(shown(ttft.get(share), ".1f") for share in ("p50", "p99")), one["stopped"] or _word(one["carried"]),
         ])  # fmt: skip
     head = ["rate", "requests/s", "tokens/s", "good", "TTFT p50 ms", "TTFT p99 ms", "verdict"]
-    return table(rows, head) + (
-        f"\ncapacity: {document['capacity_per_s']:.3g} requests/s with at least {document['goodput_bound']:.0%} good, "
+    found = (
+        f"capacity: {document['capacity_per_s']:.3g} requests/s with at least {document['goodput_bound']:.0%} good, "
         f"{_REPEATS} of {_REPEATS} repeats"
     )
+    return "\n".join([table(rows, head), *remark(rows), found])

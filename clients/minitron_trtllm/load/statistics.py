@@ -1,21 +1,22 @@
 """Percentiles and 95 % confidence intervals of measured values.
 
 A percentile is a value that was measured (nearest rank), over the pooled values of all repeats, never a mean of
-percentiles. Its interval comes from a bootstrap that draws repeats first and values within them second, because values
-of one repeat are not independent (B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 8). A mean
-over repeats has Student's t interval.
+percentiles. A p99 of six values would be their largest under another name: there is none. Its interval comes from a
+bootstrap that draws repeats first and values within them second, because values of one repeat are not independent (B.
+Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 8). A mean over repeats has Student's t interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 PERCENTILES = (50, 90, 99)
+TOO_FEW = "-: of too few values; a p50 needs 2, a p90 10, a p99 100"
 _RESAMPLES = 500
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom, as in any table; 1.96 beyond.
 _T975 = (
@@ -33,20 +34,45 @@ class Estimate:
     high: float | None
 
 
+def enough(share: int, count: int) -> bool:
+    """Whether ``count`` values have a percentile ``share``: at least one of them must lie beyond it."""
+    return count * (100 - share) >= 100
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    """A figure in a table; "-" where there were too few values for it."""
+    return "-" if value is None else format(value, form)
+
+
+def remark(rows: Iterable[Sequence[str]]) -> list[str]:
+    """What is said once below a table in which ``shown`` left something out."""
+    return [TOO_FEW] if any("-" in row for row in rows) else []
+
+
 def percentile(values: Sequence[float] | NDArray[np.float64], share: float) -> float:
     """The nearest-rank percentile: the smallest value that at least ``share`` percent of the values do not exceed."""
     ordered = np.sort(np.asarray(values, np.float64))
     return float(ordered[max(math.ceil(share / 100 * len(ordered)), 1) - 1])
 
 
-def percentiles(repeats: Sequence[Sequence[float] | NDArray[np.float64]], seed: int = 0) -> dict[int, Estimate]:
-    """``PERCENTILES`` of the pooled values of all repeats with bootstrap intervals; empty where there are no values."""
+def percentiles(repeats: Sequence[Sequence[float] | NDArray[np.float64]], seed: int = 0) -> dict[int, Estimate | None]:
+    """``PERCENTILES`` of the pooled values of all repeats with bootstrap intervals, None for those of too few values;
+    empty where there are no values.
+    """
     groups = [np.asarray(values, np.float64) for values in repeats if len(values)]
     if not groups:
         return {}
     pooled = np.concatenate(groups)
-    if len(groups) < 2:
-        return {share: Estimate(percentile(pooled, share), None, None) for share in PERCENTILES}
+    intervals = _bootstrapped(groups, seed) if len(groups) > 1 else dict.fromkeys(PERCENTILES, (None, None))
+    return {
+        share: Estimate(percentile(pooled, share), *intervals[share]) if enough(share, len(pooled)) else None
+        for share in PERCENTILES
+    }
+
+
+def _bootstrapped(
+    groups: Sequence[NDArray[np.float64]], seed: int
+) -> Mapping[int, tuple[float, float] | tuple[None, None]]:
     draw = np.random.default_rng(seed)
     samples = []
     for _ in range(_RESAMPLES):
@@ -54,9 +80,7 @@ def percentiles(repeats: Sequence[Sequence[float] | NDArray[np.float64]], seed: 
         sample = np.concatenate([draw.choice(values, len(values)) for values in chosen])
         samples.append([percentile(sample, share) for share in PERCENTILES])
     low, high = np.quantile(samples, (0.025, 0.975), axis=0)
-    return {
-        share: Estimate(percentile(pooled, share), float(low[i]), float(high[i])) for i, share in enumerate(PERCENTILES)
-    }
+    return {share: (float(low[place]), float(high[place])) for place, share in enumerate(PERCENTILES)}
 
 
 def mean(values: Sequence[float]) -> Estimate | None:

@@ -11,7 +11,7 @@ from minitron_trtllm.errors import InputError
 from minitron_trtllm.load.histogram import Histogram
 from minitron_trtllm.load.profile import Slo
 from minitron_trtllm.load.record import OK, Record
-from minitron_trtllm.load.statistics import PERCENTILES
+from minitron_trtllm.load.statistics import PERCENTILES, enough
 
 #: Latencies and their names for people; "intended" counts from when the schedule wanted the request sent.
 METRICS = {
@@ -104,11 +104,10 @@ class Summary:
         for mine, theirs in zip(self.ttft_parts, other.ttft_parts, strict=True):
             mine.merge(theirs)
 
-    def percentiles_ms(self, name: str) -> dict[str, float] | None:
-        """p50, p90 and p99 of a latency; None where it could not be computed for any request."""
+    def percentiles_ms(self, name: str) -> dict[str, float | None] | None:
+        """p50, p90 and p99 of a latency, each None where it is of too few values; None where no request had it."""
         histogram = self.latencies[name]
-        found = {f"p{share}": histogram.percentile(share) for share in PERCENTILES}
-        return {key: value / 1e6 for key, value in found.items() if value is not None} or None
+        return {f"p{share}": _ms(histogram, share) for share in PERCENTILES} if histogram.count else None
 
     def document(self, window: Window) -> dict[str, Any]:
         """The figures as JSON values; a metric that cannot be computed is absent."""
@@ -123,8 +122,7 @@ class Summary:
             "goodput_per_s": self.good / window.seconds if window.seconds > 0 else None,
             "goodput_share": self.good / self.in_window if self.in_window else None,
             "latency_ms": {name: found for name in METRICS if (found := self.percentiles_ms(name))},
-            "ttft_p50_ms_by_tenth": [None if (p50 := part.percentile(50)) is None else p50 / 1e6
-                                     for part in self.ttft_parts],
+            "ttft_p50_ms_by_tenth": [_ms(part, 50) for part in self.ttft_parts],
         }  # fmt: skip
 
     def state(self) -> dict[str, Any]:
@@ -144,6 +142,11 @@ class Summary:
 
 def _some(value: float | None) -> list[float]:
     return [] if value is None else [value]
+
+
+def _ms(histogram: Histogram, share: int) -> float | None:
+    value = histogram.percentile(share) if enough(share, histogram.count) else None
+    return None if value is None else value / 1e6
 
 
 def meets(record: Record, slo: Slo) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from minitron_trtllm.client import dialect, failures
 from minitron_trtllm.client.answer import STOP_GRACE_S
@@ -23,6 +24,8 @@ from minitron_trtllm.client.endpoint import INFER_RPC, Endpoint
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.errors import Cancelled, ClientError, DeadlineExceeded, StreamBroken
 from minitron_trtllm.load.record import OK, Record
+
+_BETWEEN_QUESTIONS_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Wire:
         self._channel = endpoint.aio_channel()
         self._leaving: set[asyncio.Task[None]] = set()
         self._infer = self._channel.unary_stream(INFER_RPC, None, pb.ModelStreamInferResponse.FromString)
+        self._ready = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ServerReady
 
     async def close(self) -> None:
         """Wait for the end of what was left, and close the channel."""
@@ -93,6 +97,22 @@ class Wire:
             await asyncio.wait({reading}, timeout=STOP_GRACE_S)
         reading.cancel()  # and with it the call
         await asyncio.gather(reading, return_exceptions=True)
+
+    async def is_ready(self, within_s: float) -> bool:
+        """Whether the server is there and ready, or becomes it ``within_s``."""
+        until = time.monotonic() + within_s
+        while (left_s := until - time.monotonic()) > 0:
+            try:
+                asked = self._ready(
+                    pb.ServerReadyRequest(), timeout=left_s, wait_for_ready=True, metadata=self._metadata
+                )
+                if (await asked).ready:
+                    return True
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    return True  # it has no such question, but it answers
+            await asyncio.sleep(_BETWEEN_QUESTIONS_S)
+        return False
 
     async def _receive(self, call: Any, record: Record) -> None:
         final = False

@@ -1,8 +1,8 @@
 """A sending process: it gets its requests as bytes with their times, sends them, and writes each record as it ends.
 
 It talks to the run over a pipe, in this order: it says ``ready``; it is told when to start; while it sends it reports
-what happened every quarter of a second, and may be told to ``stop``; at the end it says when it last sent, is told the
-window, and answers with the summary of its records.
+what happened every quarter of a second, and may be told to ``stop``; at the end, its own or the server's, it says when
+it last sent and whether the server is gone, is told the window, and answers with the summary of its records.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.load.gone import GoneWatch
 from minitron_trtllm.load.pacing import Pacer
 from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.profile import Slo
@@ -53,13 +54,15 @@ class Progress:
 def main(pipe: Connection, task: Task) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the run tells us to stop
-    last_sent_ns = asyncio.run(_send_all(pipe, task))
-    pipe.send(("done", last_sent_ns))
-    window, slo = pipe.recv()
+    last_sent_ns, watch = asyncio.run(_send_all(pipe, task))
+    pipe.send(("done", (last_sent_ns, watch.suspected, watch.sure)))
+    while (said := pipe.recv()) == "stop":
+        pass  # it was on its way when there was nothing left to stop
+    window, slo = said
     pipe.send(("summary", summarize(read_records(task.records), Window(*window), Slo(**slo)).state()))
 
 
-async def _send_all(pipe: Connection, task: Task) -> int:
+async def _send_all(pipe: Connection, task: Task) -> tuple[int, GoneWatch]:
     worker = _Worker(pipe, task)
     pipe.send(("ready", None))
     start_ns = await asyncio.to_thread(pipe.recv)
@@ -70,19 +73,20 @@ async def _send_all(pipe: Connection, task: Task) -> int:
 class _Worker:
     def __init__(self, pipe: Connection, task: Task) -> None:
         self._pipe, self._task, self._wire = pipe, task, Wire(task.endpoint)
-        self._progress = Progress()
+        self._watch, self._progress = GoneWatch(self._wire), Progress()
+        self._unanswered = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._last_sent_ns = 0
 
-    async def run(self, start_ns: int) -> int:
+    async def run(self, start_ns: int) -> tuple[int, GoneWatch]:
         reporting = asyncio.ensure_future(self._report())
         with self._task.records.open("w", buffering=1, encoding="utf-8") as self._file:
             closed = bool(self._task.requests) and self._task.requests[0][1] is None
             sending = asyncio.ensure_future((self._closed if closed else self._open)(start_ns))
             stopping = asyncio.ensure_future(self._stop.wait())
             await asyncio.wait({sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():  # told to stop: no more is sent, what is in flight is given up and recorded as such
+            if not sending.done():  # to be stopped: no more is sent, what is in flight is given up and recorded as such
                 sending.cancel()
                 for task in list(self._in_flight):
                     task.cancel()
@@ -94,7 +98,7 @@ class _Worker:
         await asyncio.gather(reporting, return_exceptions=True)
         self._tell()
         await self._wire.close()
-        return self._last_sent_ns
+        return self._last_sent_ns, self._watch
 
     async def _open(self, start_ns: int) -> None:
         """Every request at its time, whatever became of the others."""
@@ -127,6 +131,7 @@ class _Worker:
 
     def _launch(self, record: Record, prepared: Prepared) -> asyncio.Task[None]:
         self._progress.sent += 1
+        self._unanswered += 1
         task = asyncio.get_running_loop().create_task(self._one(record, prepared))
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
@@ -139,10 +144,14 @@ class _Worker:
             if record.sent_ns:
                 self._last_sent_ns = max(self._last_sent_ns, record.sent_ns)
                 self._file.write(record.line())
+            self._unanswered -= 1
             self._progress.ended += 1
             self._progress.failed += record.outcome != OK
             if (ttft := record.timing.ttft_ns) is not None:
                 self._progress.ttft_ms.append(ttft / 1e6)
+        await self._watch.look_after(record)
+        if self._watch.sure:
+            self._stop.set()
 
     async def _report(self) -> None:
         while True:
@@ -153,6 +162,6 @@ class _Worker:
                 self._stop.set()
 
     def _tell(self) -> None:
-        self._progress.in_flight = len(self._in_flight)
+        self._progress.in_flight = self._unanswered
         self._pipe.send(("progress", asdict(self._progress)))
         self._progress = Progress()

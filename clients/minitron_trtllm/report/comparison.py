@@ -46,7 +46,7 @@ class Difference:
 
 
 def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
-    """Every metric that both runs have."""
+    """Every metric that both runs have, each at the percentiles for which both have values enough."""
     draw = np.random.default_rng(seed)
     found = []
     for name, values in _METRICS.items():
@@ -55,9 +55,11 @@ def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
             continue
         estimates = percentiles(ours), percentiles(theirs)
         for share in SHARES:
+            one, two = estimates[0][share], estimates[1][share]
+            if one is None or two is None:
+                continue
             ratios = [_resampled(theirs, share, draw) / _resampled(ours, share, draw) for _ in range(_RESAMPLES)]
             low, high = (float(value) for value in np.quantile(ratios, (0.025, 0.975)))
-            one, two = estimates[0][share], estimates[1][share]
             found.append(Difference(name, share, one, two, Estimate(two.value / one.value, low, high)))
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from minitron_trtllm.load.record import OK, Record
+from minitron_trtllm.load.statistics import TOO_FEW, shown
 from minitron_trtllm.load.summary import METRICS
 from minitron_trtllm.report.comparison import Difference
 from minitron_trtllm.report.reading import Run
@@ -27,8 +28,9 @@ def render(runs: Sequence[Run], differences: Sequence[tuple[Run, list[Difference
     loads = [run for run in runs if run.kind == "load"]
     plots = [*map(_sweep, (run for run in runs if run.kind == "capacity")), *(_plots(loads) if loads else [])]
     return environment.from_string(template).render(
-        runs=runs, loads=loads, differences=differences, flat=_flat, labels=METRICS, plots=[*map(Markup, plots)]
-    )
+        runs=runs, loads=loads, differences=differences, flat=_flat, labels=METRICS, shown=shown, too_few=TOO_FEW,
+        plots=[*map(Markup, plots)],
+    )  # fmt: skip
 
 
 def _plots(runs: Sequence[Run]) -> list[str]:
@@ -98,9 +100,10 @@ def _sweep(run: Run) -> str:
     """Throughput against latency over the rates of a search, its knee marked."""
     tried = sorted(run.document["runs"], key=lambda one: float(one["rate"]))
     rows = [(one["summary"]["requests_per_s"], one["summary"]["latency_ms"].get("ttft_intended")) for one in tried]
-    rows = [(rate, ttft) for rate, ttft in rows if rate and ttft]
-    series = [Series(f"TTFT {share}", [rate for rate, _ in rows], [ttft[share] for _, ttft in rows])
-              for share in ("p50", "p99")]  # fmt: skip
+    series = []
+    for share in ("p50", "p99"):
+        points = [(rate, ttft[share]) for rate, ttft in rows if rate and ttft and ttft[share] is not None]
+        series.append(Series(f"TTFT {share}", [rate for rate, _ in points], [value for _, value in points]))
     return plot("Latency against throughput", "requests/s completed", "TTFT ms, from the intended send", series,
                 marks=[(run.document["capacity_per_s"], "capacity")])  # fmt: skip
 

@@ -83,6 +83,7 @@ def _together(folder: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
         "slice": {"number": 1, "of": 1}, "summary": total.document(window), "state": total.state(),
         "stalls": [stall for part in parts for stall in part["stalls"]],
         "stopped": next((part["stopped"] for part in parts if part["stopped"]), None),
+        "server_gone": next((found for part in parts if (found := part.get("server_gone"))), None),
         "workers": [worker for part in parts for worker in part["workers"]], "server": parts[0]["server"],
     }  # fmt: skip
 

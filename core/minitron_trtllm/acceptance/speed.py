@@ -57,9 +57,7 @@ def judge_speed(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None,
 
 def shown(document: Mapping[str, Any]) -> str:
     """Each point in a few words."""
-    return "; ".join(
-        f"{_name(point)} {_rate(point):.1f} tokens/s, TTFT {_ttft(point):.1f} ms" for point in document["points"]
-    )
+    return "; ".join(f"{_name(point)} {_rate(point):.1f} tokens/s, TTFT {_ttft(point)}" for point in document["points"])
 
 
 def _roofline(measured: Mapping[str, Any]) -> Line:
@@ -97,5 +95,6 @@ def _rate(point: Mapping[str, Any]) -> float:
     return float((point["tokens_per_s"] or {"value": 0.0})["value"])
 
 
-def _ttft(point: Mapping[str, Any]) -> float:
-    return float(point["metrics"].get("ttft_ms", {}).get("p50", {"value": 0.0})["value"])
+def _ttft(point: Mapping[str, Any]) -> str:
+    median = point["metrics"].get("ttft_ms", {}).get("p50")
+    return f"{median['value']:.1f} ms" if median else "-"

@@ -233,7 +233,7 @@ class Way:
         def work() -> list[Line]:
             urls = serving.urls()
             return self._judged("behaviour", "conformance", self._path("repository"), "--url", urls["grpc"],
-                                "--metrics-url", urls["metrics"])  # fmt: skip
+                                "--http-url", urls["http"], "--metrics-url", urls["metrics"])  # fmt: skip
 
         return self.evidence.do("behaviour", self._digest("repository"), work)
 

@@ -117,6 +117,12 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
     except EngineError as problem:
         yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
         return
+    if contents.engine:
+        try:
+            tokenizer_files.check_end_ids(contents.folder / "tokenizer", contents.engine.vocab_size)
+        except EngineError as problem:
+            message = str(problem).replace(str(contents.folder) + "/", "")
+            yield error("tokenizer/generation_config.json", "eos_token_id", message)
     rendered = contents.details.get("tokenizer_vocab_size")
     if size != rendered:
         yield error(where, "vocab", f"knows {size} tokens, and the one that was rendered {rendered}: another tokenizer")

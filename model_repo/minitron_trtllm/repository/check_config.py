@@ -11,7 +11,6 @@ from minitron_trtllm.repository.finding import Finding, error, warning
 from minitron_trtllm.repository.tensors import Tensor
 
 _DECOUPLED = ("tensorrt_llm", "tensorrt_llm_bls")
-_BATCHED = ("preprocessing", "tensorrt_llm", "postprocessing")
 _ONE_INSTANCE = ("tensorrt_llm", "tensorrt_llm_bls")
 #: What our models set; another field may be well meant, but nobody here has looked at it.
 _KNOWN = {
@@ -67,13 +66,36 @@ def _general(model: str, config: Any, engine: EngineFacts | None) -> Iterator[tu
     if config.model_transaction_policy.decoupled != (model in _DECOUPLED):
         needed = "true, because answers are streamed" if model in _DECOUPLED else "false: it answers each request once"
         yield "model_transaction_policy.decoupled", f"has to be {needed}"
-    if config.HasField("dynamic_batching") != (model in _BATCHED):
-        yield "dynamic_batching", "is missing" if model in _BATCHED else "has no place in this model"
-    if model == "postprocessing" and not config.dynamic_batching.preserve_ordering:
-        yield "dynamic_batching.preserve_ordering", "has to be true, or the tokens of a stream overtake each other"
-    if config.dynamic_batching.max_queue_delay_microseconds > 100_000:
-        yield "dynamic_batching.max_queue_delay_microseconds", "is more than 0.1 s, which every request would wait"
+    yield from batching(model, config, is_ordered=model == "postprocessing")
     yield from _instances(model, config)
+
+
+def batching(model: str, config: Any, *, is_ordered: bool = False) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) about Triton's dynamic batcher, which holds requests back where it has a limit or a delay.
+
+    What needs it: answers in the order of the requests (``is_ordered``), and the C++ backend, which takes the limit of
+    its executor from there and nowhere else.
+    """
+    batcher = config.dynamic_batching
+    if is_ordered and not batcher.preserve_ordering:
+        yield "dynamic_batching.preserve_ordering", "has to be true, or the tokens of a stream overtake each other"
+    elif batcher.preserve_ordering and not is_ordered:
+        yield (
+            "dynamic_batching.preserve_ordering",
+            "has to be left out: whole streams would be answered one after the other",
+        )
+    limit = config.parameters["max_queue_size"].string_value if "max_queue_size" in config.parameters else None
+    for descriptor, value in batcher.ListFields():
+        where = f"dynamic_batching.{descriptor.name}"
+        if descriptor.name == "default_queue_policy" and config.backend == "tensorrtllm":
+            if [field.name for field, _ in value.ListFields()] not in ([], ["max_queue_size"]):
+                yield where, "has to have max_queue_size alone: the C++ backend reads nothing else"
+            elif str(value.max_queue_size) != limit:
+                yield f"{where}.max_queue_size", f"is {value.max_queue_size}, and {limit} in parameters max_queue_size"
+        elif descriptor.name != "preserve_ordering":
+            yield where, "has to be left out: requests that arrive together would be held for up to half a second"
+    if config.HasField("dynamic_batching") and not is_ordered and not batcher.ListFields():
+        yield "dynamic_batching", f"has no place in {model}: it answers every request by itself"
 
 
 def _instances(model: str, config: Any) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ _SAME = (
     ("skip_special_tokens", "postprocessing", "tensorrt_llm_bls"),
     ("exclude_input_in_output", "tensorrt_llm", "tensorrt_llm_bls"),
     ("cancellation_check_period_ms", "tensorrt_llm", "tensorrt_llm_bls"),
+    ("max_queue_size", "tensorrt_llm", "tensorrt_llm_bls"),
 )
 
 
@@ -65,12 +66,6 @@ def _shared_parameters(configs: Configs) -> Iterator[Finding]:
         values = _parameter(configs, one, key), _parameter(configs, other, key)
         if None not in values and values[0] != values[1]:
             yield _at(other, f"parameters {key}", f"is {values[1]!r}, and {values[0]!r} in {one}")
-    if "tensorrt_llm" in configs:
-        queue = str(configs["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size)
-        front = _parameter(configs, "tensorrt_llm_bls", "max_queue_size")
-        if front is not None and front != queue:
-            field = "dynamic_batching.default_queue_policy.max_queue_size"
-            yield _at("tensorrt_llm", field, f"is {queue}, and {front} in tensorrt_llm_bls (parameters max_queue_size)")
 
 
 def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Finding]:

@@ -124,6 +124,8 @@ def check(folder: Path, root: str) -> Iterator[Finding]:
                                      ("max_batch_size", config.max_batch_size, 0)):  # fmt: skip
             if value != wanted:
                 yield error(where, field, f"is {value!r}, and {wanted!r} is needed")
+        for field, message in check_config.batching(NAME, config):
+            yield error(where, field, message)
         yield from check_config.check_tensors("input", config.input, tensors.LLMAPI_INPUTS, where)
         yield from check_config.check_tensors("output", config.output, tensors.LLMAPI_OUTPUTS, where)
     yield from _check_yaml(folder, root)

@@ -35,7 +35,9 @@ class RepositoryOptions:
     max_queue_size: int = _option(
         _SERVING.max_queue_size, "requests that may wait in the engine, and in the BLS; more are refused; 0 = no limit"
     )
-    max_queue_delay_us: int = _option(0, "microseconds that Triton waits for more requests before it hands a batch on")
+    executor_queue_policy: bool = _option(
+        _SERVING.executor_queue_policy, "let a TensorRT engine's executor have the limit too, at the price of waits"
+    )
     kv_cache_free_gpu_mem_fraction: float | None = _option(
         None,
         "share of the GPU memory left after loading that the KV cache takes; unset: what the engine was planned for",
@@ -57,8 +59,7 @@ class RepositoryOptions:
         for name in ("preprocessing_instances", "postprocessing_instances", "bls_max_concurrency",
                      "cancellation_check_period_ms", "stats_check_period_ms"):  # fmt: skip
             _at_least(1, name, getattr(self, name))
-        for name in ("max_queue_size", "max_queue_delay_us"):
-            _at_least(0, name, getattr(self, name))
+        _at_least(0, "max_queue_size", self.max_queue_size)
         for name in ("max_batch_size", "max_tokens_in_paged_kv_cache"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
@@ -77,6 +78,7 @@ def _at_least(least: int, name: str, value: int) -> None:
 #: Fields of a recipe that are options of a repository under another name, or under the same one.
 FROM_RECIPE = {
     "serving.max_queue_size": "max_queue_size",
+    "serving.executor_queue_policy": "executor_queue_policy",
     "serving.preprocessing_instances": "preprocessing_instances",
     "serving.postprocessing_instances": "postprocessing_instances",
     "serving.bls_max_concurrency": "bls_max_concurrency",

@@ -47,6 +47,7 @@ def render(
             f"{tokenizer} has ids up to {size - 1}, and the engine knows {facts.vocab_size}: it is the tokenizer of "
             "another model; convert and build with the right one"
         )
+    tokenizer_files.check_end_ids(tokenizer, facts.vocab_size)
     plan = layout.plan(
         facts, options,
         root=writing.root_as_seen(root, str(output) if facts.is_cpu else writing.CONTAINER_ROOT),

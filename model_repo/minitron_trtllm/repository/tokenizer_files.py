@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm.errors import EngineError
+from minitron_trtllm.models.tensorrt_llm import end_ids
 
 #: What transformers needs to load a tokenizer, and the ids that end a text. Code is not among it.
 NAMES = (
@@ -41,6 +42,19 @@ def vocabulary_size(folder: Path) -> int | None:
     if not added or not all(isinstance(number, int) for number in added):
         raise EngineError(f"{folder / 'tokenizer.json'} holds no vocabulary")
     return int(max(added)) + 1
+
+
+def check_end_ids(folder: Path, vocab_size: int) -> None:
+    """Raise EngineError where an id that ends the model's texts is unreadable, or none of the engine's."""
+    try:
+        ends = end_ids.of_model(folder)
+    except ValueError as error:
+        raise EngineError(str(error)) from error
+    if foreign := [end for end in ends if end >= vocab_size]:
+        raise EngineError(
+            f"{folder / 'generation_config.json'} ends texts with id {foreign[0]}, and the engine knows {vocab_size}: "
+            "it is of another model; convert and build with the right one"
+        )
 
 
 def wants_special_tokens(folder: Path) -> bool:

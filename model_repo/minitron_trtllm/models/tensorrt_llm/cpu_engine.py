@@ -211,7 +211,7 @@ class Engine:
             )
 
     def close(self) -> None:
-        """Take no more requests, cancel those that are there, and end the thread."""
+        """Take no more requests, cancel those that are there, end the thread, let go of the library."""
         with self._changed:
             self._closing = True
             there = [*self._waiting, *self._active.values()]
@@ -258,7 +258,7 @@ class Engine:
             leaving |= {key for key, generation in batch.items() if generation.answered and generation.handle is None}
             with self._changed:
                 for key in leaving:
-                    del self._active[key]
+                    self._active.pop(key).handle = None  # whoever keeps the generation keeps nothing of the library's
                 self._admit()
 
     def _advance(self, batch: dict[int, Generation]) -> None:
@@ -308,7 +308,7 @@ class Engine:
         while finish is None and handle.can_read():
             for output in handle.read().values():
                 for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                    if token == request.end_id:
+                    if token in request.end_ids:
                         finish = END_ID
                     else:
                         generation.token_ids.append(token)

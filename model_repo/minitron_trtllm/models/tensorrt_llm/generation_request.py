@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 from .engine_config import EngineConfig
 
+# A logit is multiplied or divided by the repetition penalty, in float32: beyond these it would be infinite, and what is
+# sampled from that is anything.
+_PENALTIES = (1e-28, 1e28)
+
 
 class Refused(ValueError):
     """The engine will not take a request; the message says why, in one line."""
@@ -21,21 +25,20 @@ class Refused(ValueError):
 class Request:
     """A prompt and how to go on from it.
 
-    ``end_id`` None: generation does not stop on a token. The end token is not part of the output, stop words are.
+    ``end_ids``: any of them ends the sequence, none is part of the output, and none comes among the first
+    ``min_tokens``; empty: generation does not stop on a token. Stop words are part of the output.
     ``top_k`` 0 and ``top_p`` 0 mean "not given"; with neither, or with ``temperature`` 0, the most probable token is
     taken. ``log_probs``: natural logarithms over the whole vocabulary, before temperature and penalties.
     """
 
     prompt: Sequence[int]
     max_new_tokens: int
-    end_id: int | None = None
+    end_ids: frozenset[int] = frozenset()
     stop_words: tuple[tuple[int, ...], ...] = ()
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
     repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
     min_tokens: int = 0
     seed: int = 0
 
@@ -77,8 +80,9 @@ def _check_ids(request: Request, engine: EngineConfig) -> None:
     if min(request.prompt) < 0 or max(request.prompt) >= size:
         wrong = next(token for token in request.prompt if not 0 <= token < size)
         raise Refused(f"input_ids has token id {wrong}: it must be from 0 to {size - 1}")
-    if request.end_id is not None and request.end_id >= size:
-        raise Refused(f"end_id is {request.end_id}: it must be from 0 to {size - 1}")
+    for end in request.end_ids:
+        if end >= size:
+            raise Refused(f"end_id is {end}: it must be from 0 to {size - 1}")
     for word in request.stop_words:
         if not word or min(word) < 0 or max(word) >= size:
             raise Refused(f"stop_words_list has the word {list(word)}: its token ids must be from 0 to {size - 1}")
@@ -88,16 +92,12 @@ def _check_sampling(request: Request) -> None:
     for name, low, high in (
         ("temperature", 0.0, math.inf),
         ("top_p", 0.0, 1.0),
-        ("repetition_penalty", 0.0, math.inf),
-        ("presence_penalty", -2.0, 2.0),
-        ("frequency_penalty", -2.0, 2.0),
+        ("repetition_penalty", *_PENALTIES),
     ):
         value = getattr(request, name)
         if not (math.isfinite(value) and low <= value <= high):
             bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise Refused(f"{name} is {value:g}: it must be {bounds}")
-    if request.repetition_penalty == 0:
-        raise Refused("repetition_penalty is 0: it must be above 0")
     if request.top_k < 0:
         raise Refused(f"top_k is {request.top_k}: it must be 0 or more")
     if not 0 <= request.seed < 1 << 64:

@@ -66,6 +66,8 @@ class TritonPythonModel:
         self._stopping.set()
         self._watcher.join()
         self._engine.close()
+        self._metrics.close()
+        self._calls.clear()
 
     def _take(self, request: Any, sender: Any) -> None:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -77,6 +79,7 @@ class TritonPythonModel:
             tensors,
             decoupled=self._parameters.decoupled,
             exclude_input=self._parameters.exclude_input_in_output,
+            own_end_ids=self._parameters.end_ids,
         )
         requested = frozenset(request.requested_output_names())
         asked = json.loads(request.parameters() or "{}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import end_ids
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -28,6 +30,7 @@ class Parameters:
     """What the engine's model uses of its config.pbtxt; the other keys mean nothing on a CPU."""
 
     engine_folder: Path
+    end_ids: tuple[int, ...]
     decoupled: bool
     max_queue: int
     kv_cache_tokens: int | None
@@ -38,16 +41,16 @@ class Parameters:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Parameters:
-        """Read the parsed model config; raises ValueError where it names no engine folder."""
+        """Read the parsed model config; raises ValueError where it names no engine folder or an unusable tokenizer."""
         values = {key: entry["string_value"] for key, entry in (config.get("parameters") or {}).items()}
         folder = Path(values.get("gpt_model_path", ""))
         if not folder.is_absolute() or not folder.is_dir():
             raise ValueError(f"parameter gpt_model_path is {str(folder)!r}, and an absolute path of a folder is needed")
-        queue = ((config.get("dynamic_batching") or {}).get("default_queue_policy") or {}).get("max_queue_size", 0)
         return cls(
             engine_folder=folder,
+            end_ids=end_ids.of_model(Path(values["tokenizer_dir"])) if values.get("tokenizer_dir") else (),
             decoupled=bool((config.get("model_transaction_policy") or {}).get("decoupled", False)),
-            max_queue=int(queue),
+            max_queue=_read(values, "max_queue_size", int, 0),
             kv_cache_tokens=_read(values, "max_tokens_in_paged_kv_cache", int, None),
             reuse_kv_cache=_read(values, "enable_kv_cache_reuse", _BOOLS.__getitem__, True),
             exclude_input_in_output=_read(values, "exclude_input_in_output", _BOOLS.__getitem__, False),

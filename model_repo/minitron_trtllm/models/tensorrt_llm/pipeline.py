@@ -21,6 +21,7 @@ import openvino as ov  # noqa: E402
 import openvino_genai as genai  # noqa: E402
 
 _FREE_MEMORY_SHARE = 0.5
+_HALF, _ODD = 0xFFFFFFFF, 0x9E3779B1  # 2**32 divided by the golden ratio, made odd
 _NEVER = 0  # any valid token: with ignore_eos it is not looked at, but the library wants one
 
 
@@ -87,20 +88,37 @@ def generation_config(request: Request) -> Any:
     config.apply_chat_template = False
     config.max_new_tokens = request.max_new_tokens
     config.logprobs = 1
-    config.eos_token_id = _NEVER if request.end_id is None else request.end_id
-    config.stop_token_ids = {config.eos_token_id}
-    config.ignore_eos = request.end_id is None
-    config.min_new_tokens = 0 if request.end_id is None else request.min_tokens
+    config.eos_token_id = min(request.end_ids, default=_NEVER)
+    config.stop_token_ids = set(request.end_ids or {_NEVER})  # all of these end, and are banned until min_new_tokens
+    config.ignore_eos = not request.end_ids
+    config.min_new_tokens = request.min_tokens if request.end_ids else 0
     config.repetition_penalty = request.repetition_penalty
-    config.presence_penalty = request.presence_penalty
-    config.frequency_penalty = request.frequency_penalty
     config.do_sample = not request.is_greedy
     if config.do_sample:
-        config.temperature = request.temperature
+        config.temperature = divisor_of_temperature(request.temperature)
         config.top_k = request.top_k
         config.top_p = request.top_p or 1.0
-        config.rng_seed = request.seed
+        config.rng_seed = seed_of_32_bits(request.seed)
     return config
+
+
+def divisor_of_temperature(temperature: float) -> float:
+    """What TensorRT-LLM divides logits by: the temperature plus 1e-6, but 1 for 1 (penaltyKernels.cu).
+
+    So the tiniest one is greedy there. OpenVINO GenAI 2026.4.1 multiplies by 1 / temperature: below 1.2e-38 every logit
+    becomes infinite, and all candidates are as good as each other.
+    """
+    return temperature if temperature == 1 else temperature + 1e-6
+
+
+def seed_of_32_bits(seed: int) -> int:
+    """The pipeline's seed for one of 64 bits, of which it would take the lower 32 alone (it seeds a std::mt19937).
+
+    Below 2**32 it is the seed itself. The upper half is scattered (an odd factor, a shifted xor: invertible) and
+    mixed in, so that two seeds with one half in common never meet.
+    """
+    scattered = (seed >> 32) * _ODD & _HALF
+    return (seed & _HALF) ^ scattered ^ (scattered >> 15)
 
 
 def has_ended(handle: Any) -> bool:

@@ -6,18 +6,20 @@ are declared with dims [1] and reshape [], so they arrive as [batch]; lists as [
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from . import end_ids
 from .generation_request import Refused, Request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 _SEED_RANGE = 1 << 64
+_MOST_SEQUENCES = 1024  # of one prompt; a wrong number must not fill the memory with requests
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Wanted:
     num_output_tokens: bool
 
 
-def read(tensors: Tensors, *, decoupled: bool, exclude_input: bool) -> Wanted:
-    """Read one request; ``exclude_input`` is the model's own default. Raises Refused."""
+def read(tensors: Tensors, *, decoupled: bool, exclude_input: bool, own_end_ids: Sequence[int] = ()) -> Wanted:
+    """Read one request; ``exclude_input`` and ``own_end_ids`` are the model's. Raises Refused."""
     if "input_ids" not in tensors:
         raise Refused("Input tensor 'input_ids' is missing")
     batch = len(tensors["input_ids"])
-    rows = tuple(_row(tensors, index, batch) for index in range(batch))
+    rows = tuple(_row(tensors, index, batch, own_end_ids) for index in range(batch))
     wanted = Wanted(
         rows=rows,
         streaming=_flag(tensors, "streaming"),
@@ -55,26 +57,25 @@ def read(tensors: Tensors, *, decoupled: bool, exclude_input: bool) -> Wanted:
     return wanted
 
 
-def _row(tensors: Tensors, index: int, batch: int) -> tuple[Request, ...]:
+def _row(tensors: Tensors, index: int, batch: int, own_end_ids: Sequence[int]) -> tuple[Request, ...]:
     """The sequences of one prompt; each further one has the next seed."""
     row = _Row(tensors, index)
     _refuse_unsupported(row)
     count = row.integer("num_return_sequences", 1)
-    if count < 1:
-        raise Refused(f"num_return_sequences is {count}: it must be 1 or more")
-    prompt, seed, end_id = row.prompt(batch), row.integer("seed", 0), row.integer("end_id", -1)
+    if not 1 <= count <= _MOST_SEQUENCES:
+        raise Refused(f"num_return_sequences is {count}: it must be from 1 to {_MOST_SEQUENCES}")
+    prompt, seed = row.prompt(batch), row.integer("seed", 0)
+    ends = end_ids.meant_by(row.integer("end_id", -1), own_end_ids)
     return tuple(
         Request(
             prompt=prompt,
             max_new_tokens=row.integer("request_output_len", 0),
-            end_id=end_id if end_id >= 0 else None,
+            end_ids=ends,
             stop_words=row.words("stop_words_list"),
             temperature=row.number("temperature", 1.0),
             top_k=row.integer("runtime_top_k", 0),
             top_p=max(row.number("runtime_top_p", 0.0), 0.0),  # the backend drops what is not above 0
             repetition_penalty=row.number("repetition_penalty", 1.0),
-            presence_penalty=row.number("presence_penalty", 0.0),
-            frequency_penalty=row.number("frequency_penalty", 0.0),
             min_tokens=row.integer("min_tokens", 0),
             seed=(seed + number) % _SEED_RANGE,
         )
@@ -83,13 +84,22 @@ def _row(tensors: Tensors, index: int, batch: int) -> tuple[Request, ...]:
 
 
 def _refuse_unsupported(row: _Row) -> None:
-    """Refuse by name what the C++ backend can do and OpenVINO GenAI cannot."""
-    beams = row.integer("beam_width", 1)
+    """Refuse by name what the C++ backend can do and OpenVINO GenAI cannot.
+
+    Presence and frequency penalties: TensorRT-LLM subtracts them from the logit of every token of prompt and output
+    (batchApplyPenalty in cpp/tensorrt_llm/kernels/penaltyKernels.cu). OpenVINO GenAI 2026.4 looks at the output alone
+    and moves logits towards zero (logit_transformers.hpp), so that a token with a negative logit, once it has come, is
+    rewarded; and it takes no logits processing of others.
+    """
+    beams, ngrams = row.integer("beam_width", 1), row.integer("no_repeat_ngram_size", 0)
+    presence, frequency = row.number("presence_penalty", 0.0), row.number("frequency_penalty", 0.0)
     asked = [
         ("beam_width", f"is {beams}", beams != 1),
         ("bad_words_list", "has words", len(row.words("bad_words_list")) > 0),
         ("embedding_bias", "has values", row.has_values("embedding_bias")),
-        ("no_repeat_ngram_size", "is above 0", row.integer("no_repeat_ngram_size", 0) > 0),
+        ("presence_penalty", f"is {presence:g}", presence != 0),
+        ("frequency_penalty", f"is {frequency:g}", frequency != 0),
+        ("no_repeat_ngram_size", f"is {ngrams}", ngrams != 0),
         ("runtime_top_p_decay", "is not 1", row.number("runtime_top_p_decay", 1.0) != 1.0),
         ("return_context_logits", "is true", _flag(row.tensors, "return_context_logits")),
         ("return_generation_logits", "is true", _flag(row.tensors, "return_generation_logits")),

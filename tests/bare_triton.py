@@ -1,9 +1,11 @@
 """A bare gRPC process that speaks Triton's protocol without Triton: it answers as each prompt tells it to.
 
 For what the real server cannot be made to do on demand: refuse, fail, die or fall silent at a certain token. A prompt
-that is a JSON object sets the behaviour (see ``Behaviour``); any other prompt gets the default one. Tensor names, their
-types and the error texts are the contract's (tests/data/triton_tensors.json); tensors are read with tritonclient's own
-functions. Every request, cancel, stop and end is a JSON line in ``--events``.
+that is a JSON object sets the behaviour (see ``Behaviour``); any other prompt gets the default one. Tokens are 0, 1, 2
+and so on, so that an ``end_id`` says at which place the answer ends. Tensor names, their types and the error texts are
+the contract's (tests/data/triton_tensors.json); tensors are read with tritonclient's own functions;
+test_doubles_bare.py holds the messages against the real server's. Every request, cancel, stop and end is a JSON line in
+``--events``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 CONTRACT = Path(__file__).parent / "data" / "triton_tensors.json"
 MODELS = {"tensorrt_llm_bls": "tensorrt_llm_bls", "ensemble": "ensemble", "tensorrt_llm": "tensorrt_llm",
           "llmapi": "llmapi_tensorrt_llm"}  # fmt: skip
+MAX_SEQ_LEN = 1 << 17
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
 
 
@@ -103,6 +106,9 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
         async for request in requests:
+            if request.model_name not in self._models:
+                yield _error(request, f"Request for unknown model: '{request.model_name}' is not found")
+                continue
             inputs = _inputs(request)
             if inputs.get("stop"):
                 self._note("stop", id=request.id, model=request.model_name)
@@ -131,10 +137,18 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             self._refused[prompt] = self._refused.get(prompt, 0) + 1
             yield _error(request, "Maximum queue size of 4 has been reached, please try again later")
             return
-        wanted = limit if inputs.get("min_tokens") == limit else min(limit, behaviour.tokens)
+        if limit >= MAX_SEQ_LEN:
+            yield _error(request, f"Requested output length ({limit}): max_seq_len is {MAX_SEQ_LEN}")
+            return
+        end = -1 if self._tokenizer_dir else inputs.get("end_id", -1)  # ids begin where no end id is
+        wanted = (
+            limit if inputs.get("min_tokens") == limit else min(limit, behaviour.tokens, end if end >= 0 else limit)
+        )
         streaming = inputs.get("stream") or inputs.get("streaming")
-        step = behaviour.per_response if streaming else wanted
+        step = behaviour.per_response if streaming else max(wanted, 1)
         sent, stop = 0, self._stops[request.id]
+        # The engine's last tokens are final where no more could come; the text model closes with a message of its own.
+        at_limit, closes = wanted == limit or not streaming, request.model_name not in ("ensemble", "tensorrt_llm")
         if behaviour.silent:
             await stop.wait()
         for number, first in enumerate(range(0, wanted, step)):
@@ -150,39 +164,41 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             if self._tokenizer_dir:
                 tokens = [behaviour.first_id + token for token in tokens]
             sent += len(tokens)
-            last = sent == wanted and request.model_name == "ensemble"
+            last = sent == wanted and at_limit and not closes and not behaviour.unfinished
             yield _response(request, self._outputs(request, behaviour, inputs, tokens, sent), final=last)
             if last:
                 return
         if behaviour.unfinished:
             return
-        if request.model_name == "ensemble":
-            yield _response(request, self._outputs(request, behaviour, inputs, [], sent), final=True)
-        else:
+        is_end = sent == 0 or not (at_limit or stop.is_set())  # the engine's message of an end has no token
+        if not closes or (is_end and request.model_name == "tensorrt_llm_bls"):
+            yield _response(request, self._outputs(request, behaviour, inputs, [], sent), final=not closes)
+        if closes:
             yield _response(request, {}, final=True)
 
     def _outputs(
         self, request: Any, behaviour: Behaviour, inputs: dict[str, Any], tokens: list[int], sent: int
     ) -> dict[str, Any]:
-        if request.model_name == "tensorrt_llm":
-            outputs = {
-                "output_ids": np.array([[tokens]], np.int32),
-                "sequence_length": np.array([[len(tokens)]], np.int32),
-            }
-            if inputs.get("return_log_probs"):
-                count = len(tokens) if behaviour.log_probs is None else behaviour.log_probs
-                outputs["output_log_probs"] = np.array([[[-0.5] * count]], np.float32)
-                outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
-            return outputs
+        outputs: dict[str, Any]
         if request.model_name == "llmapi":  # its text repeats what came before
             done = sent == min(inputs["sampling_param_max_tokens"], behaviour.tokens)
             reason = {"finish_reason": np.array(["stop" if done else ""], np.object_)}
             return {"text_output": np.array(["".join(f" w{i}" for i in range(sent))], np.object_), **reason}
-        outputs = {"text_output": np.array(["".join(f" w{token}" for token in tokens)], np.object_)}
-        if behaviour.counts:
-            words = len(inputs["text_input"].split())
-            outputs["num_output_tokens"] = np.array([[len(tokens)]], np.int32)
-            outputs["num_input_tokens"] = np.array([[words]], np.int32)
+        if request.model_name == "tensorrt_llm":
+            outputs = {"output_ids": np.array([[tokens]], np.int32).reshape(1, 1, -1),
+                       "sequence_length": np.array([[len(tokens)]], np.int32)}  # fmt: skip
+            prompt = inputs["input_lengths"]
+        else:
+            outputs = {"text_output": np.array(["".join(f" w{token}" for token in tokens)], np.object_)}
+            prompt = len(inputs["text_input"].split())
+        for asked, name, count in (("return_num_input_tokens", "num_input_tokens", prompt),
+                                   ("return_num_output_tokens", "num_output_tokens", len(tokens))):  # fmt: skip
+            if behaviour.counts and inputs.get(asked):
+                outputs[name] = np.array([[count]], np.int32)
+        if inputs.get("return_log_probs"):
+            count = len(tokens) if behaviour.log_probs is None else behaviour.log_probs
+            outputs["output_log_probs"] = np.array([[[-0.5] * count]], np.float32).reshape(1, 1, -1)
+            outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
         return outputs
 
 
@@ -230,7 +246,9 @@ def _response(request: Any, outputs: dict[str, Any], *, final: bool) -> Any:
 
 
 def _error(request: Any, text: str) -> Any:
-    return pb.ModelStreamInferResponse(error_message=text, infer_response=pb.ModelInferResponse(id=request.id))
+    infer = pb.ModelInferResponse(id=request.id)
+    infer.parameters["triton_final_response"].bool_param = True
+    return pb.ModelStreamInferResponse(error_message=text, infer_response=infer)
 
 
 async def serve(arguments: argparse.Namespace) -> None:

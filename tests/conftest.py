@@ -167,8 +167,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     started: list[Supervisor] = []
 
-    def start(repository: Path, *flags: str | Path, ready: bool = True, path: str | None = None) -> Supervisor:
-        one = Supervisor(repository, tmp_path / "state", *flags, path=path)
+    def start(repository: Path, *flags: str | Path, ready: bool = True, **more: Any) -> Supervisor:
+        one = Supervisor(repository, tmp_path / "state", *flags, **more)
         started.append(one)
         return one.wait_until_ready() if ready else one
 
@@ -230,7 +230,8 @@ def start_bare(tmp_path: Path) -> Iterator[Callable[..., Bare]]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, a server and a client certificate for 127.0.0.1, by openssl."""
+    """An authority and what it signed, by openssl: server and client for 127.0.0.1, elsewhere for *.example.org and
+    for servers alone, and expired, with server's key. locked.key is that key with a password."""
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*words: str) -> None:
@@ -238,9 +239,19 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=test authority")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-    for who in ("server", "client"):
+    for who, names in (("server", "IP:127.0.0.1"), ("client", "IP:127.0.0.1"), ("elsewhere", "DNS:*.example.org")):
+        usage = "\nextendedKeyUsage=serverAuth" if who == "elsewhere" else ""
+        (folder / "names").write_text(f"subjectAltName={names}{usage}")
         openssl("req", *new_key, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
         openssl("x509", "-req", "-in", f"{who}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
                 "-days", "2", "-extfile", "names", "-out", f"{who}.crt")  # fmt: skip
+    (folder / "register").touch()
+    (folder / "config").write_text(
+        "[ca]\ndefault_ca=c\n[c]\ndatabase=register\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n"
+        "[p]\ncommonName=supplied\n"
+    )
+    of_2020 = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z")
+    openssl("ca", "-config", "config", "-batch", "-notext", "-outdir", ".", "-in", "server.csr", "-out", "expired.crt",
+            "-cert", "ca.crt", "-keyfile", "ca.key", *of_2020)  # fmt: skip
+    openssl("ec", "-in", "server.key", "-aes256", "-passout", "pass:secret", "-out", "locked.key")
     return folder

@@ -1,6 +1,6 @@
 """A model repository with one small Python model, for tests of the server itself: it loads in no time.
 
-``echo`` sends ``max_tokens`` responses "0 ", "1 " …, 50 ms apart, and a final flag of its own, as the BLS front does.
+``echo`` sends ``max_tokens`` responses "0 ", "1 " …, 50 ms apart, and a final flag of its own, as the text model does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class TritonPythonModel:
     def initialize(self, args):
         {initialize}
 
+    def finalize(self):
+        {finalize}
+
     def execute(self, requests):
         for request in requests:
             count = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy().reshape(-1)[0])
@@ -45,15 +48,26 @@ class TritonPythonModel:
 """
 
 
-def write(folder: Path, *, initialize: str = "pass", config: str = CONFIG, **details: object) -> Path:
-    """Write the repository; ``initialize`` is what the model does first, ``details`` overrides the manifest's."""
+def write(
+    folder: Path, *, initialize: str = "pass", finalize: str = "pass", config: str = CONFIG, **details: object
+) -> Path:
+    """Write the repository; the model does ``initialize`` first and ``finalize`` last, ``details`` overrides the
+    manifest's."""
     version = folder / "echo" / "1"
     version.mkdir(parents=True)
     (folder / "echo" / "config.pbtxt").write_text(config)
-    (version / "model.py").write_text(MODEL.format(initialize=initialize))
+    (version / "model.py").write_text(MODEL.format(initialize=initialize, finalize=finalize))
     plain = {"backend": "python", "models": ["echo"], "front": "echo", "root": str(folder), "world_size": 1,
              "bls_max_concurrency": 64}  # fmt: skip
     manifest.write(
         folder, "repository", manifest.Input("engine", "somewhere", "0"), arguments={}, details=plain | details
     )
     return folder
+
+
+def add_model(folder: Path, name: str, initialize: str) -> None:
+    """Put another model like ``echo`` beside it."""
+    version = folder / name / "1"
+    version.mkdir(parents=True)
+    (folder / name / "config.pbtxt").write_text(CONFIG.replace('"echo"', f'"{name}"'))
+    (version / "model.py").write_text(MODEL.format(initialize=initialize, finalize="pass"))

@@ -24,13 +24,15 @@ FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 class Supervisor:
     """``minitron serve`` in a process of its own, on free ports."""
 
-    def __init__(self, repository: Path, state: Path, *flags: str | Path, path: str | None = None) -> None:
+    def __init__(
+        self, repository: Path, state: Path, *flags: str | Path, python: Path | None = None, **environment: str
+    ) -> None:
         words = ["serve", repository, *FREE, "--state", state, "--json", *flags]
         rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-        more = {"PYTHONPATH": rooms} | ({"PATH": path} if path else {})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | more,
+            [python or sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": rooms} | environment,
         )  # fmt: skip
         self.repository, self.state = repository, state
         self.document: dict[str, Any] = {}
@@ -52,6 +54,15 @@ class Supervisor:
     @property
     def url(self) -> str:
         return str(self.document["urls"]["grpc"])
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The state as it is on the disk now."""
+        return dict(json.loads((self.state / self.mark / "state.json").read_text()))
+
+    def reaches(self, phase: str) -> bool:
+        """Wait until the server is in that phase."""
+        return within(60, lambda: self.written["phase"] == phase)
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
@@ -79,6 +90,23 @@ def command_lines(text: str) -> dict[int, str]:
 def tritonserver(mark: str) -> int:
     (pid,) = [pid for pid, words in command_lines(mark).items() if "/bin/tritonserver " in words]
     return pid
+
+
+def stub(mark: str) -> int:
+    (pid,) = [pid for pid, words in command_lines(mark).items() if "triton_python_backend_stub" in words]
+    return pid
+
+
+def environment(pid: int) -> dict[str, str]:
+    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def only_the_log(state: Path) -> Path:
+    """The log of the one server that ended badly: all that is left of it in ``state``, but for what it was."""
+    (folder,) = state.iterdir()
+    assert sorted(os.listdir(folder)) == ["server.log", "state.json"]
+    return folder / "server.log"
 
 
 def segments(mark: str) -> list[str]:

@@ -124,7 +124,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (drop("ensemble/1"), "ensemble/1", ""),
     (drop("engine/openvino/openvino_model.bin"), "engine/config.json", ""),
     (drop("postprocessing/config.pbtxt"), "postprocessing/config.pbtxt", ""),
-    (drop("tensorrt_llm_bls/1/text/detokenizer.py"), "tensorrt_llm_bls/1/text/detokenizer.py", ""),
+    (drop("preprocessing/1/triton_config.py"), "preprocessing/1/triton_config.py", ""),
     (other_tokenizer, "tokenizer/tokenizer.json", "vocab"),
     (replace("ensemble", "ensemble_scheduling", "ensemble_schedule"), ENSEMBLE, ""),
 ]  # fmt: skip

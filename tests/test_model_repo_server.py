@@ -6,7 +6,9 @@ ports and limits from Triton's documentation; numbers are worked out by hand bes
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -22,6 +24,7 @@ import yaml
 import echo_repository
 import hand_made
 from conftest import minitron
+from minitron_trtllm import cli
 from minitron_trtllm.errors import (
     InputError,
     MachineError,
@@ -31,6 +34,7 @@ from minitron_trtllm.errors import (
     RepositoryError,
     UsageError,
 )
+from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
 from minitron_trtllm.server import bundled, container, launch, memory
@@ -48,8 +52,21 @@ def key_file(tmp_path: Path) -> Path:
     return path
 
 
+def command(*words: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``minitron`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as end:
+            code = int(str(end.code))
+    return code, out.getvalue(), err.getvalue()
+
+
 def dry_run(*words: str | Path) -> list[str]:
-    return shlex.split(minitron("serve", *words, "--dry-run").stdout)
+    code, out, err = command("serve", *words, "--dry-run")
+    assert code == 0, err
+    return shlex.split(out)
 
 
 # --- the bundled server's command line -----------------------------------------------------------------------------
@@ -172,15 +189,30 @@ def test_other_ports_and_addresses_are_published_not_bound(tmp_path: Path) -> No
     assert "--grpc-port=8001" in inside
 
 
-def test_tls_files_are_mounted(tmp_path: Path, certificates: Path) -> None:
+def test_tls_files_and_the_key_are_mounted(tmp_path: Path, certificates: Path, key_file: Path) -> None:
     repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models")
     docker, inside = docker_words(
-        repository, "--tls-cert", certificates / "server.crt", "--tls-key", certificates / "server.key"
-    )
-    mounted = dict(word.partition("=")[2].rsplit(":ro", 1)[0].split(":") for word in docker if word.startswith("--vol"))
-    for flag, file in (("--grpc-server-cert", "server.crt"), ("--grpc-server-key", "server.key")):
-        (seen,) = [word.partition("=")[2] for word in inside if word.startswith(flag)]
-        assert mounted[str(certificates / file)] == seen
+        repository, "--tls-cert", certificates / "server.crt", "--tls-key", certificates / "server.key",
+        "--tls-ca", certificates / "ca.crt", "--api-key-file", key_file,
+    )  # fmt: skip
+    volumes = [word.partition("=")[2].rsplit(":ro", 1)[0].split(":") for word in docker if word.startswith("--vol")]
+    mounted = {seen: outside for outside, seen in volumes}
+    assert len(mounted) == len(volumes)
+    seen = dict(word.split("=", 1) for word in inside if word.startswith("--grpc-") and "=/" in word)
+    seen |= dict(word.partition("=")[2].split("=", 1) for word in docker if word.startswith("--env=MINITRON_GRPC"))
+    assert seen.pop("MINITRON_GRPC") == "127.0.0.1:8001"  # inside, whatever is published
+    assert seen.pop("MINITRON_GRPC_AUTHORITY") == "127.0.0.1"  # what the certificate says
+    assert {name: Path(mounted[path]).name for name, path in seen.items()} == {
+        "--grpc-server-cert": "server.crt", "--grpc-server-key": "server.key", "--grpc-root-cert": "ca.crt",
+        "MINITRON_GRPC_CA": "server.crt", "MINITRON_GRPC_CERT": "server.crt", "MINITRON_GRPC_KEY": "server.key",
+        "MINITRON_GRPC_API_KEY_FILE": "key",
+    }  # fmt: skip
+
+
+def test_a_folder_that_docker_cannot_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/docker")
+    with pytest.raises(RepositoryError, match="holds a colon"):
+        container.check_machine(Served.read(echo_repository.write(tmp_path / "a:b", backend="tensorrtllm")))
 
 
 def test_two_ranks_are_two_servers_under_mpirun(tmp_path: Path) -> None:
@@ -204,7 +236,7 @@ def test_two_ranks_are_two_servers_under_mpirun(tmp_path: Path) -> None:
 def test_without_docker_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependency, match=r"docker is not on PATH.*--dry-run"):
-        container.check_machine()
+        container.check_machine(Served.read(echo_repository.write(tmp_path / "r")))
 
 
 # --- what is refused before anything starts -------------------------------------------------------------------------
@@ -218,25 +250,50 @@ def test_without_docker_the_message_says_so(tmp_path: Path, monkeypatch: pytest.
         (["--host", "localhost"], 2, "no IPv4 address"),
         (["--tls-cert", "CERT"], 2, "both --tls-cert and --tls-key"),
         (["--tls-cert", "CERT", "--tls-key", "NOT_PEM"], 3, "no PEM file"),
+        (["--tls-cert", "CERT", "--tls-key", "OTHER_KEY"], 3, "client.key is not the plain private key"),
+        (["--tls-cert", "CERT", "--tls-key", "LOCKED_KEY"], 3, "locked.key is not the plain private key"),
+        (
+            ["--tls-cert", "EXPIRED", "--tls-key", "KEY"],
+            3,
+            "expired.crt convinces no client: certificate has exp",
+        ),
+        (
+            ["--tls-cert", "ELSEWHERE", "--tls-key", "ELSEWHERE_KEY", "--tls-ca", "CA"],
+            3,
+            "another with --loopback-cert",
+        ),
+        (["--tls-cert", "CERT", "--tls-key", "KEY", "--tls-ca", "EXPIRED"], 3, "is no client certificate of"),
+        (
+            ["--tls-cert", "CERT", "--tls-key", "KEY", "--loopback-cert", "CERT"],
+            2,
+            "go together, and only with --tls-ca",
+        ),
         (["--api-key-file", "MISSING"], 3, "MISSING"),
+        (["--restarts", "-1"], 2, "less than none"),
     ],
 )
 def test_bad_arguments(echo: Path, certificates: Path, words: list[str], code: int, said: str) -> None:
     tmp_path = echo.parent
     (tmp_path / "NOT_PEM").write_text("no")
-    files = {"CERT": certificates / "server.crt", "NOT_PEM": tmp_path / "NOT_PEM", "MISSING": tmp_path / "MISSING"}
-    done = minitron("serve", echo, *(files.get(word, word) for word in words), check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert said in done.stderr
+    files = {
+        "NOT_PEM": tmp_path / "NOT_PEM", "MISSING": tmp_path / "MISSING",
+        "CERT": certificates / "server.crt", "KEY": certificates / "server.key", "CA": certificates / "ca.crt",
+        "OTHER_KEY": certificates / "client.key", "LOCKED_KEY": certificates / "locked.key",
+        "EXPIRED": certificates / "expired.crt",
+        "ELSEWHERE": certificates / "elsewhere.crt", "ELSEWHERE_KEY": certificates / "elsewhere.key",
+    }  # fmt: skip
+    ended, _, err = command("serve", echo, *(files.get(word, word) for word in words))
+    assert (ended, err.count("\n")) == (code, 1), err
+    assert said in err
 
 
 def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
-    done = minitron("serve", tmp_path, check=False)
-    assert done.returncode == RepositoryError.exit_code
-    assert "no repository made by minitron" in done.stderr
-    done = minitron("serve", tmp_path / "nowhere", check=False)
-    assert done.returncode == RepositoryError.exit_code
-    assert "repo render" in done.stderr
+    code, _, err = command("serve", tmp_path)
+    assert code == RepositoryError.exit_code
+    assert "no repository made by minitron" in err
+    code, _, err = command("serve", tmp_path / "nowhere")
+    assert code == RepositoryError.exit_code
+    assert "repo render" in err
 
 
 def test_a_repository_that_was_moved(echo: Path) -> None:
@@ -252,10 +309,10 @@ def test_a_busy_port_is_named(echo: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         words = ("--grpc-port", port, "--http-port", "0", "--metrics-port", "0")
-        done = minitron("serve", echo, *map(str, words), check=False)
-    assert done.returncode == PortBusy.exit_code
-    assert f"port {port} of 127.0.0.1 is taken" in done.stderr
-    assert "--grpc-port" in done.stderr
+        code, _, err = command("serve", echo, *map(str, words))
+    assert code == PortBusy.exit_code
+    assert f"port {port} of 127.0.0.1 is taken" in err
+    assert "--grpc-port" in err
 
 
 def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
@@ -330,6 +387,26 @@ def test_three_different_ports_are_needed() -> None:
         Reservation(Options(), Ports(1, 1, 2))
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1bb", os.fsdecode(b"a\xff")])
+def test_a_folder_whose_name_no_config_can_hold(tmp_path: Path, name: str) -> None:
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
+    with pytest.raises(UsageError, match="control character, or bytes that are no UTF-8; choose another"):
+        render(engine, tmp_path / name / "repository", RepositoryOptions())
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("root", ["/mod els", "/models;x", "/$HOME", "/mödels", "/a:b"])
+def test_a_root_that_no_server_in_a_container_bears(tmp_path: Path, root: str) -> None:
+    """Where a server takes it as it stands; those on this machine are given links (test_model_repo_server_start)."""
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
+    with pytest.raises(UsageError, match=r"--root .* does not bear; choose another"):
+        render(engine, tmp_path / "repository", RepositoryOptions(), root=root)
+    render(engine, tmp_path / "repository", RepositoryOptions())
+    path = tmp_path / "repository" / "manifest.json"
+    path.write_text(path.read_text().replace('"root": "/models"', f'"root": {json.dumps(root)}'))
+    assert [found.field for found in check(tmp_path / "repository") if found.file == "manifest.json"] == ["root"]
+
+
 def test_the_compose_file_starts_what_serve_starts(tmp_path: Path) -> None:
     repository = tmp_path / "gpu"
     render(hand_made.engine_folder(tmp_path / "engine", cpu=False), repository, RepositoryOptions())
@@ -344,3 +421,4 @@ def test_the_compose_file_starts_what_serve_starts(tmp_path: Path) -> None:
         assert f"--publish={port}" in docker
     assert {"--ulimit=memlock=-1", "--ulimit=stack=67108864"} <= set(docker)
     assert service["ulimits"] == {"memlock": -1, "stack": 67108864}
+    assert service["restart"] == "on-failure:3"  # as often as --restarts

@@ -1,20 +1,43 @@
-"""TLS and API key at the real tritonserver."""
+"""TLS and API key at the real tritonserver, for clients and for its own models, which call it back."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from minitron_trtllm.client import ApiKey, Tls
 from minitron_trtllm.errors import InvalidRequest, NotReady
-from supervisor import Supervisor, ask
+from supervisor import Supervisor, ask, environment, stub
 
 pytestmark = pytest.mark.server
 
 KEY = "a-key-that-must-not-be-seen"
+
+
+def answers_its_own_model(one: Supervisor) -> bool:
+    """Call the server as a model of it does, by nothing but the documented environment variables."""
+    known = environment(stub(one.mark))
+    channel = grpc.insecure_channel(known["MINITRON_GRPC"])
+    if "MINITRON_GRPC_CA" in known:
+        files = [
+            Path(known[name]).read_bytes() if name in known else None
+            for name in ("MINITRON_GRPC_CA", "MINITRON_GRPC_KEY", "MINITRON_GRPC_CERT")
+        ]
+        override = ("grpc.ssl_target_name_override", known["MINITRON_GRPC_AUTHORITY"])
+        channel = grpc.secure_channel(known["MINITRON_GRPC"], grpc.ssl_channel_credentials(*files), [override])
+    key_file = known.get("MINITRON_GRPC_API_KEY_FILE")
+    metadata = [("triton-grpc-protocol-api-key", Path(key_file).read_text().strip())] if key_file else []
+    with channel:
+        server = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        asked = service_pb2.ModelMetadataRequest(name="echo")
+        return bool(server.ModelMetadata(asked, metadata=metadata, timeout=30).name == "echo")
 
 
 def test_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -> None:
@@ -26,6 +49,7 @@ def test_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -
     status, answer = http(one.document["urls"]["http"], "/v2/models/echo")
     assert (status, "restricted" in answer) == (403, True)
     assert http(one.document["urls"]["http"], "/v2/health/ready")[0] == 200
+    assert answers_its_own_model(one)
 
 
 def test_mutual_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -> None:
@@ -35,6 +59,18 @@ def test_mutual_tls(echo: Path, serve: Callable[..., Supervisor], certificates: 
     assert ask(one.url, 2, tls=ours) == ["0 ", "1 "]
     with pytest.raises(NotReady):
         ask(one.url, 1, tls=Tls(certificates / "ca.crt"))
+    assert answers_its_own_model(one)  # with the server's own certificate, which the same authority signed
+
+
+def test_a_certificate_for_another_name_and_for_servers_alone(
+    echo: Path, serve: Callable[..., Supervisor], certificates: Path
+) -> None:
+    one = serve(
+        echo, "--tls-cert", certificates / "elsewhere.crt", "--tls-key", certificates / "elsewhere.key",
+        "--tls-ca", certificates / "ca.crt", "--loopback-cert", certificates / "client.crt",
+        "--loopback-key", certificates / "client.key",
+    )  # fmt: skip
+    assert answers_its_own_model(one)
 
 
 def test_api_key(echo: Path, serve: Callable[..., Supervisor], tmp_path: Path) -> None:
@@ -51,13 +87,34 @@ def test_api_key(echo: Path, serve: Callable[..., Supervisor], tmp_path: Path) -
     assert http(address, "/v2/models/echo", {"api-key": "wrong"})[0] == 403
     assert http(address, "/v2/models/echo")[0] == 403
     assert http(address, "/v2/health/ready")[0] == 200
+    assert answers_its_own_model(one)
     for path in one.state.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+    assert KEY not in " ".join(environment(stub(one.mark)).values())
     one.send(signal.SIGTERM)
     code, said = one.end()
     assert code == 0
     assert KEY not in said
     assert "command line" in said  # the warning
+
+
+def test_an_api_key_from_a_pipe_is_kept_from_others(
+    echo: Path, serve: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    """As in bash's --api-key-file <(pass show key): what can be read once has to lie somewhere for the models."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(KEY,))
+    writer.start()
+    one = serve(echo, "--api-key-file", pipe)
+    writer.join()
+    assert ask(one.url, 2, api_key=ApiKey(KEY)) == ["0 ", "1 "]
+    assert answers_its_own_model(one)
+    (kept,) = [path for path in one.state.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert kept.stat().st_mode & 0o777 == 0o600
+    one.send(signal.SIGTERM)
+    assert one.end()[0] == 0
+    assert not kept.exists()
 
 
 def http(address: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:

@@ -1,26 +1,55 @@
-"""The life of a server: ready, asked, drained, killed, and nothing of it left. All with the real tritonserver."""
+"""The life of a server that nobody kills: ready, asked, drained, and nothing of it left. With the real tritonserver."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 import echo_repository
 from conftest import ROOT, minitron
 from minitron_trtllm.client import Client
-from minitron_trtllm.errors import ClientError
+from minitron_trtllm.errors import ClientError, NotReady
 from minitron_trtllm.server.leftovers import Process
-from supervisor import FREE, Supervisor, ask, command_lines, nothing_is_left, segments, tritonserver, within
+from supervisor import (
+    FREE,
+    Supervisor,
+    ask,
+    command_lines,
+    environment,
+    nothing_is_left,
+    only_the_log,
+    segments,
+    stub,
+    tritonserver,
+    within,
+)
 
 pytestmark = pytest.mark.server
 
+NEVER_ENDS = "time.sleep(600)"  # much longer than any exit timeout here
+
 # --- ready, asked, stopped ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
+    """A server that no test ends."""
+    folder = tmp_path_factory.mktemp("shared")
+    one = Supervisor(echo_repository.write(folder / "repository"), folder / "state").wait_until_ready()
+    yield one
+    one.send(signal.SIGTERM)
+    assert one.end()[0] == 0
 
 
 def test_two_servers_of_one_repository_in_the_background(echo: Path, tmp_path: Path) -> None:
@@ -34,6 +63,7 @@ def test_two_servers_of_one_repository_in_the_background(echo: Path, tmp_path: P
             assert segments(document["mark"])
         listed = json.loads(minitron("status", echo, "--state", state, "--json").stdout)
         assert [(each["mark"], each["phase"]) for each in listed] == [(one["mark"], "ready"), (two["mark"], "ready")]
+        assert [each["restarts"] for each in listed] == [0, 0]
         assert "ready" in minitron("status", "--state", state).stdout
         refused = minitron("stop", "--state", state, check=False)
         assert refused.returncode == 2
@@ -46,9 +76,8 @@ def test_two_servers_of_one_repository_in_the_background(echo: Path, tmp_path: P
     assert os.listdir(state) == []
 
 
-def test_all_ports_are_on_the_loopback_address(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    one = serve(echo)
-    pid = tritonserver(one.mark)
+def test_all_ports_are_on_the_loopback_address(shared: Supervisor) -> None:
+    pid = tritonserver(shared.mark)
     sockets = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
     listening = set()
     for table in ("tcp", "tcp6"):
@@ -57,33 +86,72 @@ def test_all_ports_are_on_the_loopback_address(echo: Path, serve: Callable[..., 
             if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
                 address, port = words[1].split(":")
                 listening.add((address, int(port, 16)))
-    assert {port for _, port in listening} == {int(url.rpartition(":")[2]) for url in one.document["urls"].values()}
+    ports = {int(url.rpartition(":")[2]) for url in shared.document["urls"].values()}
+    assert {port for _, port in listening} == ports
     # 127.0.0.1, and ::ffff:127.0.0.1, as proc(5) writes them on a little-endian machine.
     assert {address for address, _ in listening} <= {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
-def test_models_cannot_be_loaded_or_unloaded_from_outside(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    import tritonclient.grpc as triton
-    from tritonclient.utils import InferenceServerException
+def test_its_ports_stay_its_own_for_a_restart(shared: Supervisor) -> None:
+    for url in shared.document["urls"].values():
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
 
-    one = serve(echo)
-    client = triton.InferenceServerClient(one.url)
+
+def test_models_cannot_be_loaded_or_unloaded_from_outside(shared: Supervisor) -> None:
+    client = triton.InferenceServerClient(shared.url)
     with pytest.raises(InferenceServerException, match="restricted"):
         client.unload_model("echo")
     assert client.is_model_ready("echo")
 
 
-def test_ctrl_c_drains(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    one = serve(echo)
-    with Client(one.url, model="echo", deadline_s=30) as client, client.stream("hi", max_tokens=40) as stream:
+def test_the_models_know_their_own_server(shared: Supervisor) -> None:
+    known = environment(stub(shared.mark))
+    assert known["MINITRON_GRPC"] == shared.url
+    assert known["MINITRON_RESTARTS"] == "0"
+    assert not [name for name in known if name.startswith("MINITRON_GRPC_")]  # neither TLS nor a key
+
+
+# --- drained --------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_drains_and_waits_for_nothing_else(tmp_path: Path, serve: Callable[..., Supervisor]) -> None:
+    """Neither for connections without a request, nor for unloading: each of the three models' ends takes 600 s."""
+    config = echo_repository.CONFIG.replace("count: 1", "count: 3")
+    one = serve(echo_repository.write(tmp_path / "slow", finalize=NEVER_ENDS, config=config))
+    idle, kept_open = connection(one), triton.InferenceServerClient(one.url)
+    assert get(idle, "/v2/health/ready") == 200
+    kept_open.start_stream(lambda result, error: None)
+    over_http = connection(one)
+    body = json.dumps({"text_input": "hi", "max_tokens": 40, "stream": True})
+    over_http.request("POST", "/v2/models/echo/generate_stream", body)
+    with Client(one.url, model="echo", deadline_s=60) as client, client.stream("hi", max_tokens=40) as stream:
         texts = [next(stream).text]
         one.send(signal.SIGINT)
+        assert within(60, lambda: get(idle, "/v2/health/ready") == 400)
+        with pytest.raises(NotReady):
+            ask(one.url, 1)
         texts += [chunk.text for chunk in stream if chunk.text]
     assert texts == [f"{number} " for number in range(40)]
+    events = over_http.getresponse().read().decode()
+    assert [f'"text_output":"{number} "' in events for number in range(40)] == [True] * 40
     code, said = one.end()
-    assert code == 0, said
+    assert code == 0, said  # and not 16: it was never waited for
     assert "draining" in said
     assert nothing_is_left(one.mark)
+    assert list(one.state.iterdir()) == []
+    kept_open.close()
+
+
+def connection(one: Supervisor) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(one.document["urls"]["http"], timeout=60)
+
+
+def get(kept: http.client.HTTPConnection, path: str) -> int:
+    kept.request("GET", path)
+    answer = kept.getresponse()
+    answer.read()
+    return answer.status
 
 
 def test_ctrl_c_twice_does_not_wait(echo: Path, serve: Callable[..., Supervisor]) -> None:
@@ -91,7 +159,7 @@ def test_ctrl_c_twice_does_not_wait(echo: Path, serve: Callable[..., Supervisor]
     with Client(one.url, model="echo", deadline_s=60) as client, client.stream("hi", max_tokens=400) as stream:
         next(stream)
         one.send(signal.SIGINT)
-        assert within(30, lambda: "draining" in minitron("status", "--state", one.state, check=False).stdout)
+        assert one.reaches("draining")
         one.send(signal.SIGINT)
         code, said = one.end()
         with pytest.raises(ClientError):
@@ -101,14 +169,18 @@ def test_ctrl_c_twice_does_not_wait(echo: Path, serve: Callable[..., Supervisor]
     assert nothing_is_left(one.mark)
 
 
-def test_sixteen_streams_through_the_front_finish(
+def test_sixteen_streams_through_the_fronts_finish(
     small_engine: Callable[[str], Path], tmp_path: Path, serve: Callable[..., Supervisor]
 ) -> None:
     repository = tmp_path / "repository"
-    minitron("repo", "render", small_engine("bfloat16"), "--output", repository)
+    minitron("repo", "render", small_engine("bfloat16"), "--output", repository, "--bls-max-concurrency", "8")
     one = serve(repository)
-    with Client(one.url, deadline_s=120) as client:
-        streams = [client.stream(f"Chapter {i}", max_tokens=300, min_tokens=300, temperature=0.0) for i in range(16)]
+    with Client(one.url, deadline_s=120) as text, Client(one.url, model="ensemble", deadline_s=120) as ensemble:
+        clients = [text, ensemble] * 8
+        streams = [
+            client.stream(f"Chapter {i}", max_tokens=300, min_tokens=300, temperature=0.0)
+            for i, client in enumerate(clients)
+        ]
         first = [next(stream) for stream in streams]
         one.send(signal.SIGTERM)
         rest = [list(stream) for stream in streams]
@@ -120,144 +192,58 @@ def test_sixteen_streams_through_the_front_finish(
     assert nothing_is_left(one.mark)
 
 
-# --- killed ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_server_is_killed(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    one = serve(echo)
-    os.kill(tritonserver(one.mark), signal.SIGKILL)
-    code, said = one.end()
-    assert code == 128 + signal.SIGKILL
-    assert "ended by itself" in said
-    assert nothing_is_left(one.mark)
-    (listed,) = json.loads(minitron("status", "--state", one.state, "--json", check=False).stdout)
-    assert listed["phase"] == "failed"
-    assert "successfully loaded" in Path(listed["log"]).read_text()
-    minitron("stop", echo, "--state", one.state)
-    assert os.listdir(one.state) == []
-
-
-def test_the_supervisor_is_killed_and_the_server_ends_by_itself(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    one = serve(echo)
-    one.send(signal.SIGKILL)
-    one.end()
-    assert within(60, lambda: not command_lines(one.mark))
-    minitron("stop", echo, "--state", one.state)
-    assert nothing_is_left(one.mark)
-    assert os.listdir(one.state) == []
-
-
-def test_both_are_killed_and_stop_removes_what_is_left(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    one = serve(echo)
-    server = tritonserver(one.mark)
-    one.send(signal.SIGSTOP)  # or it would clean up
-    os.kill(server, signal.SIGKILL)
-    one.send(signal.SIGKILL)
-    one.end()
-    orphans = [words for words in command_lines(one.mark).values() if "triton_python_backend_stub" in words]
-    assert orphans, "there was nothing to clean up, so this proves nothing"
-    assert segments(one.mark)
-    stopped = minitron("stop", echo, "--state", one.state)
-    assert "was dead already" in stopped.stdout
-    assert nothing_is_left(one.mark)
-
-
-def test_what_a_dead_server_left_goes_when_its_repository_is_served_again(
-    echo: Path, serve: Callable[..., Supervisor]
-) -> None:
-    one = serve(echo)
-    server = tritonserver(one.mark)
-    one.send(signal.SIGKILL)
-    os.kill(server, signal.SIGKILL)
-    one.end()
-    two = serve(echo)
-    assert nothing_is_left(one.mark)
-    assert ask(two.url, 1) == ["0 "]
-
-
-def test_a_server_that_outlives_its_time_is_killed_and_that_is_said(
+def test_streams_that_outlive_their_time_are_cut_off_and_that_is_said(
     echo: Path, serve: Callable[..., Supervisor]
 ) -> None:
     one = serve(echo, "--exit-timeout", "1")
-    os.kill(tritonserver(one.mark), signal.SIGSTOP)  # it will not follow SIGTERM
+    with Client(one.url, model="echo", deadline_s=60) as client, client.stream("hi", max_tokens=1000) as stream:
+        next(stream)
+        stopped = minitron("stop", echo, "--state", one.state, "--json", check=False)
+        with pytest.raises(ClientError):
+            list(stream)
+    code, said = one.end()
+    assert (code, stopped.returncode) == (16, 16)
+    assert "streams were left after the exit timeout of 1 s" in said
+    (how,) = json.loads(stopped.stdout)
+    log = only_the_log(one.state)
+    assert how["log"] == str(log)
+    assert how["how"] == f"did not drain within 1 s and was killed; its log: {log}"
+    assert "successfully loaded 'echo'" in log.read_text()
+    assert nothing_is_left(one.mark)
+    again = serve(echo)  # and the log of the last one goes
+    assert [path.name for path in one.state.iterdir()] == [again.mark]
+
+
+def test_a_server_that_hangs_is_killed(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    one = serve(echo, "--exit-timeout", "1")
+    os.kill(tritonserver(one.mark), signal.SIGSTOP)  # it will follow nothing
     one.send(signal.SIGTERM)
     code, said = one.end()
-    assert code == 7
-    assert "outlived its exit timeout of 1 s" in said
+    assert code == 16
+    assert "was killed" in said
     assert nothing_is_left(one.mark)
-
-
-# --- not started ----------------------------------------------------------------------------------------------------
+    listed = minitron("status", "--state", one.state, "--json", check=False)
+    assert listed.returncode == 10
+    assert [each["phase"] for each in json.loads(listed.stdout)] == ["killed"]
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ({"initialize": "raise ValueError('no such engine')"}, "model echo: Internal: ValueError: no such engine"),
-        ({"config": echo_repository.CONFIG + "no_such_field: 1\n"}, 'no field named "no_such_field"'),
-    ],
+    ("victim", "said"), [(tritonserver, "signal 9"), (stub, "the process of echo ended")], ids=["server", "model"]
 )
-def test_a_model_that_does_not_load(
-    tmp_path: Path, serve: Callable[..., Supervisor], fault: dict[str, str], said: str
+def test_a_server_that_dies_while_it_drains_is_not_one_that_hangs(
+    echo: Path, serve: Callable[..., Supervisor], victim: Callable[[str], int], said: str
 ) -> None:
-    one = serve(echo_repository.write(tmp_path / "broken", **fault), ready=False)
-    code, stderr = one.end()
+    one = serve(echo)
+    with Client(one.url, model="echo", deadline_s=60) as client, client.stream("hi", max_tokens=1000) as stream:
+        next(stream)
+        one.send(signal.SIGTERM)
+        assert one.reaches("draining")
+        os.kill(victim(one.mark), signal.SIGKILL)
+        code, stderr = one.end()
     assert code == 7
-    assert said in stderr
-    assert "\\n" not in stderr
-    assert not [name for name in os.listdir("/dev/shm") if str(tmp_path) in name]
-    (listed,) = json.loads(minitron("status", "--state", one.state, "--json", check=False).stdout)
-    assert nothing_is_left(listed["mark"])
-
-
-def test_a_model_without_its_code_is_noticed_at_once(echo: Path, serve: Callable[..., Supervisor]) -> None:
-    (echo / "echo" / "1" / "model.py").unlink()
-    code, stderr = serve(echo, ready=False).end(timeout_s=60)  # tritonserver itself waits for ever
-    assert code == 7
-    assert "Python model file not found" in stderr
-
-
-def test_the_time_to_get_ready_has_an_end(tmp_path: Path, serve: Callable[..., Supervisor]) -> None:
-    slow = echo_repository.write(tmp_path / "slow", initialize="time.sleep(60)")
-    code, stderr = serve(slow, "--ready-timeout", "1", ready=False).end()
-    assert code == 7
-    assert "not ready within 1 s" in stderr
-
-
-def test_ctrl_c_while_loading(tmp_path: Path, serve: Callable[..., Supervisor]) -> None:
-    slow = echo_repository.write(tmp_path / "slow", initialize="time.sleep(60)")
-    one = serve(slow, ready=False)
-    state = str(tmp_path / "state")
-    assert within(60, lambda: any("stub" in words for words in command_lines(state).values()))
-    one.send(signal.SIGINT)
-    code, _ = one.end(timeout_s=60)
-    assert code == 130
-    assert not [words for words in command_lines(state).values() if "triton" in words.split()[0]]
-    assert os.listdir(state) == []
-
-
-@pytest.mark.parametrize("flags", [(), ("--detach",)])
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_the_first_trace_leaves_none(
-    echo: Path, tmp_path: Path, flags: tuple[str, ...], sign: signal.Signals
-) -> None:
-    """Between making its folder and hearing signals a server must not be caught: several tries, for it is short."""
-    for attempt in range(3):
-        state = tmp_path / str(attempt)
-        started = Supervisor(echo, state, *flags)
-        while not (state.exists() and any(state.iterdir())):
-            assert started.process.poll() is None
-        started.process.send_signal(sign)
-        started.process.communicate(timeout=60)
-        assert started.process.returncode == 130
-        assert list(state.iterdir()) == []
-
-
-def test_a_detached_start_that_fails_says_why(echo: Path, tmp_path: Path) -> None:
-    (echo / "echo" / "1" / "model.py").unlink()
-    done = minitron("serve", echo, *FREE, "--state", tmp_path / "state", "--detach", check=False, timeout=60)
-    assert done.returncode == 7
-    assert "Python model file not found" in done.stderr
+    assert f"died while it drained ({said})" in stderr
+    assert only_the_log(one.state).exists()
+    assert nothing_is_left(one.mark)
 
 
 # --- the container, with a stand-in for docker ----------------------------------------------------------------------
@@ -284,28 +270,60 @@ def calls(docker: Path) -> list[list[str]]:
     return [json.loads(line) for line in (docker / "calls").read_text().splitlines()]
 
 
-def test_the_container_is_drained(gpu_repository: Path, docker: Path, serve: Callable[..., Supervisor]) -> None:
+def of_docker(docker: Path, one: Supervisor) -> Any:
+    return Process.of(int((docker / f"minitron-{one.mark}.pid").read_text()))
+
+
+def test_the_container_is_ended_when_its_models_are(
+    gpu_repository: Path, docker: Path, serve: Callable[..., Supervisor]
+) -> None:
     one = serve(gpu_repository)
     assert one.document["container"] == f"minitron-{one.mark}"
-    assert (docker / f"{one.document['container']}.pid").exists()
+    container = of_docker(docker, one)
+    one.send(signal.SIGTERM)
+    code, said = one.end()
+    assert code == 0, said
+    assert not container.lives()
+    assert calls(docker)[0][:2] == ["run", "--rm"]
+    assert ["kill", f"minitron-{one.mark}"] in calls(docker)
+    assert list(one.state.iterdir()) == []
+
+
+def test_a_container_that_knows_no_unloading_gets_sigterm(
+    gpu_repository: Path, docker: Path, serve: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_DOUBLE_UNLOADS", "no")
+    one = serve(gpu_repository)
     one.send(signal.SIGTERM)
     assert one.end()[0] == 0
-    assert not (docker / f"{one.document['container']}.pid").exists()
-    assert calls(docker)[0][:2] == ["run", "--rm"]
+    assert not (docker / f"minitron-{one.mark}.pid").exists()  # docker run saw it to its end
+
+
+def test_a_container_that_crashes_comes_back(
+    gpu_repository: Path, docker: Path, serve: Callable[..., Supervisor]
+) -> None:
+    one = serve(gpu_repository, "--restarts", "1")
+    first = of_docker(docker, one)
+    first.send(signal.SIGKILL)
+    assert within(60, lambda: one.written["restarts"] == 1 and one.written["phase"] == "ready")
+    assert of_docker(docker, one) != first
+    one.send(signal.SIGTERM)
+    assert one.end()[0] == 0
+    assert one.written["phase"] == "stopped"
 
 
 def test_a_container_whose_client_and_supervisor_were_killed_is_ended_by_stop(
     gpu_repository: Path, docker: Path, serve: Callable[..., Supervisor]
 ) -> None:
     one = serve(gpu_repository)
-    container = int((docker / f"minitron-{one.mark}.pid").read_text())
+    container = of_docker(docker, one)
     clients = [pid for pid, words in command_lines(one.mark).items() if "docker_serving" in words]
     one.send(signal.SIGSTOP)
     for pid in clients:
         os.kill(pid, signal.SIGKILL)
     one.send(signal.SIGKILL)
     one.end()
-    assert Path(f"/proc/{container}").exists()
+    assert container.lives()
     minitron("stop", gpu_repository, "--state", one.state)
     assert ["kill", f"minitron-{one.mark}"] in calls(docker)
-    assert within(30, lambda: Process.of(container) is None)
+    assert within(30, lambda: not container.lives())

@@ -43,7 +43,7 @@ def test_why_a_server_did_not_start(tmp_path: Path, more: str, kind: type[Except
     path.write_text(LOG.format(more=more))
     log = ServerLog(path)
     log.new_errors()
-    error = log.explain(1)
+    error = log.explain("tritonserver ended")
     assert type(error) is kind
     assert said in str(error)
     assert log.loaded == {"echo"}
@@ -111,9 +111,8 @@ def test_state_lies_where_xdg_says_and_broken_files_are_passed_over(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert state.home() == tmp_path / "state" / "minitron-trtllm" / "servers"
     for name, content in {"a": "{", "b": "[]", "c": '{"schema": 99}'}.items():
-        folder = state.new_folder(state.home(), name)
-        assert folder.stat().st_mode & 0o077 == 0
-        (folder / "state.json").write_text(content)
+        (state.home() / name).mkdir(parents=True)
+        (state.home() / name / "state.json").write_text(content)
     assert state.servers(state.home()) == []
 
 
@@ -122,3 +121,48 @@ def test_nothing_to_see_and_nothing_to_stop(tmp_path: Path) -> None:
     assert (done.returncode, json.loads(done.stdout)) == (10, [])
     done = minitron("stop", "--state", tmp_path, "--json")
     assert json.loads(done.stdout) == []
+
+
+def written(folder: Path, owner: Process) -> state.State:
+    one = state.State(folder, folder.name, Path("/r"), "echo", owner, "ready", {"http": "h:1"}, 30)
+    one.create()
+    return one
+
+
+def test_a_state_is_its_owners_and_whole_from_the_first_moment(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    owner = Process.of(sleeper.pid)
+    assert owner is not None
+    made = written(tmp_path / "s" / "mark", owner)
+    assert made.folder.stat().st_mode & 0o077 == 0
+    assert os.listdir(tmp_path / "s") == ["mark"]
+    assert state.servers(tmp_path / "s") == [made]
+    assert state.servers(tmp_path / "s", Path("/other")) == []
+
+
+def test_the_state_of_a_killed_supervisor_stays_with_its_log_and_nothing_else(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    owner = Process.of(sleeper.pid)
+    assert owner is not None
+    made = written(tmp_path / "mark", owner)
+    made.log.write_text("what happened")
+    (made.folder / "api-key").write_text("secret")
+    (made.folder / "backends").mkdir()
+    (made.folder / "lib").symlink_to("/nowhere")
+    assert [one.phase for one in state.servers(tmp_path)] == ["ready"]
+    sleeper.kill()
+    sleeper.wait()
+    assert [one.phase for one in state.servers(tmp_path)] == ["dead"]
+    assert sorted(os.listdir(made.folder)) == ["server.log", "state.json"]
+
+
+def test_folders_half_made_or_half_removed_by_a_killed_one_go(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    owner = Process.of(sleeper.pid)
+    assert owner is not None
+    living, dead = f".mark.{owner.pid}.{owner.started}", f".mark.{owner.pid}.{owner.started - 1}"
+    for name in (living, dead):
+        (tmp_path / name / "backends").mkdir(parents=True)
+    assert state.servers(tmp_path) == []
+    assert os.listdir(tmp_path) == [living]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from triton_config import flag, one_line
 
 from conftest import SMALL_MODEL
-from minitron_trtllm.repository import tokenizer_files
+from minitron_trtllm import tokenizer_files
 from minitron_trtllm.text.errors import RequestError
 from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.tokenizer import TextTokenizer

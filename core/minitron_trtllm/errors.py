@@ -17,7 +17,8 @@
     │   ├── NotEnoughMemory          5     what was asked for does not fit
     │   └── PortBusy                 5     another process listens there
     ├── ToolError                    6   a program that we ran (trtllm-build, docker) failed
-    ├── ServerError                  7   the server did not start, died, or outlived its time to stop
+    ├── ServerError                  7   the server did not start, or died
+    │   └── NotDrained              16   it had streams left when its time to end them was over, and was killed
     ├── VerdictError                 8   a limit that the user set was not met
     └── ClientError                  9   a request failed
         ├── NotReady                10     no server there, or its model is not ready
@@ -111,9 +112,15 @@ class ToolError(MinitronError):
 
 
 class ServerError(MinitronError):
-    """The server did not start, died, or outlived its time to stop."""
+    """The server did not start, or died."""
 
     exit_code = 7
+
+
+class NotDrained(ServerError):
+    """The server had streams left when its time to end them was over, and was killed."""
+
+    exit_code = 16
 
 
 class VerdictError(MinitronError):

@@ -88,7 +88,8 @@ def serve(args: Any) -> int:
             "--pinned-memory-pool-byte-size=0",
             "--allow-gpu-metrics=false",
         ]
-        environment = bundled._environment(bundled.find(), Path(scratch), os.environ["MINITRON_SERVER"])
+        environment = bundled.environment(Path(scratch), os.environ["MINITRON_SERVER"])
+        environment["MINITRON_GRPC"] = f"127.0.0.1:{ports['8001']}"
         server = subprocess.Popen(argv, env=environment, start_new_session=True)
         (FOLDER / f"{args.name}.pid").write_text(str(server.pid))
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,9 +2,11 @@
 
 Like docker, it refuses flags and images that it does not know, keeps the container apart from the client (a client that
 is killed leaves it running), hands SIGTERM and SIGINT on to the container's first process and exits with its code. That
-process answers Triton's health and generate_stream on the ports that are published, and ends with 0 on SIGTERM.
+process answers Triton's health, generate_stream, logging and unload on the ports that are published, says in Triton's
+words that the instances of an unloaded model end, and ends with 0 on SIGTERM.
 
-DOCKER_DOUBLE names a folder: ``calls`` gets every command line as JSON, ``NAME.pid`` the process of a container.
+DOCKER_DOUBLE names a folder: ``calls`` gets every command line as JSON, ``NAME.pid`` the process of a container. With
+DOCKER_DOUBLE_UNLOADS=no logging and unload are unknown to it.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def run(words: list[str]) -> int:
     http_inside = next(word.partition("=")[2] for word in args.command if word.startswith("--http-port="))
     container = subprocess.Popen(
         [sys.executable, __file__, "inside", published[http_inside]], start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name in ("PATH", "DOCKER_DOUBLE")},
+        env={name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("DOCKER_DOUBLE")},
     )  # fmt: skip
     (FOLDER / f"{args.name}.pid").write_text(str(container.pid))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +92,15 @@ def inside(port: int) -> int:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            unloaded = re.fullmatch(r"/v2/repository/models/(\w+)/unload", self.path)
+            if (unloaded or self.path == "/v2/logging") and os.environ.get("DOCKER_DOUBLE_UNLOADS") != "no":
+                if unloaded:
+                    where = "I 1 backend_model_instance.cc:825]"
+                    said = f'2026-01-31T09:37:44Z {where} "Stopping backend thread for {unloaded[1]}_0_0..."'
+                    print(said, file=sys.stderr, flush=True)
+                self.send_response(200)
+                self.end_headers()
+                return
             self.send_response(200 if re.fullmatch(r"/v2/models/\w+/generate_stream", self.path) else 404)
             self.end_headers()
             self.wfile.write(b'data: {"text_output":"warm"}\n\n')

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .detokenizer import Decoder
-from .prompts import Prompt
-from .request import TextRequest
-from .sequence import SequenceText, without_end
-from .tensors import Arrays, Tensors
+from minitron_trtllm.text.detokenizer import Decoder
+from minitron_trtllm.text.prompts import Prompt
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.sequence import SequenceText, without_end
+from minitron_trtllm.text.tensors import Arrays, Tensors
 
 _TOKENS = ("output_ids", "sequence_length")
 

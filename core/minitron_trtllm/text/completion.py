@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .detokenizer import Decoder
-from .engine import EngineError
-from .prompts import Prompt, PromptMaker
-from .request import TextRequest
-from .sequence import SequenceText, without_end
-from .tensors import Arrays, Tensors
+from minitron_trtllm.text.detokenizer import Decoder
+from minitron_trtllm.text.engine import EngineError
+from minitron_trtllm.text.prompts import Prompt, PromptMaker
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.sequence import SequenceText, without_end
+from minitron_trtllm.text.tensors import Arrays, Tensors
 
 STOP, LENGTH = "stop", "length"
 

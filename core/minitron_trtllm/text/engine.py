@@ -23,7 +23,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from .tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
+from minitron_trtllm.text.tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
 
 INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY_RPC = "/inference.GRPCInferenceService/ModelReady"

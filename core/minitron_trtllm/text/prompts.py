@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import RequestError
-from .tokenizer import TextTokenizer
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]

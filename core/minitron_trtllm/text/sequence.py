@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .detokenizer import Decoder, Detokenizer
-from .stop_strings import StopStrings
-from .tensors import Arrays
+from minitron_trtllm.text.detokenizer import Decoder, Detokenizer
+from minitron_trtllm.text.stop_strings import StopStrings
+from minitron_trtllm.text.tensors import Arrays
 
 
 class SequenceText:

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from .answers import Answers
-from .completion import Completion, Piece, Sampling
-from .prompts import PromptMaker
-from .request import TextRequest
-from .tensors import Arrays, Tensors
-from .tokenizer import TextTokenizer
+from minitron_trtllm.text.answers import Answers
+from minitron_trtllm.text.completion import Completion, Piece, Sampling
+from minitron_trtllm.text.prompts import PromptMaker
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.tensors import Arrays, Tensors
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 _TOKENS = ("output_ids", "sequence_length")
 

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Judge, print; exit code 8 where a line failed, 10 where no such server runs."""
     from minitron_trtllm.audit.judging import judge_all, look
 
-    running = [one for one in state.servers(args.state or state.home(), args.repository) if one.seen_phase == "ready"]
+    running = [one for one in state.servers(args.state or state.home(), args.repository) if one.phase == "ready"]
     if not running:
         raise NotReady(f"no server of {args.repository} is ready here; 'minitron serve' starts one")
     judged = judge_all(look(args.repository, running[-1]))

@@ -6,12 +6,12 @@ import argparse
 import logging
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 from minitron_trtllm import output, recipe
-from minitron_trtllm.server import bundled, container, detach, launch, state
+from minitron_trtllm.errors import UsageError
+from minitron_trtllm.server import bundled, container, detach, launch, state, tls
 from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
 from minitron_trtllm.server.ports import Reservation
@@ -19,6 +19,8 @@ from minitron_trtllm.server.state import State
 from minitron_trtllm.server.supervisor import Supervisor, stop_signals_held
 
 log = logging.getLogger(__name__)
+
+_KEY_FILE = "api-key"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +32,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--tls-cert", type=Path, metavar="PEM", help="server certificate: gRPC speaks TLS, HTTP answers health only")
     add("--tls-key", type=Path, metavar="PEM", help="the certificate's private key")
     add("--tls-ca", type=Path, metavar="PEM", help="demand client certificates signed by this one (mutual TLS)")
+    add("--loopback-cert", type=Path, metavar="PEM",
+        help="with --tls-ca: what the text model shows to its own server (default: its certificate)")  # fmt: skip
+    add("--loopback-key", type=Path, metavar="PEM", help="its private key")
     add("--api-key-file", type=Path, metavar="FILE", help="demand the key in this file with every request but health")
     add("--ready-timeout", type=int, default=Options.ready_timeout_s, metavar="SECONDS",
         help="how long loading may take (default %(default)s)")  # fmt: skip
+    add("--restarts", type=int, default=Options.restarts, metavar="N",
+        help="start a crashed server again, at most N times in 10 minutes (default %(default)s)")  # fmt: skip
     add("--detach", action="store_true", help="return when the server is ready; 'minitron stop' ends it")
     add("--dry-run", action="store_true", help="print the command line and start nothing")
     add("--state", type=Path, metavar="FOLDER", help="where to keep what 'minitron status' and 'stop' read")
@@ -50,36 +57,43 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the server's exit code."""
     served = Served.read(args.repository)
     serving = recipe.from_args(args).recipe.serving
-    options = _options(args, serving.exit_timeout_s)
+    parent = Path(os.path.abspath(args.state or state.home()))
+    mark = launch.new_mark()
+    folder = parent / mark
+    options = _options(args, serving.exit_timeout_s, folder)
     wanted = Ports(serving.grpc_port, serving.http_port, serving.metrics_port)
     contained = args.server == "container" or (args.server is None and served.backend != "python")
-    parent = args.state or state.home()
-    mark = launch.new_mark()
     make = container.launch if contained else bundled.launch
     if args.dry_run:
-        print(_shell_line(make(served, options, wanted, parent / mark, mark), options, args.api_key_file))
+        print(_shell_line(make(served, options, wanted, folder, mark), options, args.api_key_file))
         return 0
-    container.check_machine() if contained else bundled.check_machine(served)
+    container.check_machine(served) if contained else bundled.check_machine(served)
     if options.api_key:
         log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
-    for dead in (old for old in state.servers(parent, served.folder) if not old.alive):
-        dead.clear()
+    for old in state.servers(parent, served.folder):
+        if old.ended:
+            old.clear()
     with Reservation(options, wanted) as reserved, stop_signals_held():
-        folder = state.new_folder(parent, mark)
+        launched = make(served, options, reserved.ports, folder, mark)
+        starting = _state(folder, served, options, reserved.ports, launched)
+        starting.create()
         try:
+            if options.api_key and options.api_key_file == folder / _KEY_FILE:
+                _write_key(options.api_key_file, options.api_key)
             if contained:
                 reserved.release()  # Docker listens without SO_REUSEADDR
             else:
                 bundled.prepare(folder)
-            let_go = detach.fork() if args.detach else None
-            launched = make(served, options, reserved.ports, folder, mark)
-            starting = _state(folder, served, options, reserved.ports, launched)
+                bundled.link(served, folder, mark)
+            let_go = None
+            if args.detach:
+                let_go = detach.fork()
+                starting = starting.enter("starting", supervisor=_me())
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            starting.clear()
             raise
 
         def on_ready(ready: State) -> None:
-            reserved.release()
             _announce(ready, as_json=args.json)
             if let_go:
                 let_go(ready.log)
@@ -98,16 +112,38 @@ def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> st
     return " ".join(words)
 
 
-def _options(args: argparse.Namespace, exit_timeout_s: int) -> Options:
+def _options(args: argparse.Namespace, exit_timeout_s: int, folder: Path) -> Options:
+    if args.restarts < 0:
+        raise UsageError(f"--restarts {args.restarts} is less than none; 0 leaves a crashed server down")
     return Options(
         host=launch.check_host(args.host),
-        tls=launch.read_tls(args.tls_cert, args.tls_key, args.tls_ca),
+        tls=tls.read(args.tls_cert, args.tls_key, args.tls_ca, (args.loopback_cert, args.loopback_key)),
         api_key=launch.read_api_key(args.api_key_file),
+        api_key_file=_key_file(args.api_key_file, folder),
         exit_timeout_s=exit_timeout_s,
         ready_timeout_s=args.ready_timeout,
+        restarts=args.restarts,
         gpus=args.gpus,
         verbose=args.verbose,
     )
+
+
+def _key_file(given: Path | None, folder: Path) -> Path | None:
+    """Where the models read the API key: the user's own file, or, where that was a pipe, one in the server's folder."""
+    if given is None:
+        return None
+    return given.resolve() if given.is_file() else folder / _KEY_FILE
+
+
+def _write_key(path: Path, key: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(key + "\n")
+
+
+def _me() -> Process:
+    me = Process.of(os.getpid())
+    assert me is not None
+    return me
 
 
 def _state(folder: Path, served: Served, options: Options, ports: Ports, launched: Launch) -> State:
@@ -116,21 +152,10 @@ def _state(folder: Path, served: Served, options: Options, ports: Ports, launche
         "http": f"{options.http_host}:{ports.http}",
         "metrics": f"{options.http_host}:{ports.metrics}",
     }
-    me = Process.of(os.getpid())
-    assert me is not None
-    starting = State(
-        folder,
-        launched.mark,
-        served.folder,
-        served.front,
-        me,
-        "starting",
-        urls,
-        served.exit_timeout_s(options.exit_timeout_s),
-        launched.container,
+    timeout_s = options.exit_timeout_s
+    return State(
+        folder, launched.mark, served.folder, served.front, _me(), "starting", urls, timeout_s, launched.container
     )
-    starting.write()
-    return starting
 
 
 def _announce(ready: State, *, as_json: bool) -> None:

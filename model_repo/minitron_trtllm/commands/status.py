@@ -22,14 +22,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the servers; exit code 10 when none of them is ready."""
     servers = state.servers(args.state or state.home(), args.repository)
     if args.json:
-        output.emit_json([server.document() | {"phase": server.seen_phase} for server in servers])
+        output.emit_json([server.document() for server in servers])
     elif servers:
         rows = [
-            (server.repository, server.seen_phase, *(server.urls[name] for name in ("grpc", "http", "metrics")),
-             server.supervisor.pid, server.log)
+            (server.repository, server.phase, server.restarts,
+             *(server.urls[name] for name in ("grpc", "http", "metrics")), server.supervisor.pid, server.log)
             for server in servers
         ]  # fmt: skip
-        print(output.table(rows, ("repository", "phase", "grpc", "http", "metrics", "pid", "log")))
+        print(output.table(rows, ("repository", "phase", "restarts", "grpc", "http", "metrics", "pid", "log")))
     else:
         print(f"no server of {args.repository}" if args.repository else "no server")
-    return 0 if any(server.seen_phase == "ready" for server in servers) else NotReady.exit_code
+    return 0 if any(server.phase == "ready" for server in servers) else NotReady.exit_code

@@ -23,16 +23,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stop them; raises UsageError where it is not clear which, ServerError for one that had to be killed."""
+    """Stop them; raises UsageError where it is not clear which. The exit code is that of the first that ended badly."""
     servers = state.servers(args.state or state.home(), args.repository)
-    if len(servers) > 1 and not args.all and args.repository is None:
-        raise UsageError(f"{len(servers)} servers run; name a repository ('minitron status' lists them) or give --all")
-    stopped = [(server, stopping.stop(server)) for server in servers]
+    running = [server for server in servers if not server.ended]
+    if len(running) > 1 and not args.all and args.repository is None:
+        raise UsageError(f"{len(running)} servers run; name a repository ('minitron status' lists them) or give --all")
+    stopped = [stopping.stop(server) for server in servers]
     if args.json:
-        output.emit_json([{"repository": str(server.repository), "how": how} for server, how in stopped])
+        output.emit_json(
+            [{"repository": str(each.repository), "how": each.how, "log": str(each.log) if each.log else None}
+             for each in stopped]
+        )  # fmt: skip
     else:
-        for server, how in stopped:
-            print(f"{server.repository}: {how}")
+        for each in stopped:
+            print(f"{each.repository}: {each.how}")
         if not stopped:
             print("nothing to stop")
-    return 0
+    return next((each.exit_code for each in stopped if each.exit_code), 0)

@@ -4,15 +4,23 @@ the models (``tensors``, ``parameters``, ``ensemble``), not how a repository is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import files, manifest
+from minitron_trtllm import files, manifest, tokenizer_files
 from minitron_trtllm.errors import EngineError, InputError, RepositoryError
-from minitron_trtllm.repository import check_config, check_together, config_text, engine_folder, llmapi, tokenizer_files
+from minitron_trtllm.repository import (
+    check_config,
+    check_together,
+    config_text,
+    engine_folder,
+    llmapi,
+    writing,
+)
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.finding import Finding, error, warning
 from minitron_trtllm.repository.layout import MODELS
@@ -41,12 +49,13 @@ def check(folder: Path) -> list[Finding]:
         made = manifest.read(folder, "repository")
     except InputError as problem:
         raise RepositoryError(str(problem)) from problem
+    root = str(made.details.get("root"))
+    findings = [*_files(folder, made), *_place(root, contained=made.details.get("image") is not None)]
     if made.details.get("backend") == "llmapi":
-        return _without_repeats([*_files(folder, made), *llmapi.check(folder, str(made.details.get("root")))])
+        return _without_repeats([*findings, *llmapi.check(folder, root)])
     configs: dict[str, Any] = {}
-    findings = [*_files(folder, made)]
     for model in MODELS:
-        found, config = _config(folder, model)
+        found, config = _config(folder, model, root)
         findings += found
         if config is not None:
             configs[model] = config
@@ -60,8 +69,13 @@ def check(folder: Path) -> list[Finding]:
     return _without_repeats(findings)
 
 
-def _config(folder: Path, model: str) -> tuple[list[Finding], Any]:
-    """What is wrong with a model's files, and its config if it can be read."""
+def _place(root: str, *, contained: bool) -> Iterator[Finding]:
+    if why := writing.unbearable(root, contained=contained):
+        yield error(manifest.NAME, "root", f"is {root!r}, and that {why}: render into another folder")
+
+
+def _config(folder: Path, model: str, root: str) -> tuple[list[Finding], Any]:
+    """What is wrong with a model's files, and its config if it can be read; ``root``, in it, is a path as it stands."""
     path, where = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
     if not path.is_file():
         return [error(where, "", "is missing: render the repository again")], None
@@ -69,7 +83,7 @@ def _config(folder: Path, model: str) -> tuple[list[Finding], Any]:
     if not (folder / model / "1").is_dir():
         findings.append(error(f"{model}/1", "", "is missing: Triton loads no model without its version folder"))
     text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.replace(config_text.quote(root)[1:-1], "").splitlines(), 1):
         if not line.lstrip().startswith("#") and (leftover := _LEFTOVER.search(line)):
             findings.append(error(where, f"line {number}", f"{leftover[0]!r} is a placeholder that nobody filled in"))
     try:
@@ -109,12 +123,14 @@ def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
 
 
 def _tokenizer(contents: Contents) -> Iterator[Finding]:
-    """The tokenizer against the engine and against what was rendered."""
-    where = "tokenizer/tokenizer.json"
+    """The tokenizer against the engine and against what was rendered, opened as the server opens it."""
+    where, folder = "tokenizer/tokenizer.json", contents.folder / "tokenizer"
     try:
-        tokenizer_files.present(contents.folder / "tokenizer")
-        size = tokenizer_files.vocabulary_size(contents.folder / "tokenizer")
-    except EngineError as problem:
+        names = tokenizer_files.present(folder)
+        size = tokenizer_files.vocabulary_size(folder)
+        tokenizer_files.check({name: (folder / name).read_bytes() for name in names}, size or 0, str(folder))
+        _load_as_the_server_does(folder)
+    except InputError as problem:
         yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
         return
     if contents.engine:
@@ -130,6 +146,19 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
         yield error(
             where, "vocab", f"has ids up to {size - 1}, and the engine knows {contents.engine.vocab_size} tokens"
         )
+
+
+def _load_as_the_server_does(folder: Path) -> None:
+    """Where transformers is installed; raises InputError."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about torch
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        return
+    try:
+        PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as cause:  # whatever it is, the server would end on it
+        raise InputError(f"{folder} cannot be opened by transformers: {' '.join(str(cause).split())[:300]}") from cause
 
 
 def _without_repeats(findings: list[Finding]) -> list[Finding]:

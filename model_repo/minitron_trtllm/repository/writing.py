@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from minitron_trtllm.repository.layout import ModelConfig
 _ROOM = Path(__file__).parent.parent
 _TEXT = Path(text.__file__).parent
 #: Models that hold a copy of the package ``text``.
-_WITH_TEXT = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
+_WITH_TEXT = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
 _TEMPLATES = _ROOM / "templates"
 _PYTHON_MODELS = _ROOM / "models"
 #: Where a container sees the repository.
@@ -25,11 +27,22 @@ CONTAINER_ROOT = "/models"
 
 def root_as_seen(root: str | None, default: str) -> str:
     """The folder of the repository as the server sees it, ``default`` if none was asked for; raises UsageError."""
-    if root is None:
-        return default
-    if not root.startswith("/"):
+    seen = default if root is None else root.rstrip("/") or "/"
+    if not seen.startswith("/"):
         raise UsageError(f"--root {root} is not absolute, and the server may start in any folder; give an absolute one")
-    return root.rstrip("/") or "/"
+    if why := unbearable(seen, contained=default == CONTAINER_ROOT):
+        raise UsageError(f"{'--output' if root is None else '--root'} {seen!r} {why}; choose another folder")
+    return seen
+
+
+def unbearable(root: str, *, contained: bool) -> str | None:
+    """Why a server cannot have its repository there, if so: what cannot be written in a config, and in a container,
+    where nothing stands between it and the Python backend's unquoted line of shell, all but plain characters."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in root):
+        return "holds a control character, or bytes that are no UTF-8"
+    if contained and not re.fullmatch(r"[\w%+=,./@-]+", root, re.ASCII):
+        return "holds a character that the Python backend in the container does not bear"
+    return None
 
 
 def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -> Path:
@@ -45,7 +58,7 @@ def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -
             shutil.copyfile(source, version / source.name)
     if sources in _WITH_TEXT:
         for source in _TEXT.glob("*.py"):
-            place(source, version / "text" / source.name, copy=True)
+            place(source, version / text.__name__.replace(".", "/") / source.name, copy=True)
     return version
 
 

@@ -3,6 +3,10 @@
 The wheel keeps the stub processes of the Python backend, one per Python version, apart from the backend; the server
 wants them together. So a private copy of the backend is made for each server. What the server needs besides was found
 by trying, see docs/serving.md.
+
+The Python backend starts its processes by a line of shell in which no path is quoted, and Python in these processes
+knows no file names but ASCII. So where a path holds anything but plain characters, the server is given links to what
+lies there, and configs that name the links.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -17,13 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
+from minitron_trtllm.repository import config_text
 from minitron_trtllm.server import memory
-from minitron_trtllm.server.flags import flags
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served
+from minitron_trtllm.server.flags import flags, shared_memory_prefix
+from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
 
 _GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
 _SHM_NEEDED_BYTES = 32 << 20
+_REPOSITORY = "repository"  # in the runtime folder
 _INSTALL = "pip install 'minitron-trtllm[cpu]'"
 
 
@@ -116,31 +123,64 @@ def prepare(runtime: Path) -> None:
     # A folder of its own: LIBDIR may hold a libstdc++ (conda) that the server must not meet.
     (runtime / "lib").mkdir()
     (runtime / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+    (runtime / "wheel").symlink_to(wheel.libraries)  # whose path may hold what ends a path in LD_LIBRARY_PATH
+
+
+def link(served: Served, runtime: Path, mark: str) -> None:
+    """Make the links that ``launch`` counts on; that to ``runtime`` goes with the server's shared memory."""
+    seen = _seen(runtime, mark)
+    if seen != runtime:
+        seen.symlink_to(runtime)
+    if not _plain(served.folder, served.root):
+        (runtime / _REPOSITORY).mkdir()
+        for entry in served.folder.iterdir():
+            target = runtime / _REPOSITORY / entry.name
+            _link_model(entry, target, served, seen) if entry.name in served.models else target.symlink_to(entry)
+
+
+def _link_model(model: Path, target: Path, served: Served, runtime: Path) -> None:
+    """A model's folder with its config written anew, for where the links lie."""
+    target.mkdir()
+    for entry in model.iterdir():
+        if entry.name == "config.pbtxt":
+            root, seen = (config_text.quote(str(path))[1:-1] for path in (served.root, runtime / _REPOSITORY))
+            (target / entry.name).write_text(entry.read_text(encoding="utf-8").replace(root, seen), encoding="utf-8")
+        else:
+            (target / entry.name).symlink_to(entry)
+
+
+def _plain(*paths: Path) -> bool:
+    """Whether each path can stand in a line of shell, and (no colon) in a list of paths, as it is."""
+    return all(re.fullmatch(r"[\w%+=,./@-]+", str(path), re.ASCII) for path in paths)
+
+
+def _seen(runtime: Path, mark: str) -> Path:
+    return runtime if _plain(runtime) else _SHM / f"{shared_memory_prefix(mark)}folder"
 
 
 def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: str) -> Launch:
-    """The server as a child process of this machine; ``runtime`` is what ``prepare`` makes."""
-    wheel = find()
+    """The server as a child process of this machine; ``runtime`` is what ``prepare`` and ``link`` make."""
+    wheel, runtime = find(), _seen(runtime, mark)
+    repository = served.folder if _plain(served.folder, served.root) else runtime / _REPOSITORY
     argv = [
         str(wheel.server),
-        *flags(
-            served, options, repository=str(served.folder), ports=ports, mark=mark, bind_http=options.http_host
-        ),
+        *flags(served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host),
         f"--backend-directory={runtime / 'backends'}",
         "--pinned-memory-pool-byte-size=0",
         "--allow-gpu-metrics=false",
-    ]  # fmt: skip
-    secrets = tuple(filter(None, (options.api_key, options.server_key)))
-    environment = _environment(wheel, runtime, mark) | {"MINITRON_GRPC": f"127.0.0.1:{ports.grpc}"}
-    return Launch(mark, tuple(argv), environment, None, secrets)
+    ]
+    calls = loopback(f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file)
+    return Launch(mark, tuple(argv), environment(runtime, mark) | calls, None, options.secrets)
 
 
-def _environment(wheel: Wheel, runtime: Path, mark: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+def environment(runtime: Path, mark: str) -> dict[str, str]:
+    """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
+    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return inherited | {
         # The stub finds its packages through the first python3 on PATH.
         "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),
-        "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(wheel.libraries), inherited.get("LD_LIBRARY_PATH")),
+        "LD_LIBRARY_PATH": _join(str(runtime / "lib"), str(runtime / "wheel"), inherited.get("LD_LIBRARY_PATH")),
         "HF_HUB_OFFLINE": "1",
         MARK_VARIABLE: mark,
     }

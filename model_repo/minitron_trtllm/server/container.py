@@ -13,57 +13,73 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.errors import MissingDependency
+from minitron_trtllm.errors import MissingDependency, RepositoryError
 from minitron_trtllm.repository.options import IMAGE
 from minitron_trtllm.server.flags import flags
-from minitron_trtllm.server.launch import MARK_VARIABLE, UNLOAD_S, Launch, Options, Ports, Served, Tls
+from minitron_trtllm.server.launch import (
+    GRACE_S,
+    MARK_VARIABLE,
+    RESTARTS_VARIABLE,
+    Launch,
+    Options,
+    Ports,
+    Served,
+    loopback,
+)
+from minitron_trtllm.server.tls import Tls
 
 _SHM_SIZE = "2g"
 _STACK_BYTES = 64 << 20
 _ALL = "0.0.0.0"
 _INSIDE = Ports()
 _COMPOSED_EXIT_TIMEOUT_S = 60
+_UNLOAD_S = 10  # of the grace, for Triton's own end: docker compose knows no other
 _DOCKER_S = 5  # of the grace, for docker itself
-_TLS_FOLDER = "/run/minitron-tls"
+_TLS_FOLDER = Path("/run/minitron-tls")
+_KEY_FILE = Path("/run/minitron-api-key")
 
 
-def check_machine() -> None:
-    """Raises MissingDependency where there is no docker."""
+def check_machine(served: Served) -> None:
+    """Raises MissingDependency where there is no docker, RepositoryError for a folder that it cannot mount."""
     if shutil.which("docker") is None:
         raise MissingDependency(
             "docker is not on PATH, and a GPU engine is served in NVIDIA's container; install Docker with the NVIDIA "
             "container toolkit, or see the command with --dry-run"
         )
+    if ":" in str(served.folder):
+        raise RepositoryError(f"{served.folder} cannot be mounted into a container: its path holds a colon; move it")
 
 
 def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: str) -> Launch:
     """``docker run`` as a child process of this machine; it needs no ``runtime`` folder."""
     argv = ["docker", "run", *_docker_flags(served, options, ports, mark), served.image or IMAGE]
     argv += command(served, _inside(options), mark)
-    secrets = tuple(filter(None, (options.api_key, options.server_key)))
-    return Launch(mark, tuple(argv), dict(os.environ) | {MARK_VARIABLE: mark}, _name(mark), secrets)
+    return Launch(mark, tuple(argv), dict(os.environ) | {MARK_VARIABLE: mark}, _name(mark), options.secrets)
 
 
 def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> list[str]:
-    words = [
+    inside = _inside(options)
+    calls = loopback(f"127.0.0.1:{_INSIDE.grpc}", inside.tls, inside.api_key_file)
+    return [
         "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
-        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp",
-        f"--stop-timeout={served.exit_timeout_s(options.exit_timeout_s) + UNLOAD_S}",
+        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--env={MARK_VARIABLE}={mark}",
+        f"--env={RESTARTS_VARIABLE}", *(f"--env={name}={value}" for name, value in calls.items()),
+        f"--stop-timeout={options.exit_timeout_s + GRACE_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",
         f"--publish={options.http_host}:{ports.http}:{_INSIDE.http}",
         f"--publish={options.http_host}:{ports.metrics}:{_INSIDE.metrics}",
         f"--volume={served.folder}:{served.root}:ro",
+        *(f"--volume={outside}:{path}:ro" for path, outside in sorted(_mounted(options, inside).items())),
     ]  # fmt: skip
-    if options.tls:
-        inside = _tls_inside(options.tls)
-        pairs = (
-            (options.tls.certificate, inside.certificate),
-            (options.tls.key, inside.key),
-            (options.tls.ca, inside.ca),
-        )
-        words += [f"--volume={outside}:{path}:ro" for outside, path in pairs if outside]
-    return words
+
+
+def _mounted(options: Options, inside: Options) -> dict[Path, Path]:
+    """Files outside by where the container sees them."""
+    files = {inside.api_key_file: options.api_key_file}
+    if options.tls and inside.tls:
+        files |= {inside.tls.files[field]: path for field, path in options.tls.files.items()}
+    return {path: outside for path, outside in files.items() if path and outside}
 
 
 def command(served: Served, options: Options, mark: str) -> list[str]:
@@ -91,18 +107,21 @@ def command(served: Served, options: Options, mark: str) -> list[str]:
 def composed(served: Served) -> dict[str, Any]:
     """``command`` and ``grace_s`` of a compose file, which is written once for all starts and so holds no key."""
     options = Options(exit_timeout_s=_COMPOSED_EXIT_TIMEOUT_S, server_key="")
-    grace_s = served.exit_timeout_s(options.exit_timeout_s) + UNLOAD_S + _DOCKER_S
+    grace_s = options.exit_timeout_s + _UNLOAD_S + _DOCKER_S
     return {"command": command(served, _inside(options), "compose"), "grace_s": grace_s}
 
 
 def _inside(options: Options) -> Options:
     """The same options as the server in the container sees them: it listens everywhere, Docker publishes less."""
-    return replace(options, host=_ALL, tls=_tls_inside(options.tls) if options.tls else None)
+    key_file = _KEY_FILE if options.api_key_file else None
+    return replace(options, host=_ALL, tls=_tls_inside(options.tls) if options.tls else None, api_key_file=key_file)
 
 
 def _tls_inside(tls: Tls) -> Tls:
-    folder = Path(_TLS_FOLDER)
-    return Tls(folder / "server.pem", folder / "server.key", folder / "ca.pem" if tls.ca else None)
+    seen = {field: _TLS_FOLDER / f"{field}.pem" for field in tls.files}
+    if tls.loopback_certificate == tls.certificate:  # one file is mounted once
+        seen |= {"loopback_certificate": seen["certificate"], "loopback_key": seen["key"]}
+    return Tls(**seen, name=tls.name)
 
 
 def _name(mark: str) -> str:

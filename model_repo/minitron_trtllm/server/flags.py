@@ -40,7 +40,7 @@ def flags(
         f"--http-port={ports.http}",
         f"--metrics-address={bind_http}",
         f"--metrics-port={ports.metrics}",
-        f"--exit-timeout-secs={served.exit_timeout_s(options.exit_timeout_s)}",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(mark, rank)}",
         f"--backend-config=python,thread-pool-size={_pool_threads(served)}",
         "--log-format=ISO8601",

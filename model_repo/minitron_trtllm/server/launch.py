@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import math
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -15,19 +14,22 @@ from pathlib import Path
 
 from minitron_trtllm import manifest
 from minitron_trtllm.errors import InputError, RepositoryError, UsageError
+from minitron_trtllm.server.tls import Tls
 
 #: Marks every process and shared-memory segment of one server (environment variable, see ``leftovers``).
 MARK_VARIABLE = "MINITRON_SERVER"
+#: How often the server was started again after a crash, for the models to put into a metric (environment variable).
+RESTARTS_VARIABLE = "MINITRON_RESTARTS"
 #: Name of the header that carries the API key: this over HTTP, with ``triton-grpc-protocol-`` before it over gRPC.
 API_KEY_HEADER = "api-key"
 
 log = logging.getLogger(__name__)
 
-#: Seconds that unloading the models may take after the exit timeout for the streams, and what each line adds: Triton
-#: ends the instances of a Python model one after the other and sleeps a second for each.
-UNLOAD_S = 10
-_UNLOAD_LINE_S = 1.25
+#: Seconds after the exit timeout in which the supervisor sees that the last stream ended, or ends the server.
+GRACE_S = 2
 _LOOPBACK = "127.0.0.1"
+_EVERYWHERE = "0.0.0.0"
+_ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,16 @@ class Served:
     world_size: int
     max_streams: int
     image: str | None
-    lines: int = 0
-
-    def exit_timeout_s(self, streams_s: int) -> int:
-        """Triton's exit timeout: seconds for the streams in flight, and for ending the front's lines after them."""
-        return streams_s + math.ceil(_UNLOAD_LINE_S * self.lines)
 
     @property
     def engine(self) -> Path:
         """The engine folder (there is none for llmapi)."""
         return self.folder / "engine"
+
+    @property
+    def fronts(self) -> tuple[str, ...]:
+        """The models that ask others for what they answer."""
+        return tuple(model for model in self.models if model in (self.front, _ENSEMBLE))
 
     @classmethod
     def read(cls, folder: Path) -> Served:
@@ -70,20 +72,10 @@ class Served:
         try:
             return cls(
                 folder, details["backend"], tuple(details["models"]), details["front"], Path(details["root"]),
-                int(details["world_size"]), int(details["bls_max_concurrency"]),
-                details.get("image"), int(details.get("lines", 0)),
+                int(details["world_size"]), int(details["bls_max_concurrency"]), details.get("image"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RepositoryError(f"{folder / manifest.NAME} lacks {error}; render the repository again") from error
-
-
-@dataclass(frozen=True)
-class Tls:
-    """PEM files for gRPC; with ``ca`` a client must show a certificate that it signed (mutual TLS)."""
-
-    certificate: Path
-    key: Path
-    ca: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,15 +91,18 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``gpus`` is what ``docker run --gpus`` takes. ``server_key`` guards the interfaces that no client needs; it is made
-    anew for each server. Neither it nor ``api_key`` is in any representation.
+    ``gpus`` is what ``docker run --gpus`` takes. ``api_key_file`` is where a model of the server reads ``api_key``.
+    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. Neither key is in any
+    representation.
     """
 
     host: str = _LOOPBACK
     tls: Tls | None = None
     api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
     exit_timeout_s: int = 30
     ready_timeout_s: int = 600
+    restarts: int = 3
     gpus: str = "all"
     verbose: bool = False
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
@@ -120,7 +115,12 @@ class Options:
     @property
     def probe_host(self) -> str:
         """The address at which this machine itself reaches HTTP."""
-        return _LOOPBACK if self.http_host == "0.0.0.0" else self.http_host
+        return reachable(self.http_host)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown."""
+        return tuple(filter(None, (self.api_key, self.server_key)))
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,26 @@ def new_mark() -> str:
     return secrets.token_hex(6)
 
 
+def reachable(host: str) -> str:
+    """Where a client on the server's own machine finds what listens on ``host``."""
+    return _LOOPBACK if host == _EVERYWHERE else host
+
+
+def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[str, str]:
+    """Environment variables by which a model of the server calls that server over gRPC.
+
+    Files are named, not quoted, and so is the key's: others may read the environment of a process, but not the file.
+    """
+    values: dict[str, object] = {"MINITRON_GRPC": address}
+    if tls:
+        values |= {"MINITRON_GRPC_CA": tls.certificate, "MINITRON_GRPC_AUTHORITY": tls.name}
+        if tls.ca:
+            values |= {"MINITRON_GRPC_CERT": tls.loopback_certificate, "MINITRON_GRPC_KEY": tls.loopback_key}
+    if api_key_file:
+        values["MINITRON_GRPC_API_KEY_FILE"] = api_key_file
+    return {name: str(value) for name, value in values.items()}
+
+
 def check_host(host: str) -> str:
     """Accept an IPv4 address to listen on; raises UsageError."""
     try:
@@ -157,24 +177,12 @@ def check_host(host: str) -> str:
         raise UsageError(f"--host {host} is no IPv4 address; 127.0.0.1 is this machine alone, 0.0.0.0 all") from None
 
 
-def read_tls(certificate: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
-    """Check the three TLS files as far as their presence goes; raises UsageError, InputError."""
-    if certificate is None and key is None and ca is None:
-        return None
-    if certificate is None or key is None:
-        raise UsageError("TLS needs both --tls-cert and --tls-key; --tls-ca adds the demand for client certificates")
-    for path in filter(None, (certificate, key, ca)):
-        if b"-----BEGIN " not in path.read_bytes():
-            raise InputError(f"{path} is no PEM file")
-    return Tls(certificate.resolve(), key.resolve(), ca.resolve() if ca else None)
-
-
 def read_api_key(path: Path | None) -> str | None:
     """Read the one line of an API key file; raises InputError."""
     if path is None:
         return None
     key = path.read_text(encoding="utf-8", errors="replace").strip()
-    if path.stat().st_mode & 0o077:
+    if path.is_file() and path.stat().st_mode & 0o077:
         log.warning("%s can be read by others; 'chmod 600' it", path)
     if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(f"{path} must hold one line of at least 16 printable ASCII characters without spaces")

@@ -21,7 +21,8 @@ from minitron_trtllm.server.launch import MARK_VARIABLE
 
 log = logging.getLogger(__name__)
 
-_SHM = Path("/dev/shm")
+SHM = Path("/dev/shm")
+_STUB = "triton_python_backend_stub"
 _SECONDS_TO_VANISH = 5.0
 
 
@@ -36,8 +37,7 @@ class Process:
     def of(cls, pid: int) -> Process | None:
         """The living process with that number; a zombie does not live."""
         try:
-            # The name in parentheses may hold anything; behind it come the state and, 19 fields on, the start.
-            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = _fields(Path(f"/proc/{pid}"))
         except OSError:
             return None
         return None if fields[0] in "ZX" else cls(pid, int(fields[19]))
@@ -58,6 +58,51 @@ def processes(mark: str) -> list[Process]:
     return [process for process in map(Process.of, _marked(mark)) if process]
 
 
+def stubs(mark: str) -> dict[str, Process]:
+    """The living processes of its Python models, by the name of the model's instance (``echo_0_0``)."""
+    words = {process: _command_line(process.pid) for process in processes(mark)}
+    return {each[8]: process for process, each in words.items() if len(each) > 8 and Path(each[0]).name == _STUB}
+
+
+def dead_children(pid: int) -> list[int]:
+    """Children of a process that are dead, and that it has not waited for."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit():
+                fields = _fields(entry)
+                if fields[0] == "Z" and int(fields[1]) == pid:
+                    found.append(int(entry.name))
+    return found
+
+
+def _fields(process: Path) -> list[str]:
+    """What proc(5) says in stat behind the name, which stands in parentheses and may hold anything: state, parent …"""
+    return (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def at_work(mark: str) -> bool | None:
+    """Whether a thread of its tritonserver runs or waits for a processor; None where no tritonserver can be seen."""
+    servers = [one.pid for one in processes(mark) if Path(_command_line(one.pid)[0]).name == "tritonserver"]
+    if not servers:
+        return None
+    return any(_state(thread) in "RD" for pid in servers for thread in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _state(thread: Path) -> str:
+    try:
+        return _fields(thread)[0]
+    except OSError:
+        return "X"
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return [""]
+
+
 def _marked(mark: str) -> Iterator[int]:
     wanted = f"{MARK_VARIABLE}={mark}".encode()
     for entry in Path("/proc").iterdir():
@@ -71,19 +116,21 @@ def _marked(mark: str) -> Iterator[int]:
 
 
 def segments(mark: str) -> list[Path]:
-    """The server's shared-memory segments."""
-    return sorted(_SHM.glob(shared_memory_prefix(mark) + "*"))
+    """The server's shared-memory segments, and its link there (see ``bundled``)."""
+    return sorted(SHM.glob(shared_memory_prefix(mark) + "*"))
 
 
 def remove(mark: str) -> int:
     """End what still runs of the server at once, remove its segments, and return the number of processes ended."""
-    orphans = processes(mark)
-    for process in orphans:
-        process.send(signal.SIGKILL)
+    ended: set[Process] = set()
     deadline = time.monotonic() + _SECONDS_TO_VANISH
-    while any(process.lives() for process in orphans) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    # Again until there are none: one that is killed may have begun another just before.
+    while (orphans := processes(mark)) and time.monotonic() < deadline:
+        for process in orphans:
+            process.send(signal.SIGKILL)
+        ended.update(orphans)
+        time.sleep(0.01)
     for segment in segments(mark):
         with contextlib.suppress(OSError):
             segment.unlink()
-    return len(orphans)
+    return len(ended)

@@ -1,6 +1,6 @@
-"""What tritonserver and the models wrote, read while it grows, and what it says about a failure.
+"""What tritonserver and the models wrote, read while it grows, and what it says about loading, ending and failing.
 
-Wordings are those of tritonserver 2.51.0.
+Wordings are those of tritonserver 2.51.0; those of 2.73 are the same.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from minitron_trtllm.errors import MinitronError, PortBusy, ServerError
 # With --log-format=ISO8601 a line is: time, level, process, file:line], "text" with its line ends written as \n.
 _ERROR = re.compile(r"^\S+Z E \d+ \S+\] \"?(?P<text>.*?)\"?$")
 _PROTOBUF = re.compile(r"^\[libprotobuf ERROR \S+\] (?P<text>.*)$")
+# Of the server itself: a line of the log, or of the tables in it, and the one that it ends with.
+_OWN_WORDS = re.compile(r"^(\S+Z [IWE] \d+ |[+|]|$|error: )")
 _TRACEBACK = r"\n\nAt:\n"  # how the Python backend begins the traceback in its message
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
-# tritonserver 2.51.0 does not notice this and waits for ever.
+# Said (verbosely) by the thread of an instance, once no request holds the model any more; an ensemble has no instance.
+_INSTANCE_ENDED = re.compile(r'"Stopping backend thread for (\S+)_\d+_\d+\.\.\."')
+_UNLOADED = re.compile(r"successfully unloaded '([^']+)'")
+_PROCESS_ENDED = "is not healthy"
 _STUB_ENDED = re.compile(r"Failed to preinitialize Python stub: (?P<reason>.*)")
 _PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
 # Both are printed on machines without a GPU.
@@ -25,42 +30,60 @@ _TAIL_LINES = 200
 
 
 class ServerLog:
-    """A log file that another process appends to."""
+    """A log file that another process appends to, from ``offset`` (bytes) on.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    ``loaded``: models that are; ``ended``: models that no request holds any more, once they are unloaded.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path, self.offset = path, offset
         self.tail: list[str] = []
         self.loaded: set[str] = set()
-        self._offset = 0
+        self.ended: set[str] = set()
 
     def new_errors(self) -> list[str]:
         """Read on, and return what the server reported as errors since the last call."""
         with open(self.path, "rb") as file:
-            file.seek(self._offset)
+            file.seek(self.offset)
             piece = file.read()
         whole = piece[: piece.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        self.offset += len(whole)
         lines = whole.decode("utf-8", "replace").splitlines()
         self.tail = (self.tail + lines)[-_TAIL_LINES:]
-        self.loaded.update(match[1] for line in lines if (match := _LOADED.search(line)))
+        for line in lines:
+            self._note(line)
         return [text for line in lines if (text := _error_text(line))]
 
-    def check_stubs(self) -> None:
-        """Raise ServerError where a model's process ended before it began."""
-        for line in self.tail:
-            if match := _STUB_ENDED.search(line):
-                raise ServerError(f"a model did not start: {match['reason']}; render the repository again")
+    def _note(self, line: str) -> None:
+        for seen, pattern in ((self.loaded, _LOADED), (self.ended, _INSTANCE_ENDED), (self.ended, _UNLOADED)):
+            if match := pattern.search(line):
+                seen.add(match[1])
 
-    def explain(self, code: int) -> MinitronError:
-        """Why the server ended with ``code`` before it was ready, as far as the log tells."""
+    def check_loading(self) -> None:
+        """Raise what ``explain`` finds as soon as one model has failed: tritonserver may wait for the others."""
+        for line in self.tail:
+            if match := _STUB_ENDED.search(line):  # tritonserver itself does not notice, and waits for ever
+                raise ServerError(f"a model did not start: {match['reason']}; render the repository again")
+            if _NOT_LOADED.search(line):
+                raise self.explain("tritonserver cannot become ready")
+
+    def explain(self, what: str) -> MinitronError:
+        """Why ``what`` came to be before the server was ready, as far as the log tells."""
         for line in self.tail:
             if match := _PORT_IN_USE.search(line):
                 return PortBusy(f"{match['address']} is taken; stop what listens there, or choose another port")
         texts = [text for line in self.tail if (text := _error_text(line))]
+        texts = texts or [line for line in self.tail if line.startswith("error: ")]
         reasons = [f"model {m['model']}: {m['reason']}" for text in texts if (m := _NOT_LOADED.search(text))] or texts
-        last_line = next((line for line in reversed(self.tail) if line.strip()), "it said nothing")
-        said = "; ".join(dict.fromkeys(reasons))[:600] or last_line
-        return ServerError(f"tritonserver ended with {code} before it was ready: {said} (log: {self.path})")
+        said = "; ".join(dict.fromkeys(reasons))[:600] or self.last_words()
+        if _PROCESS_ENDED in said:
+            said += f" Its process ended; what was said last: {self.last_words()}"
+        return ServerError(f"{what}: {said} (log: {self.path})")
+
+    def last_words(self) -> str:
+        """What was said last by no part of the server's own log: by a process that died, by a library."""
+        words = [line.strip() for line in self.tail if not _OWN_WORDS.match(line)]
+        return "; ".join(words[-3:])[-600:] or "it said nothing"
 
 
 def _error_text(line: str) -> str | None:

@@ -1,36 +1,33 @@
-"""Runs one server as a child process and stays with it to the end.
+"""Runs one server and stays with it to the end.
 
-The child has its own session, so that Ctrl-C reaches the supervisor alone, which then drains: SIGTERM to the server,
-which finishes the streams in flight and takes no new ones; what outlives the exit timeout is killed. Should the
-supervisor itself be killed, the kernel sends the child that SIGTERM (prctl(2), PR_SET_PDEATHSIG).
+The server has its own session, so that Ctrl-C reaches the supervisor alone, which then drains (``draining``). A server
+that crashes is started again, with the same ports, after a pause and not for ever (``restarts``). Should the supervisor
+itself be killed, the kernel sends the server SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from minitron_trtllm import errors
-from minitron_trtllm.errors import ServerError
-from minitron_trtllm.server import readiness
-from minitron_trtllm.server.launch import UNLOAD_S, Launch, Options, Served
-from minitron_trtllm.server.server_log import ServerLog
+from minitron_trtllm.errors import NotDrained, PortBusy, ServerError
+from minitron_trtllm.server.control import Control
+from minitron_trtllm.server.draining import Drain
+from minitron_trtllm.server.launch import Launch, Options, Served
+from minitron_trtllm.server.restarts import WINDOW_S, Restarts
+from minitron_trtllm.server.running import Running
 from minitron_trtllm.server.state import State
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_CUT_OFF = 128 + signal.SIGKILL  # as a shell says it
 
 
 @contextlib.contextmanager
@@ -52,149 +49,119 @@ def hear_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+class _AskedToStop(Exception):
+    """Somebody asked while there was no server to drain."""
+
+
 class Supervisor:
     """One server from its start to its end; ``run`` does it all."""
 
     def __init__(self, launch: Launch, served: Served, options: Options, state: State) -> None:
         self._launch, self._served, self._options, self._state = launch, served, options, state
-        self._log = ServerLog(state.log)
+        self._port = int(state.urls["http"].rpartition(":")[2])
+        self._restarts = Restarts(options.restarts)
         self._asked: list[int] = []  # the stop signals that came
 
     def run(self, on_ready: Callable[[State], None]) -> int:
         """Start the server, call ``on_ready`` when it answers, stay until it ends, and return its exit code.
 
-        Raises ServerError and PortBusy when it does not become ready, ServerError when it outlives its exit timeout.
-        Nothing of the server is left when this returns or raises, save its log after a failure.
+        Raises ServerError and PortBusy when it does not become ready, ServerError when it dies while it drains,
+        NotDrained when it outlives its exit timeout. Nothing of the server is left when this returns or raises, save
+        its state and log where it did not end in good order.
         """
         for number in STOP_SIGNALS:
             signal.signal(number, self._ask_to_stop)
         hear_stop_signals()
+        end = "failed"
         try:
-            code = self._run(on_ready)
-        except BaseException:
-            self._state.fail()
+            code = self._live(on_ready)
+            end = "stopped" if code == 0 else "killed" if self._asked else "failed"
+        except _AskedToStop:
+            log.info("stopped while the server was not ready")
+            code, end = errors.EXIT_INTERRUPTED, "stopped"
+        except NotDrained:
+            end = "killed"
             raise
-        if code in (0, errors.EXIT_INTERRUPTED):
-            self._state.clear()
-        else:
-            self._state.fail()
+        finally:
+            if end == "stopped" and not self._restarts.count:
+                self._state.clear()
+            else:
+                self._state.keep(end)
         return code
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._asked.append(number)
 
-    def _run(self, on_ready: Callable[[State], None]) -> int:
-        child = self._start()
-        if not self._wait_until_ready(child):
-            log.info("stopped before the server was ready")
-            return errors.EXIT_INTERRUPTED
-        self._state = self._state.enter("ready")
+    def _live(self, on_ready: Callable[[State], None]) -> int:
+        running = self._bring_up()
         on_ready(self._state)
-        while child.poll() is None and not self._asked:
-            self._show_errors()
+        while not self._asked:
+            how = running.crashed()
+            self._show_errors(running)
+            if how:
+                log.error("%s (log: %s)", how, running.log.path)
+                if running.child.returncode == 0 or not (again := self._bring_back()):
+                    return _shells(running.child.returncode)
+                running = again
             time.sleep(_POLL_S)
-        if child.returncode is None:
-            self._drain(child)
-        else:
-            self._show_errors()
-            log.error("tritonserver ended by itself with %d (log: %s)", child.returncode, self._log.path)
-        # A shell's way to say that a signal ended it.
-        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+        return self._drain(running)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        log.debug("%s", " ".join(self._launch.shown()))
-        parent = os.getpid()
-        libc = ctypes.CDLL(None)
+    def _bring_up(self) -> Running:
+        """A server that is ready; raises ServerError, PortBusy, _AskedToStop."""
+        running = Running(self._launch, self._state.log, self._restarts.count)
+        if not running.wait_until_ready(self._served, self._options, self._port, lambda: self._asked):
+            raise _AskedToStop
+        self._state = self._state.enter("ready")
+        return running
 
-        def die_with_parent() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
+    def _bring_back(self) -> Running | None:
+        """The server that crashed, ready again; None when it crashes too often. Raises _AskedToStop."""
+        while (pause_s := self._restarts.next_pause_s()) is not None:
+            self._state = self._state.enter("restarting", restarts=self._restarts.count)
+            self._state.reap()
+            log.warning("starting it again in %g s (restart %d)", pause_s, self._restarts.count)
+            self._wait(pause_s)
+            with open(self._state.log, "a", encoding="utf-8") as file:
+                file.write(f"--- minitron: restart {self._restarts.count} ---\n")
+            try:
+                return self._bring_up()
+            except (ServerError, PortBusy) as error:
+                log.error("%s", error)
+        if self._options.restarts:
+            log.error("it crashed %d times within %g minutes and stays down", self._options.restarts + 1, WINDOW_S / 60)
+        return None
 
-        with open(self._log.path, "ab") as file:
-            return subprocess.Popen(
-                self._launch.argv, env=self._launch.environment, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (there are no threads yet)
-            )  # fmt: skip
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._asked:
+                raise _AskedToStop
+            time.sleep(min(_POLL_S, seconds))
 
-    def _wait_until_ready(self, child: subprocess.Popen[bytes]) -> bool:
-        """Wait for all models, then warm up; False when asked to stop meanwhile."""
-        port = int(self._state.urls["http"].rpartition(":")[2])
-        deadline = time.monotonic() + self._options.ready_timeout_s
-        with _Waiting(len(self._served.models)) as waiting:
-            while not readiness.is_ready(self._options.probe_host, port, self._served.models):
-                self._log.new_errors()  # the message of a failed start holds them
-                self._log.check_stubs()
-                waiting.show(len(self._log.loaded))
-                if self._asked:
-                    return False
-                if child.poll() is not None:
-                    self._log.new_errors()
-                    raise self._log.explain(child.returncode)
-                if time.monotonic() > deadline:
-                    raise ServerError(
-                        f"the server was not ready within {self._options.ready_timeout_s} s; --ready-timeout gives it "
-                        f"more (log: {self._log.path})"
-                    )
-                time.sleep(_POLL_S)
-        readiness.warm_up(self._served, self._options, port, timeout_s=self._options.ready_timeout_s)
-        return not self._asked
-
-    def _drain(self, child: subprocess.Popen[bytes]) -> None:
-        """End the server in good order; raises ServerError when it does not end."""
+    def _drain(self, running: Running) -> int:
         self._state = self._state.enter("draining")
         log.info(
             "draining: streams in flight may finish for %d s; Ctrl-C again ends it now", self._options.exit_timeout_s
         )
-        child.terminate()
         self._asked.clear()
-        deadline = time.monotonic() + self._served.exit_timeout_s(self._options.exit_timeout_s) + UNLOAD_S
-        while child.poll() is None:
-            self._show_errors()
-            if signal.SIGINT in self._asked:
-                child.kill()
-                child.wait()
-                log.warning("ended at once, as asked; streams in flight were cut off")
-            elif time.monotonic() > deadline:
-                child.kill()
-                child.wait()
-                raise ServerError(
-                    f"the server outlived its exit timeout of {self._options.exit_timeout_s} s and was killed "
-                    f"(log: {self._log.path})"
-                )
-            time.sleep(_POLL_S)
 
-    def _show_errors(self) -> None:
-        for text in self._log.new_errors():
+        def hurry() -> bool:
+            self._show_errors(running)
+            return signal.SIGINT in self._asked
+
+        control = Control(self._options, self._port)
+        if Drain(running, self._served, control, self._options.exit_timeout_s, hurry).run():
+            return 0
+        log.warning("ended at once, as asked; streams in flight were cut off")
+        return _CUT_OFF
+
+    def _show_errors(self, running: Running) -> None:
+        for text in running.log.new_errors():
             log.error("tritonserver: %s", text)
 
 
-class _Waiting:
-    """How many models are loaded: a bar on a terminal, a line for each change elsewhere."""
-
-    def __init__(self, models: int) -> None:
-        self._models, self._shown = models, -1
-        self._bar: Any = None
-
-    def __enter__(self) -> _Waiting:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._models, desc="loading models", leave=False, bar_format=_BAR)
-        return self
-
-    def show(self, loaded: int) -> None:
-        if self._bar is not None:
-            self._bar.n = loaded
-            self._bar.refresh()
-        elif loaded != self._shown:
-            log.info("loading models: %d of %d", loaded, self._models)
-        self._shown = loaded
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-_BAR = "{desc}: {n_fmt} of {total_fmt}, {elapsed}"
+def _shells(code: int | None) -> int:
+    """An exit code as a shell tells it; that of a server that runs on without one of its models is ServerError's."""
+    if code is None:
+        return ServerError.exit_code
+    return code if code >= 0 else 128 - code

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file comes before what is installed
 
 from .answers import FINAL, Call, error_response
 from .cpu_engine import Engine

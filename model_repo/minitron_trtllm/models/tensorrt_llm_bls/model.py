@@ -15,26 +15,24 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file comes before what is installed
+
 from triton_config import flag, one_line, parameters
 
-if TYPE_CHECKING:
-    from minitron_trtllm.text.engine import Address, EngineClient, EngineError
-    from minitron_trtllm.text.errors import RequestError
-    from minitron_trtllm.text.prompts import PromptMaker
-    from minitron_trtllm.text.service import TextService
-    from minitron_trtllm.text.tensors import Arrays, Tensors
-    from minitron_trtllm.text.tokenizer import TextTokenizer
-else:  # the copy beside this file
-    from .text.engine import Address, EngineClient, EngineError
-    from .text.errors import RequestError
-    from .text.prompts import PromptMaker
-    from .text.service import TextService
-    from .text.tokenizer import TextTokenizer
+from minitron_trtllm.text.engine import Address, EngineClient, EngineError
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
+from minitron_trtllm.text.service import TextService
+from minitron_trtllm.text.tensors import Arrays, Tensors
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 

@@ -1,0 +1,143 @@
+"""One start of a tritonserver: its process, those of its Python models, its part of the log, and when it is ready."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minitron_trtllm.errors import ServerError
+from minitron_trtllm.server import leftovers, readiness
+from minitron_trtllm.server.launch import RESTARTS_VARIABLE, Launch, Options, Served
+from minitron_trtllm.server.leftovers import Process
+from minitron_trtllm.server.server_log import ServerLog
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_LAST_WORDS_S = 3.0  # for tritonserver to say itself that a model's process died
+_PR_SET_PDEATHSIG = 1
+
+
+class Running:
+    """A server from its start on; ``child`` is tritonserver, or the ``docker run`` of it."""
+
+    def __init__(self, launch: Launch, log_path: Path, restarts: int) -> None:
+        """Start it. Its output is appended to ``log_path``; ``restarts`` is how often it was started before."""
+        log.debug("%s", " ".join(launch.shown()))
+        self.mark, self._container = launch.mark, launch.container
+        self.log = ServerLog(log_path, log_path.stat().st_size if log_path.exists() else 0)
+        self.child = _start(launch.argv, launch.environment | {RESTARTS_VARIABLE: str(restarts)}, log_path)
+        self._stubs: dict[str, Process] = {}
+
+    def wait_until_ready(self, served: Served, options: Options, port: int, asked: Callable[[], object]) -> bool:
+        """Wait for all models, then warm up over HTTP at ``port``; False when ``asked`` to stop meanwhile.
+
+        Raises ServerError and PortBusy where it does not become ready.
+        """
+        deadline = time.monotonic() + options.ready_timeout_s
+        bereft_since: float | None = None
+        with _Progress(len(served.models)) as progress:
+            while not readiness.is_ready(options.probe_host, port, served.models):
+                self.log.new_errors()  # the message of a failed start holds them
+                self.log.check_loading()
+                progress.show(len(self.log.loaded))
+                if asked():
+                    return False
+                now = time.monotonic()
+                if self.child.poll() is not None:
+                    self.log.new_errors()
+                    raise self.log.explain(f"tritonserver ended with {self.child.returncode} before it was ready")
+                bereft_since = self._bereft_since(bereft_since, now)
+                if now > deadline:
+                    raise ServerError(
+                        f"the server was not ready within {options.ready_timeout_s} s; --ready-timeout gives it "
+                        f"more (log: {self.log.path})"
+                    )
+                time.sleep(_POLL_S)
+        readiness.warm_up(served, options, port, timeout_s=options.ready_timeout_s)
+        self._stubs = leftovers.stubs(self.mark)
+        return not asked()
+
+    def _bereft_since(self, since: float | None, now: float) -> float | None:
+        """Since when a model's process is dead and tritonserver silent; raises ServerError when it stays so."""
+        if self._container or not leftovers.dead_children(self.child.pid):
+            return None
+        if since is not None and now - since > _LAST_WORDS_S:
+            raise ServerError(
+                f"the process of a model ended while it was loaded: {self.log.last_words()} (log: {self.log.path})"
+            )
+        return since or now
+
+    def crashed(self) -> str | None:
+        """How the server ended by itself, or the process of a model that it cannot answer without; None: it did not."""
+        if self.child.poll() is not None:
+            return f"tritonserver ended by itself with {ending(self.child.returncode)}"
+        if lost := self.lost():
+            return f"the process of {', '.join(lost)} ended by itself"
+        return None
+
+    def lost(self) -> list[str]:
+        """The instances of Python models that were there when the server was ready, and have no process any more."""
+        return [name for name, process in self._stubs.items() if not process.lives()]
+
+
+def ending(code: int) -> str:
+    """What an exit code says, in words; a shell and docker write 128 + N for signal N."""
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    return f"signal {number}" if number else f"exit code {code}"
+
+
+def _start(argv: tuple[str, ...], environment: dict[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    """In a session of its own; it gets SIGTERM should this process be killed (prctl(2), PR_SET_PDEATHSIG)."""
+    parent = os.getpid()
+    libc = ctypes.CDLL(None)
+
+    def die_with_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with open(log_path, "ab") as file:
+        return subprocess.Popen(
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (there are no threads yet)
+        )  # fmt: skip
+
+
+class _Progress:
+    """How many models are loaded: a bar on a terminal, a line for each change elsewhere."""
+
+    def __init__(self, models: int) -> None:
+        self._models, self._shown = models, -1
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._models, desc="loading models", leave=False, bar_format=_BAR)
+        return self
+
+    def show(self, loaded: int) -> None:
+        if self._bar is not None:
+            self._bar.n = loaded
+            self._bar.refresh()
+        elif loaded != self._shown:
+            log.info("loading models: %d of %d", loaded, self._models)
+        self._shown = loaded
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+_BAR = "{desc}: {n_fmt} of {total_fmt}, {elapsed}"

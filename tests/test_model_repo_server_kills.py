@@ -1,0 +1,127 @@
+"""Servers that are killed or crash: they come back, and nothing of them is left. With the real tritonserver."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import echo_repository
+import kill_drill
+from conftest import minitron
+from minitron_trtllm.server.restarts import Restarts
+from supervisor import (
+    Supervisor,
+    ask,
+    command_lines,
+    environment,
+    nothing_is_left,
+    only_the_log,
+    segments,
+    stub,
+    tritonserver,
+)
+
+pytestmark = pytest.mark.server
+
+
+def test_a_crashed_server_comes_back_until_it_crashes_too_often(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    one = serve(echo, "--restarts", "1")
+    os.kill(tritonserver(one.mark), signal.SIGSEGV)
+    assert one.reaches("restarting")
+    one.send(signal.SIGSTOP)  # so that it stays in that phase while we look
+    shown = minitron("status", "--state", one.state, check=False)
+    assert shown.returncode == 10
+    assert "restarting" in shown.stdout
+    one.send(signal.SIGCONT)
+    assert one.reaches("ready")
+    (listed,) = json.loads(minitron("status", "--state", one.state, "--json").stdout)
+    assert (listed["phase"], listed["restarts"], listed["urls"]) == ("ready", 1, one.document["urls"])
+    assert ask(one.url, 2) == ["0 ", "1 "]
+    assert environment(stub(one.mark))["MINITRON_RESTARTS"] == "1"
+    os.kill(stub(one.mark), signal.SIGKILL)  # which Triton does not mind: it would answer with errors from now on
+    code, said = one.end()
+    assert code == 7
+    assert "tritonserver ended by itself with signal 11" in said
+    assert "the process of echo_0_0 ended by itself" in said
+    assert "crashed 2 times" in said
+    assert one.written["phase"] == "failed"
+    log = only_the_log(one.state).read_text()
+    assert log.count("successfully loaded 'echo'") == 2
+    assert "Signal (11) received" in log  # with what Triton says of it, a backtrace
+    assert nothing_is_left(one.mark)
+    assert f"its log: {log}" not in minitron("stop", echo, "--state", one.state).stdout
+    assert only_the_log(one.state).read_text() == log
+
+
+def test_without_restarts_a_crash_is_the_end(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    one = serve(echo, "--restarts", "0")
+    os.kill(tritonserver(one.mark), signal.SIGKILL)
+    code, said = one.end()
+    assert code == 128 + signal.SIGKILL
+    assert "ended by itself with signal 9" in said
+    assert nothing_is_left(one.mark)
+    assert "successfully loaded" in only_the_log(one.state).read_text()
+
+
+def test_pauses_between_restarts() -> None:
+    """The documented 1, 2, 4 s, three within 600 s, by a clock of our own."""
+    now = 0.0
+    restarts = Restarts(3, clock=lambda: now)
+    assert [restarts.next_pause_s() for _ in range(4)] == [1, 2, 4, None]
+    now = 599.0
+    assert restarts.next_pause_s() is None
+    now = 601.0
+    assert restarts.next_pause_s() == 1
+    assert restarts.count == 4
+    assert Restarts(0).next_pause_s() is None
+
+
+def test_the_supervisor_is_killed_and_the_server_ends_by_itself(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    one = serve(echo)
+    with_server = tritonserver(one.mark)
+    one.send(signal.SIGKILL)
+    one.end()
+    pidfd = os.pidfd_open(with_server)  # which the kernel sent SIGTERM (prctl(2)): it ends without anybody's help
+    assert select.select([pidfd], [], [], 60)[0]
+    os.close(pidfd)
+    listed = minitron("status", "--state", one.state, "--json", check=False)
+    assert (listed.returncode, [each["phase"] for each in json.loads(listed.stdout)]) == (10, ["dead"])
+    assert nothing_is_left(one.mark)
+    assert only_the_log(one.state).exists()
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "serve"])
+def test_what_two_killed_ones_left_is_removed_by_the_next_command(
+    echo: Path, tmp_path: Path, serve: Callable[..., Supervisor], command: str
+) -> None:
+    one = serve(echo)
+    server = tritonserver(one.mark)
+    one.send(signal.SIGSTOP)  # or it would clean up
+    os.kill(server, signal.SIGKILL)
+    one.send(signal.SIGKILL)
+    one.end()
+    orphans = [words for words in command_lines(one.mark).values() if "triton_python_backend_stub" in words]
+    assert orphans, "there was nothing to clean up, so this proves nothing"
+    assert segments(one.mark)
+    if command == "serve":  # also of another repository
+        two = serve(echo_repository.write(tmp_path / "another"))
+        assert ask(two.url, 1) == ["0 "]
+    else:
+        said = minitron(command, echo, "--state", one.state, check=False).stdout
+        assert "dead" in said
+        assert only_the_log(one.state).exists()
+    assert nothing_is_left(one.mark)
+
+
+def test_kills_at_random_moments_each_followed_by_serve(echo: Path, tmp_path: Path) -> None:
+    """A piece of ``make drill-kill``."""
+    drill = kill_drill.Drill(echo, tmp_path / "state", seed=6)
+    for moment in kill_drill.MOMENTS:
+        drill.kill(moment)
+    drill.end()

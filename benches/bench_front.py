@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -160,8 +161,8 @@ def _server(tree: Path, work: Path) -> Iterator[tuple[int, str]]:
         argv, environment = _command(tree, *words)
         subprocess.run(argv, env=environment, check=True, capture_output=True)
     version = work / "repository" / "tensorrt_llm" / "1"
-    for file in version.iterdir():
-        file.unlink()
+    shutil.rmtree(version)
+    version.mkdir()
     (version / "model.py").write_bytes((HERE / "stepping_model" / "model.py").read_bytes())
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     with _started(tree, "serve", work / "repository", "--json", "--state", work / "state", *ports) as (pid, state):

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from minitron_trtllm.errors import InputError, UsageError
@@ -119,11 +120,14 @@ def _upstreams(args: argparse.Namespace) -> tuple[Address, ...]:
         raise UsageError("--upstream-cert needs --upstream-ca")
     if args.upstream_api_key_file:
         args.upstream_api_key_file.read_bytes()
-    files = {
+    given = {
         "ca": _pem(args.upstream_ca), "cert": _pem(args.upstream_cert), "key": _pem(args.upstream_key),
         "api_key_file": str(args.upstream_api_key_file or ""), "authority": args.upstream_authority,
     }  # fmt: skip
-    return tuple(Address(url, **files) for url in args.upstream or [DEFAULT_URL])
+    if args.upstream:
+        return tuple(Address(url, **given) for url in args.upstream)
+    # 'minitron serve' tells its gateway where it listens as it tells its models.
+    return (replace(Address.of({}), **{name: value for name, value in given.items() if value}),)
 
 
 def _address(text: str) -> tuple[str, int]:

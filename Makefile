@@ -147,6 +147,10 @@ test-clients: $(VENV)/.ready $(CLIENTS_VENV)/.ready ## OpenAI's own client and c
 test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs Debian's package chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)
 
+.PHONY: drill-kill
+drill-kill: $(VENV)/.ready ## kill -9 a hundred servers at random moments, each followed by serve (ARGS="--kills 20")
+	@$(BIN)/python tests/kill_drill.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .

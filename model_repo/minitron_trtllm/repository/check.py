@@ -125,6 +125,12 @@ def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
 def _tokenizer(contents: Contents) -> Iterator[Finding]:
     """The tokenizer against the engine and against what was rendered, opened as the server opens it."""
     where, folder = "tokenizer/tokenizer.json", contents.folder / "tokenizer"
+    if contents.engine:
+        try:
+            tokenizer_files.check_end_ids(folder, contents.engine.vocab_size)
+        except EngineError as problem:
+            message = str(problem).replace(str(contents.folder) + "/", "")
+            yield error("tokenizer/generation_config.json", "eos_token_id", message)
     try:
         names = tokenizer_files.present(folder)
         size = tokenizer_files.vocabulary_size(folder)
@@ -133,12 +139,6 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
     except InputError as problem:
         yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
         return
-    if contents.engine:
-        try:
-            tokenizer_files.check_end_ids(contents.folder / "tokenizer", contents.engine.vocab_size)
-        except EngineError as problem:
-            message = str(problem).replace(str(contents.folder) + "/", "")
-            yield error("tokenizer/generation_config.json", "eos_token_id", message)
     rendered = contents.details.get("tokenizer_vocab_size")
     if size != rendered:
         yield error(where, "vocab", f"knows {size} tokens, and the one that was rendered {rendered}: another tokenizer")

@@ -56,7 +56,7 @@ def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -
     if model.backend == "python":
         for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
             shutil.copyfile(source, version / source.name)
-    if sources in _WITH_TEXT:
+    if model.backend == "python" and sources in _WITH_TEXT:
         for source in _TEXT.glob("*.py"):
             place(source, version / text.__name__.replace(".", "/") / source.name, copy=True)
     return version

@@ -22,7 +22,7 @@ from minitron_trtllm.server.server_log import ServerLog
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-_LAST_WORDS_S = 3.0  # for tritonserver to say itself that a model's process died
+_LAST_WORDS_S = 5.0  # for tritonserver to say itself that a model's process died
 _PR_SET_PDEATHSIG = 1
 
 

@@ -106,9 +106,12 @@ class Supervisor:
         while not self._asked:
             how = running.crashed()
             self._show_errors(running)
+            if how and running.child.returncode == 0:
+                log.warning("%s", how)
+                return 0
             if how:
                 log.error("%s (log: %s)", how, running.log.path)
-                if running.child.returncode == 0 or not (again := self._bring_back()):
+                if not (again := self._bring_back()):
                     return _shells(running.child.returncode)
                 running = again
             if self._openai:
@@ -149,11 +152,11 @@ class Supervisor:
             time.sleep(min(_POLL_S, seconds))
 
     def _drain(self, running: Running) -> int:
+        self._asked.clear()  # before anybody can know that it drains, and ask again
         self._state = self._state.enter("draining")
         log.info(
             "draining: streams in flight may finish for %d s; Ctrl-C again ends it now", self._options.exit_timeout_s
         )
-        self._asked.clear()
 
         def hurry() -> bool:
             self._show_errors(running)

@@ -28,7 +28,8 @@ from reply import Reply
 from triton_config import flag, one_line, parameters
 
 from minitron_trtllm.text.engine import Address, EngineClient, EngineError
-from minitron_trtllm.text.prompts import PromptMaker, RequestError
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.service import TextService
 from minitron_trtllm.text.tensors import Arrays, Tensors
 from minitron_trtllm.text.tokenizer import TextTokenizer

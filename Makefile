@@ -15,6 +15,8 @@ PRECISION ?= auto
 EXECUTION ?= exact
 # Extra options for a target: make test ARGS="-k layout", make bench-cpu ARGS="--shape 4b"
 ARGS ?=
+# Tests at the same time; they wait for servers half of the time, so one more than there are cores.
+JOBS ?= 3
 
 .PHONY: help
 help: ## list the targets
@@ -133,7 +135,7 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 .PHONY: test
 test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
 	@echo "Left out here: tests marked 'reference' and 'clients' (make test-reference, test-clients) and 'browser' (.ci/run)."
-	@$(BIN)/python -m pytest -q -m "not reference and not clients and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)

@@ -45,6 +45,8 @@ class Behaviour:
     reject_times: int = 0  # how often this prompt is refused before it is answered
     die_after: int = -1  # responses before the process ends
     silent: bool = False
+    first_id: int = 300  # with --tokenizer: the first token's id, the others follow
+    log_probs: int | None = None  # how many log probs each response has, where that is not one a token
     unfinished: bool = False  # ends the stream in good order, but without the last response
 
     @classmethod
@@ -53,8 +55,9 @@ class Behaviour:
 
 
 class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, version: str, models: list[str], events: Path) -> None:
+    def __init__(self, version: str, models: list[str], events: Path, tokenizer: str | None = None) -> None:
         self._version, self._models, self._events = version, models, events.open("a", buffering=1)
+        self._tokenizer_dir, self._decode = tokenizer, _decoder(tokenizer)
         self._contract = json.loads(CONTRACT.read_text())["models"]
         self._stops: dict[str, asyncio.Event] = {}
         self._refused: dict[str, int] = {}
@@ -91,6 +94,9 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             kind = dict(pb.model__config__pb2.DataType.items()).get("TYPE_" + tensor["dtype"], 0)
             config.input.add(name=tensor["name"], data_type=kind, dims=tensor["dims"])
         config.model_transaction_policy.decoupled = True
+        if self._tokenizer_dir and request.name == "tensorrt_llm_bls":
+            for key, value in _parameters(self._tokenizer_dir).items():
+                config.parameters[key].string_value = value
         if request.name == "ensemble":
             config.platform = "ensemble"
             config.model_transaction_policy.decoupled = False  # as the server leaves it
@@ -123,7 +129,7 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 self._note("end" if ended else "cancel", id=request.id)
 
     async def _answer(self, request: Any, inputs: dict[str, Any]) -> Any:
-        prompt = inputs.get("text_input", "")
+        prompt = self._decode(inputs["input_ids"]) if "input_ids" in inputs else inputs.get("text_input", "")
         behaviour = Behaviour.of(prompt)
         name = {"tensorrt_llm": "request_output_len", "llmapi": "sampling_param_max_tokens"}
         limit = inputs[name.get(request.model_name, "max_tokens")]
@@ -134,7 +140,7 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         if limit >= MAX_SEQ_LEN:
             yield _error(request, f"Requested output length ({limit}): max_seq_len is {MAX_SEQ_LEN}")
             return
-        end = inputs.get("end_id", -1)
+        end = -1 if self._tokenizer_dir else inputs.get("end_id", -1)  # ids begin where no end id is
         wanted = (
             limit if inputs.get("min_tokens") == limit else min(limit, behaviour.tokens, end if end >= 0 else limit)
         )
@@ -155,6 +161,8 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             if stop.is_set():
                 break
             tokens = list(range(first, min(first + step, wanted)))
+            if self._tokenizer_dir:
+                tokens = [behaviour.first_id + token for token in tokens]
             sent += len(tokens)
             last = sent == wanted and at_limit and not closes and not behaviour.unfinished
             yield _response(request, self._outputs(request, behaviour, inputs, tokens, sent), final=last)
@@ -188,9 +196,27 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             if behaviour.counts and inputs.get(asked):
                 outputs[name] = np.array([[count]], np.int32)
         if inputs.get("return_log_probs"):
-            outputs["output_log_probs"] = np.array([[[-0.5] * len(tokens)]], np.float32).reshape(1, 1, -1)
+            count = len(tokens) if behaviour.log_probs is None else behaviour.log_probs
+            outputs["output_log_probs"] = np.array([[[-0.5] * count]], np.float32).reshape(1, 1, -1)
             outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
         return outputs
+
+
+def _decoder(tokenizer: str | None) -> Any:
+    """Ids to the text that sets the behaviour; without a tokenizer they set none."""
+    if tokenizer is None:
+        return lambda ids: ""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
+    return lambda ids: loaded.decode(ids if isinstance(ids, list) else [ids])
+
+
+def _parameters(tokenizer: str) -> dict[str, str]:
+    """Those of a rendered text model, with limits that let a prompt of behaviour through."""
+    return {"tensorrt_llm_model_name": "tensorrt_llm", "tokenizer_dir": tokenizer, "add_special_tokens": "false",
+            "skip_special_tokens": "true", "max_input_len": "2000", "max_seq_len": "20000",
+            "vocab_size": "1024"}  # fmt: skip
 
 
 def _inputs(request: Any) -> dict[str, Any]:
@@ -229,7 +255,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     """Serve until killed; the port goes to stdout."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-        BareTriton(arguments.version, arguments.models.split(","), arguments.events), server
+        BareTriton(arguments.version, arguments.models.split(","), arguments.events, arguments.tokenizer), server
     )
     address = f"127.0.0.1:{arguments.port}"
     if arguments.tls:
@@ -249,6 +275,7 @@ if __name__ == "__main__":
     parser.add_argument("--version", default="2.51.0")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--tokenizer", help="folder: prompts of ids are read with it, as those of a model that has it")
     parser.add_argument("--tls")
     parser.add_argument("--mutual", action="store_true")
     asyncio.run(serve(parser.parse_args()))

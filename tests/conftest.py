@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import io
 import json
 import os
 import signal
@@ -57,6 +58,19 @@ def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> su
     if check and done.returncode:
         raise AssertionError(f"minitron {' '.join(map(str, words))} exited with {done.returncode}:\n{done.stderr}")
     return done
+
+
+def minitron_here(*words: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``minitron`` run in this process: much faster."""
+    from minitron_trtllm import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as end:
+            code = int(str(end.code))
+    return code, out.getvalue(), err.getvalue()
 
 
 ROOMS = ("core", "build", "model_repo", "clients")

@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -17,11 +18,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import echo_repository
-from conftest import minitron
-from minitron_trtllm.client import Client
-from minitron_trtllm.errors import ClientError
-from supervisor import Supervisor, ask, command_lines, segments, within
+TESTS = Path(__file__).parent
+if __name__ == "__main__":
+    sys.path[:0] = [str(TESTS), *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients"))]
+
+import echo_repository  # noqa: E402
+from conftest import minitron  # noqa: E402
+from minitron_trtllm.client import Client  # noqa: E402
+from minitron_trtllm.errors import ClientError  # noqa: E402
+from supervisor import Supervisor, ask, command_lines, segments, within  # noqa: E402
 
 MOMENTS = ("start", "load", "stream", "drain")
 _STREAMS = 4

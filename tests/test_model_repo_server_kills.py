@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def test_a_crashed_server_comes_back_until_it_crashes_too_often(echo: Path, serv
     shown = minitron("status", "--state", one.state, check=False)
     assert shown.returncode == 10
     assert "restarting" in shown.stdout
+    for url in one.document["urls"].values():  # its ports stay its own meanwhile
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
     one.send(signal.SIGCONT)
     assert one.reaches("ready")
     (listed,) = json.loads(minitron("status", "--state", one.state, "--json").stdout)

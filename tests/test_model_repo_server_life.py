@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,12 +89,6 @@ def test_all_ports_are_on_the_loopback_address(shared: Supervisor) -> None:
     assert {port for _, port in listening} == ports
     # 127.0.0.1, and ::ffff:127.0.0.1, as proc(5) writes them on a little-endian machine.
     assert {address for address, _ in listening} <= {"0100007F", "0000000000000000FFFF00000100007F"}
-
-
-def test_its_ports_stay_its_own_for_a_restart(shared: Supervisor) -> None:
-    for url in shared.document["urls"].values():
-        with socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
 
 
 def test_models_cannot_be_loaded_or_unloaded_from_outside(shared: Supervisor) -> None:

@@ -262,6 +262,11 @@ BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
      "eos_token_id is '</s>'"),
     ("more tokens than the model has", "a tokenizer of another model", _added(1024), "another model"),
     ("an added token that the package renumbers", "tokenizers", _added(1030), "another model"),
+    ("a special token that the vocabulary lacks", "transformers adds it as token 1024, which the model does not know",
+     lambda model: edit(model / "tokenizer_config.json", lambda content: content.update(pad_token="<new>")),
+     r"'<new>' \(pad_token\).* token 1024, and the model knows 1024"),
+    ("another one", "the same", lambda model: edit(model / "tokenizer_config.json", lambda content: content.update(
+        extra_special_tokens=["<s>", {"content": "<new>"}])), r"'<new>' \(extra_special_tokens\)"),
 ]  # fmt: skip
 
 
@@ -309,23 +314,23 @@ def test_ids_that_no_token_has_are_left_out(
     [
         ({}, {"bos_token_id": 2, "eos_token_id": 3}),
         ({"eos_token_id": [3, 977]}, {"bos_token_id": 2, "eos_token_id": [3, 977]}),
-        ({"bos_token_id": ..., "eos_token_id": ...}, {"bos_token_id": 2, "eos_token_id": 3}),  # NemotronConfig's
+        ({"bos_token_id": ..., "eos_token_id": ...}, {}),  # then the tokenizer's own end, as in vLLM
         ({"eos_token_id": None, "pad_token_id": 1}, {"bos_token_id": 2, "pad_token_id": 1}),
     ],
 )
 def test_ids_of_config_json_where_there_is_no_generation_config(
     changes: dict[str, Any], ids: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:
-    """GenerationConfig.from_model_config on the same NemotronConfig."""
+    """What transformers' from_pretrained gives a model there: GenerationConfig, read from config.json."""
     (model / "generation_config.json").unlink()
     edit(model / "config.json", lambda content: [content.pop(key) if value is ... else content.update({key: value})
                                                  for key, value in changes.items()])  # fmt: skip
     folder = convert(model, tmp_path / "c").folder
     found = json.loads((folder / "tokenizer" / "generation_config.json").read_text())
     assert found == ids
-    from transformers import GenerationConfig, NemotronConfig
+    from transformers import GenerationConfig
 
-    judge = GenerationConfig.from_model_config(NemotronConfig.from_pretrained(model))
+    judge = GenerationConfig.from_pretrained(model, config_file_name="config.json")
     assert {key: getattr(judge, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")} == {
         key: found.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
     }

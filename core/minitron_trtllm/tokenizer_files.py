@@ -60,7 +60,16 @@ def check(content: Mapping[str, bytes], vocab_size: int, where: str) -> None:
         raise InputError(
             f"{where} has ids up to {size - 1}, and the model knows {vocab_size}: it is the tokenizer of another model"
         )
-    _open(content[TOKENIZER], f"{where}/{TOKENIZER}")
+    tokenizer = _open(content[TOKENIZER], f"{where}/{TOKENIZER}")
+    for token, (key, name) in enumerate(
+        _unknown(tokenizer, content), size
+    ):  # which transformers adds behind the others
+        line = f"{where}/{CONFIG} names {name!r} ({key}), which {TOKENIZER} does not have"
+        if token >= vocab_size:
+            raise InputError(
+                f"{line}; it would be token {token}, and the model knows {vocab_size}; correct one of them"
+            )
+        log.warning("%s; it becomes token %d", line, token)
     for line in (*contradictions(content), *_without_end(content)):
         log.warning("%s: %s", where, line)
 
@@ -181,7 +190,20 @@ def _size(raw: bytes, where: str) -> int:
     return int(max(added)) + 1
 
 
-def _open(raw: bytes, where: str) -> None:
+def _unknown(tokenizer: Any, content: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Key and text of the special tokens of tokenizer_config.json that the tokenizer has not."""
+    config = _object(content.get(CONFIG, b"{}"), CONFIG)
+    named = [(key, config[key]) for key in config if key.endswith("_token")]
+    for key in ("extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"):
+        more = config.get(key)
+        more = list(more.values()) if isinstance(more, dict) else more
+        named += [(key, token) for token in more] if isinstance(more, list) else []
+    texts = {text: key for key, token in reversed(named)
+             if isinstance(text := token.get("content") if isinstance(token, dict) else token, str)}  # fmt: skip
+    return [(key, text) for text, key in texts.items() if tokenizer.token_to_id(text) is None]
+
+
+def _open(raw: bytes, where: str) -> Any:
     from tokenizers import Tokenizer
 
     try:
@@ -193,6 +215,7 @@ def _open(raw: bytes, where: str) -> None:
             declared = f"{where} has {token['content']!r} as token {token['id']}"
             advice = "the ids of added tokens must follow on the vocabulary's"
             raise InputError(f"{declared}, and the package tokenizers makes it {found}; {advice}")
+    return opened
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:

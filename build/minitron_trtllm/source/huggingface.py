@@ -59,11 +59,11 @@ class HuggingFaceModel:
         return read_tokenizer(self._folder) | {GENERATION_CONFIG: self.generation_config()}
 
     def generation_config(self) -> bytes:
-        """generation_config.json, made from config.json's ids where there is none."""
+        """generation_config.json, made from the ids that config.json says where there is none, as by transformers."""
         if (self._folder / GENERATION_CONFIG).exists():
             return (self._folder / GENERATION_CONFIG).read_bytes()
-        ids = {key: self._config.get(key, shapes.DEFAULTS[key]) for key in _IDS}
-        return (json.dumps({key: found for key, found in ids.items() if found is not None}, indent=2) + "\n").encode()
+        ids = {key: self._config[key] for key in _IDS if self._config.get(key) is not None}
+        return (json.dumps(ids, indent=2) + "\n").encode()
 
     def tensors(self) -> dict[str, SourceTensor]:
         """The model's tensors; raises ModelError for a set that is not exactly a Nemotron's."""

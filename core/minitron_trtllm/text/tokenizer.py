@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minitron_trtllm.text import end_ids
+from minitron_trtllm.text.errors import RequestError
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -32,6 +33,22 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a whole text, with the special tokens that the tokenizer puts around one."""
         return list(self._tokenizer.encode(text, add_special_tokens=self._add_special))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer says how a conversation is written."""
+        return bool(self._tokenizer.chat_template)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation, up to where its next answer begins; ``messages`` have ``role`` and ``content``.
+
+        Raises RequestError where the template refuses them.
+        """
+        try:
+            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # the template's own refusal, or what it stumbles over
+            raise RequestError(f"the chat template refuses the messages: {error}") from None
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_word(self, word: str) -> list[list[int]]:
         """The ways in which ``word`` is spelled in ids: at the start of a text, and right behind another character.

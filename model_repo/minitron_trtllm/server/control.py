@@ -10,7 +10,7 @@ import json
 
 from minitron_trtllm.server.launch import Options
 
-_TIMEOUT_S = 2.0
+_TIMEOUT_S = 5.0
 
 
 class Refused(Exception):
@@ -22,6 +22,7 @@ class Control:
 
     def __init__(self, options: Options, port: int) -> None:
         self._options, self._port = options, port
+        self._timeout_s = min(_TIMEOUT_S, options.exit_timeout_s)
 
     def log_verbosely(self, *, verbose: bool) -> None:
         """Let the server log what each of its parts does, or stop that."""
@@ -33,7 +34,7 @@ class Control:
 
     def _post(self, path: str, body: object) -> None:
         headers = {"Content-Type": "application/json", "server-key": self._options.server_key}
-        connection = http.client.HTTPConnection(self._options.probe_host, self._port, timeout=_TIMEOUT_S)
+        connection = http.client.HTTPConnection(self._options.probe_host, self._port, timeout=self._timeout_s)
         try:
             connection.request("POST", path, json.dumps(body), headers)
             answer = connection.getresponse()

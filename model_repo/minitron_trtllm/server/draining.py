@@ -29,7 +29,7 @@ _POLL_S = 0.02
 # A token through the ensemble makes up to 6 kB of verbose log. After so much of it the log is kept short again; the
 # models' ends are known later then, from their unloading, which takes a second for each instance.
 _VERBOSE_BYTES = 64 << 20
-_FLUSH_S = 2.0  # at most, until the last bytes are on their way
+_FLUSH_S = 1.0  # at most, until the last bytes are on their way
 _FLUSH_UNSEEN_S = 0.3  # where the server's threads cannot be seen, as it may be in a container
 
 

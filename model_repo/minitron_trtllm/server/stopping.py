@@ -45,7 +45,7 @@ def stop(server: State) -> Stopped:
     if left is None:
         return Stopped(server.repository, "drained and stopped", 0, None)
     if left.phase == "stopped":
-        return _stopped(left, f"drained and stopped; it had crashed and come back {left.restarts} times", 0)
+        return _stopped(left, f"drained and stopped; it had crashed (restarts: {left.restarts})", 0)
     if left.phase == "killed":
         how = f"did not drain within {server.exit_timeout_s} s and was killed"
         return _stopped(left, how, NotDrained.exit_code)

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file com
 
 from triton_config import flag, one_line, parameters
 
-from minitron_trtllm.text.prompts import PromptMaker, RequestError
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
 

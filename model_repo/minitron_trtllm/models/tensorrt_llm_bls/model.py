@@ -1,9 +1,8 @@
 """Triton model ``tensorrt_llm_bls``, the text model: text to text over tensorrt_llm, many requests at the same time.
 
 One instance; an event loop in a thread of its own answers all requests, each over a gRPC stream to this very server
-(``text/engine.py`` says why). All that is said to a client is said in that thread, for two things crash the Python
-backend of Triton 2.51: ``is_cancelled`` beside ``send`` on one sender, and anything on a sender behind its final flag.
-Text is made here and not by postprocessing: a server that is stopping takes no new request, not even of its own.
+(``text/engine.py`` says why). Text is made here and not by postprocessing: a server that is stopping takes no new
+request, not even of its own.
 
 Beyond upstream's tensors there is ``stop``, with tensorrt_llm's meaning: a client that ends its request so, and reads
 its stream to the end, spares the server a cancelled gRPC stream (``text/engine.py``).
@@ -25,49 +24,40 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file comes before what is installed
 
+from reply import Reply
 from triton_config import flag, one_line, parameters
 
 from minitron_trtllm.text.engine import Address, EngineClient, EngineError
-from minitron_trtllm.text.prompts import PromptMaker, RequestError
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.service import TextService
 from minitron_trtllm.text.tensors import Arrays, Tensors
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-#: Seconds between seeing that a client has left and the final flag: Triton 2.51's handler of gRPC streams was seen to
-#: crash when the two came together, once in some thousand leaving clients, and not in 190,000 with this pause.
-_CLOSE_AFTER_S = 0.25
-
 
 class _Call:
-    """One request's client. Once the client has left, nothing is sent but the closing call, and that late."""
+    """One request's client, for the loop's thread alone."""
 
-    def __init__(self, request_id: str, sender: Any) -> None:
+    def __init__(self, request_id: str, reply: Reply) -> None:
         self.request_id = request_id
         self.task: asyncio.Task[None] | None = None
-        self._sender = sender
-        self._is_wanted, self._has_left = True, False
+        self._reply = reply
+        self._is_wanted = True
 
     def send(self, tensors: Tensors) -> None:
         """Send one response."""
         if self._is_wanted:
-            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
-            self._sender.send(response)
+            self._reply.send(
+                pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+            )
 
-    async def close(self, error: Any = None) -> None:
+    def close(self, error: Any = None) -> None:
         """Send the final flag, with ``error`` (a TritonError) in the same call where there is one."""
-        self._has_left = self._has_left or self._sender.is_cancelled()
-        if self._has_left:
-            await asyncio.sleep(_CLOSE_AFTER_S)
-        if error is None or self._has_left:
-            self._sender.send(flags=_FINAL)
-        else:
-            self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+        self._reply.close(None if error is None else pb_utils.InferenceResponse(error=error))
 
     def look(self) -> None:
         """End the request where its client has left."""
-        if self._is_wanted and self._sender.is_cancelled():
-            self._has_left = True
+        if self._is_wanted and self._reply.has_left():
             self.end()
 
     def end(self) -> None:
@@ -110,7 +100,7 @@ class TritonPythonModel:
         """Copy the requests; their answers are sent by the loop."""
         for request in requests:
             arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
-            call = _Call(request.request_id(), request.get_response_sender())
+            call = _Call(request.request_id(), Reply(request.get_response_sender()))
             self._loop.call_soon_threadsafe(self._begin, call, arrays)
 
     def finalize(self) -> None:
@@ -130,7 +120,7 @@ class TritonPythonModel:
             return
         if self._most_calls is not None and len(self._calls) >= self._most_calls:
             full = f"Exceeds maximum queue size of {self._queue_limit}"
-            self._close(call, _error(full, pb_utils.TritonError.UNAVAILABLE))
+            call.close(_error(full, pb_utils.TritonError.UNAVAILABLE))
             return
         self._calls.add(call)
         call.task = self._loop.create_task(self._serve(call, arrays))
@@ -139,16 +129,12 @@ class TritonPythonModel:
         """End the requests that have this one's id, and answer with nothing, as tensorrt_llm does."""
         if not call.request_id:
             wrong = "a request with 'stop' must have the request id of the one that it stops"
-            self._close(call, _error(wrong, pb_utils.TritonError.INVALID_ARG))
+            call.close(_error(wrong, pb_utils.TritonError.INVALID_ARG))
             return
         for other in self._calls:
             if other.request_id == call.request_id:
                 other.end()
-        self._close(call)
-
-    def _close(self, call: _Call, error: Any = None) -> None:
-        """Answer a request that nothing is generated for."""
-        call.task = self._loop.create_task(call.close(error))
+        call.close()
 
     async def _serve(self, call: _Call, arrays: Arrays) -> None:
         """One request from its inputs to the final flag, whatever happens."""
@@ -168,7 +154,7 @@ class TritonPythonModel:
             error = _error(f"tensorrt_llm_bls failed ({type(fault).__name__})", pb_utils.TritonError.INTERNAL)
         finally:
             self._calls.discard(call)
-            await call.close(error)
+            call.close(error)
 
     async def _watch(self) -> None:
         """Look for clients that left."""

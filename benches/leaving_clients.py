@@ -102,7 +102,7 @@ class Clients:
         async with self._new_channel() as channel:
             while not until():
                 habits = self._habits
-                model, known, way = map(chance.choice, (habits.models, self._known, habits.ways))
+                model, known, way = chance.choice(habits.models), chance.choice(self._known), chance.choice(habits.ways)
                 when = chance.choice((habits.short_s, self._usual_s))
                 after_s = chance.uniform(*when) if chance.random() < habits.share else None
                 await self._ask(channel, model, known, way, after_s)

@@ -126,6 +126,7 @@ class Soak:
         self, args: argparse.Namespace, server: Watched, urls: dict[str, str], questions: Sequence[Known]
     ) -> None:
         self._args, self.server, self._urls, self._questions = args, server, urls, questions
+        self._habits = Habits(args.models, args.ways, args.share, tuple(args.short))
         self.bars: list[Bar] = []
         self._trouble: str | None = None
 
@@ -143,16 +144,13 @@ class Soak:
             end = await self._end(process)
         self._bar("crashes and hangs", 0 if self._trouble is None else 1, 0, self._trouble or "same processes")
         return {
-            "schema": 1, "seed": self._args.seed, "minutes": self._args.minutes, "models": list(self._args.models),
-            "ways": list(self._args.ways), "share": self._args.share, "short_s": list(self._args.short), "trouble": self._trouble, "phases": phases, "end": end,
-            "bars": [{**vars(bar), "met": bar.met} for bar in self.bars],
-            "ok": exit_code(self.bars) == 0,
+            "schema": 1, "seed": self._args.seed, "minutes": self._args.minutes, "habits": vars(self._habits),
+            "trouble": self._trouble, "phases": phases, "end": end,
+            "bars": [{**vars(bar), "met": bar.met} for bar in self.bars], "ok": exit_code(self.bars) == 0,
         }  # fmt: skip
 
     def _clients(self) -> Clients:
-        args = self._args
-        habits = Habits(args.models, args.ways, args.share, tuple(args.short))
-        return Clients(self._urls, self._questions, habits, args.seed)
+        return Clients(self._urls, self._questions, self._habits, self._args.seed)
 
     async def _phase(self, streams: int, idle: dict[str, Footprint]) -> dict[str, Any]:
         clients, samples = self._clients(), []

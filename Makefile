@@ -142,6 +142,18 @@ test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs D
 drill-kill: $(VENV)/.ready ## kill -9 a hundred servers at random moments, each followed by serve (ARGS="--kills 20")
 	@$(BIN)/python tests/kill_drill.py $(ARGS)
 
+.PHONY: drill-ends
+drill-ends: $(VENV)/.ready ## end thirty servers, half of them under load: soon, in good order, nothing left (ARGS="--ends 6")
+	@$(BIN)/python benches/drill_ends.py $(ARGS)
+
+.PHONY: drill-bursts
+drill-bursts: $(VENV)/.ready ## sixty bursts of four streams straight at tensorrt_llm: none may be held (ARGS="--bursts 20")
+	@$(BIN)/python benches/drill_bursts.py $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.ready ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
+	@$(BIN)/python benches/soak.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .

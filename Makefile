@@ -135,7 +135,7 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 .PHONY: test
 test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
 	@echo "Left out here: tests marked 'reference' and 'clients' (make test-reference, test-clients) and 'browser' (.ci/run)."
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not reference and not clients and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)

@@ -6,6 +6,7 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 REFERENCE_VENV ?= .venv-reference
+CLIENTS_VENV ?= .venv-clients
 BIN := $(VENV)/bin
 MINITRON := $(BIN)/minitron
 
@@ -14,6 +15,8 @@ PRECISION ?= auto
 EXECUTION ?= exact
 # Extra options for a target: make test ARGS="-k layout", make bench-cpu ARGS="--shape 4b"
 ARGS ?=
+# Tests at the same time; they wait for servers half of the time, so one more than there are cores.
+JOBS ?= 3
 
 .PHONY: help
 help: ## list the targets
@@ -27,6 +30,10 @@ $(VENV)/.ready: pyproject.toml tools/make_venv.sh
 
 $(REFERENCE_VENV)/.ready: pyproject.toml tools/make_venv.sh
 	@tools/make_venv.sh $(REFERENCE_VENV) reference
+	@touch $@
+
+$(CLIENTS_VENV)/.ready: pyproject.toml tools/make_venv.sh
+	@tools/make_venv.sh $(CLIENTS_VENV) clients
 	@touch $@
 
 # llama.cpp's wheel, for its bench only.
@@ -127,12 +134,16 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 
 .PHONY: test
 test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
-	@echo "Left out here: tests marked 'reference' (make test-reference runs them) and 'browser' (.ci/run does)."
-	@$(BIN)/python -m pytest -q -m "not reference and not browser" $(ARGS)
+	@echo "Left out here: tests marked 'reference' and 'clients' (make test-reference, test-clients) and 'browser' (.ci/run)."
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)
 	@$(REFERENCE_VENV)/bin/python -m pytest -q -m reference $(ARGS)
+
+.PHONY: test-clients
+test-clients: $(VENV)/.ready $(CLIENTS_VENV)/.ready ## OpenAI's own client and curl against the gateway
+	@CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest -q -m clients tests/test_gateway_clients.py $(ARGS)
 
 .PHONY: test-browser
 test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs Debian's package chromium)
@@ -141,6 +152,24 @@ test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs D
 .PHONY: drill-kill
 drill-kill: $(VENV)/.ready ## kill -9 a hundred servers at random moments, each followed by serve (ARGS="--kills 20")
 	@$(BIN)/python tests/kill_drill.py $(ARGS)
+
+.PHONY: findings
+findings: ## show again what public libraries do that surprises (findings/README.md; not in CI, needs a package index)
+	@failed=; for script in findings/*.sh; do \
+	  echo "$$script"; sh "$$script" || { echo "$$script: is no longer so"; failed=1; }; \
+	done; test -z "$$failed"
+
+.PHONY: drill-ends
+drill-ends: $(VENV)/.ready ## end thirty servers, half of them under load: soon, in good order, nothing left (ARGS="--ends 6")
+	@$(BIN)/python benches/drill_ends.py $(ARGS)
+
+.PHONY: drill-bursts
+drill-bursts: $(VENV)/.ready ## sixty bursts of four streams straight at tensorrt_llm: none may be held (ARGS="--bursts 20")
+	@$(BIN)/python benches/drill_bursts.py $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.ready ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
+	@$(BIN)/python benches/soak.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
@@ -180,6 +209,10 @@ bench-convert: $(VENV)/.ready ## conversions of a full 4B shape against a plain 
 bench-gguf: $(VENV)/.ready ## the same from a Q4_K_M file of the 4B shape
 	@$(BIN)/python benches/bench_gguf.py $(ARGS)
 
+.PHONY: bench-front
+bench-front: $(VENV)/.ready ## text model and gateway beside tensorrt_llm itself, in interleaved rounds (JSON=, BASE=)
+	@$(BIN)/python benches/bench_front.py $(if $(JSON),--json $(JSON)) $(if $(BASE),--base $(BASE)) $(ARGS)
+
 .PHONY: clean
 clean: ## remove what the targets made (out/, virtual environments)
-	@rm -rf out $(VENV) $(REFERENCE_VENV)
+	@rm -rf out $(VENV) $(REFERENCE_VENV) $(CLIENTS_VENV)

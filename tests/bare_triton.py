@@ -1,9 +1,11 @@
 """A bare gRPC process that speaks Triton's protocol without Triton: it answers as each prompt tells it to.
 
 For what the real server cannot be made to do on demand: refuse, fail, die or fall silent at a certain token. A prompt
-that is a JSON object sets the behaviour (see ``Behaviour``); any other prompt gets the default one. Tensor names, their
-types and the error texts are the contract's (tests/data/triton_tensors.json); tensors are read with tritonclient's own
-functions. Every request, cancel, stop and end is a JSON line in ``--events``.
+that is a JSON object sets the behaviour (see ``Behaviour``); any other prompt gets the default one. Tokens are 0, 1, 2
+and so on, so that an ``end_id`` says at which place the answer ends. Tensor names, their types and the error texts are
+the contract's (tests/data/triton_tensors.json); tensors are read with tritonclient's own functions;
+test_doubles_bare.py holds the messages against the real server's. Every request, cancel, stop and end is a JSON line in
+``--events``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 CONTRACT = Path(__file__).parent / "data" / "triton_tensors.json"
 MODELS = {"tensorrt_llm_bls": "tensorrt_llm_bls", "ensemble": "ensemble", "tensorrt_llm": "tensorrt_llm",
           "llmapi": "llmapi_tensorrt_llm"}  # fmt: skip
+MAX_SEQ_LEN = 1 << 17
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
 
 
@@ -42,6 +45,8 @@ class Behaviour:
     reject_times: int = 0  # how often this prompt is refused before it is answered
     die_after: int = -1  # responses before the process ends
     silent: bool = False
+    first_id: int = 300  # with --tokenizer: the first token's id, the others follow
+    log_probs: int | None = None  # how many log probs each response has, where that is not one a token
     unfinished: bool = False  # ends the stream in good order, but without the last response
 
     @classmethod
@@ -50,8 +55,9 @@ class Behaviour:
 
 
 class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, version: str, models: list[str], events: Path) -> None:
+    def __init__(self, version: str, models: list[str], events: Path, tokenizer: str | None = None) -> None:
         self._version, self._models, self._events = version, models, events.open("a", buffering=1)
+        self._tokenizer_dir, self._decode = tokenizer, _decoder(tokenizer)
         self._contract = json.loads(CONTRACT.read_text())["models"]
         self._stops: dict[str, asyncio.Event] = {}
         self._refused: dict[str, int] = {}
@@ -88,6 +94,9 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             kind = dict(pb.model__config__pb2.DataType.items()).get("TYPE_" + tensor["dtype"], 0)
             config.input.add(name=tensor["name"], data_type=kind, dims=tensor["dims"])
         config.model_transaction_policy.decoupled = True
+        if self._tokenizer_dir and request.name == "tensorrt_llm_bls":
+            for key, value in _parameters(self._tokenizer_dir).items():
+                config.parameters[key].string_value = value
         if request.name == "ensemble":
             config.platform = "ensemble"
             config.model_transaction_policy.decoupled = False  # as the server leaves it
@@ -97,6 +106,9 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
         async for request in requests:
+            if request.model_name not in self._models:
+                yield _error(request, f"Request for unknown model: '{request.model_name}' is not found")
+                continue
             inputs = _inputs(request)
             if inputs.get("stop"):
                 self._note("stop", id=request.id, model=request.model_name)
@@ -117,7 +129,7 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 self._note("end" if ended else "cancel", id=request.id)
 
     async def _answer(self, request: Any, inputs: dict[str, Any]) -> Any:
-        prompt = inputs.get("text_input", "")
+        prompt = self._decode(inputs["input_ids"]) if "input_ids" in inputs else inputs.get("text_input", "")
         behaviour = Behaviour.of(prompt)
         name = {"tensorrt_llm": "request_output_len", "llmapi": "sampling_param_max_tokens"}
         limit = inputs[name.get(request.model_name, "max_tokens")]
@@ -125,10 +137,18 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             self._refused[prompt] = self._refused.get(prompt, 0) + 1
             yield _error(request, "Maximum queue size of 4 has been reached, please try again later")
             return
-        wanted = limit if inputs.get("min_tokens") == limit else min(limit, behaviour.tokens)
+        if limit >= MAX_SEQ_LEN:
+            yield _error(request, f"Requested output length ({limit}): max_seq_len is {MAX_SEQ_LEN}")
+            return
+        end = -1 if self._tokenizer_dir else inputs.get("end_id", -1)  # ids begin where no end id is
+        wanted = (
+            limit if inputs.get("min_tokens") == limit else min(limit, behaviour.tokens, end if end >= 0 else limit)
+        )
         streaming = inputs.get("stream") or inputs.get("streaming")
-        step = behaviour.per_response if streaming else wanted
+        step = behaviour.per_response if streaming else max(wanted, 1)
         sent, stop = 0, self._stops[request.id]
+        # The engine's last tokens are final where no more could come; the text model closes with a message of its own.
+        at_limit, closes = wanted == limit or not streaming, request.model_name not in ("ensemble", "tensorrt_llm")
         if behaviour.silent:
             await stop.wait()
         for number, first in enumerate(range(0, wanted, step)):
@@ -141,40 +161,62 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             if stop.is_set():
                 break
             tokens = list(range(first, min(first + step, wanted)))
+            if self._tokenizer_dir:
+                tokens = [behaviour.first_id + token for token in tokens]
             sent += len(tokens)
-            last = sent == wanted and request.model_name == "ensemble"
+            last = sent == wanted and at_limit and not closes and not behaviour.unfinished
             yield _response(request, self._outputs(request, behaviour, inputs, tokens, sent), final=last)
             if last:
                 return
         if behaviour.unfinished:
             return
-        if request.model_name == "ensemble":
-            yield _response(request, self._outputs(request, behaviour, inputs, [], sent), final=True)
-        else:
+        is_end = sent == 0 or not (at_limit or stop.is_set())  # the engine's message of an end has no token
+        if not closes or (is_end and request.model_name == "tensorrt_llm_bls"):
+            yield _response(request, self._outputs(request, behaviour, inputs, [], sent), final=not closes)
+        if closes:
             yield _response(request, {}, final=True)
 
     def _outputs(
         self, request: Any, behaviour: Behaviour, inputs: dict[str, Any], tokens: list[int], sent: int
     ) -> dict[str, Any]:
-        if request.model_name == "tensorrt_llm":
-            outputs = {
-                "output_ids": np.array([[tokens]], np.int32),
-                "sequence_length": np.array([[len(tokens)]], np.int32),
-            }
-            if inputs.get("return_log_probs"):
-                outputs["output_log_probs"] = np.array([[[-0.5] * len(tokens)]], np.float32)
-                outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
-            return outputs
+        outputs: dict[str, Any]
         if request.model_name == "llmapi":  # its text repeats what came before
             done = sent == min(inputs["sampling_param_max_tokens"], behaviour.tokens)
             reason = {"finish_reason": np.array(["stop" if done else ""], np.object_)}
             return {"text_output": np.array(["".join(f" w{i}" for i in range(sent))], np.object_), **reason}
-        outputs = {"text_output": np.array(["".join(f" w{token}" for token in tokens)], np.object_)}
-        if behaviour.counts:
-            words = len(inputs["text_input"].split())
-            outputs["num_output_tokens"] = np.array([[len(tokens)]], np.int32)
-            outputs["num_input_tokens"] = np.array([[words]], np.int32)
+        if request.model_name == "tensorrt_llm":
+            outputs = {"output_ids": np.array([[tokens]], np.int32).reshape(1, 1, -1),
+                       "sequence_length": np.array([[len(tokens)]], np.int32)}  # fmt: skip
+            prompt = inputs["input_lengths"]
+        else:
+            outputs = {"text_output": np.array(["".join(f" w{token}" for token in tokens)], np.object_)}
+            prompt = len(inputs["text_input"].split())
+        for asked, name, count in (("return_num_input_tokens", "num_input_tokens", prompt),
+                                   ("return_num_output_tokens", "num_output_tokens", len(tokens))):  # fmt: skip
+            if behaviour.counts and inputs.get(asked):
+                outputs[name] = np.array([[count]], np.int32)
+        if inputs.get("return_log_probs"):
+            count = len(tokens) if behaviour.log_probs is None else behaviour.log_probs
+            outputs["output_log_probs"] = np.array([[[-0.5] * count]], np.float32).reshape(1, 1, -1)
+            outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
         return outputs
+
+
+def _decoder(tokenizer: str | None) -> Any:
+    """Ids to the text that sets the behaviour; without a tokenizer they set none."""
+    if tokenizer is None:
+        return lambda ids: ""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
+    return lambda ids: loaded.decode(ids if isinstance(ids, list) else [ids])
+
+
+def _parameters(tokenizer: str) -> dict[str, str]:
+    """Those of a rendered text model, with limits that let a prompt of behaviour through."""
+    return {"tensorrt_llm_model_name": "tensorrt_llm", "tokenizer_dir": tokenizer, "add_special_tokens": "false",
+            "skip_special_tokens": "true", "max_input_len": "2000", "max_seq_len": "20000",
+            "vocab_size": "1024"}  # fmt: skip
 
 
 def _inputs(request: Any) -> dict[str, Any]:
@@ -204,14 +246,16 @@ def _response(request: Any, outputs: dict[str, Any], *, final: bool) -> Any:
 
 
 def _error(request: Any, text: str) -> Any:
-    return pb.ModelStreamInferResponse(error_message=text, infer_response=pb.ModelInferResponse(id=request.id))
+    infer = pb.ModelInferResponse(id=request.id)
+    infer.parameters["triton_final_response"].bool_param = True
+    return pb.ModelStreamInferResponse(error_message=text, infer_response=infer)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve until killed; the port goes to stdout."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-        BareTriton(arguments.version, arguments.models.split(","), arguments.events), server
+        BareTriton(arguments.version, arguments.models.split(","), arguments.events, arguments.tokenizer), server
     )
     address = f"127.0.0.1:{arguments.port}"
     if arguments.tls:
@@ -231,6 +275,7 @@ if __name__ == "__main__":
     parser.add_argument("--version", default="2.51.0")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--tokenizer", help="folder: prompts of ids are read with it, as those of a model that has it")
     parser.add_argument("--tls")
     parser.add_argument("--mutual", action="store_true")
     asyncio.run(serve(parser.parse_args()))

@@ -75,7 +75,7 @@ def echo_repository(folder: Path, max_batch_size: int = 4, **options: Any) -> Pa
     engine = engine_folder(folder / "engine", cpu=True, limits={"max_input_len": 512, "max_seq_len": 2048} | limits)
     render(engine, folder / "repository", RepositoryOptions(**options))
     version = folder / "repository" / "tensorrt_llm" / "1"
-    for file in version.iterdir():
-        file.unlink()
+    shutil.rmtree(version)
+    version.mkdir()
     shutil.copyfile(Path(__file__).parent / "doubles" / "echo_engine.py", version / "model.py")
     return folder / "repository"

@@ -66,7 +66,7 @@ def _refused(model: Path, *arguments: str, code: int = 3) -> str:
 
 
 def test_manifest_and_summary_say_what_was_done(model: Path, tmp_path: Path) -> None:
-    (model / "tokenizer.json").write_text("{}")
+    (model / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
     done = minitron("convert", model, "--output", tmp_path / "out", "--precision", "int8_weight_only", "--json")
     summary, manifest = json.loads(done.stdout), json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (summary["precision"], summary["dtype"], summary["tensors"]) == ("int8_weight_only", "bfloat16", 31)

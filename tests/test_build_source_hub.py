@@ -18,6 +18,7 @@ from conftest import DATA
 from hub_server import COMMIT, HubServer, hub
 
 MODEL = "acme/Tiny-Nemotron"
+TOKENIZER = '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 
 
@@ -26,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
     """The golden model as a repository, with files that converting has no use for."""
     folder = tmp_path / "repository"
     shutil.copytree(HF, folder)
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(TOKENIZER)
     (folder / "README.md").write_text("about")
     (folder / "pytorch_model.bin").write_bytes(b"x")
     (folder / "onnx").mkdir()
@@ -52,7 +53,7 @@ def test_fetches_what_is_needed_and_records_the_commit(server: HubServer, tmp_pa
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["input"]["path"], manifest["input"]["revision"]) == (MODEL, COMMIT)
     assert manifest["arguments"]["revision"] == "main"
-    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text() == "{}"
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text() == TOKENIZER
 
 
 def test_a_broken_download_goes_on_where_it_ended(tmp_path: Path) -> None:

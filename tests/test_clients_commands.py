@@ -41,6 +41,16 @@ def test_generate_json_is_one_document(bare: Bare) -> None:
     assert ids["outputs"][0]["token_ids"] == list(range(8)) and ids["input_tokens"] == 2
 
 
+def test_generate_gives_an_answer_that_ended_by_itself(bare: Bare) -> None:
+    for words in ((), ("--no-stream",)):
+        done = minitron("generate", '{"tokens": 99}', "--url", bare.url, "--end-id", "4", "--max-tokens", "20", *words)
+        assert done.stdout == " w0 w1 w2 w3\n"
+        assert done.stderr.startswith("4 tokens, ") and "finish reason stop" in done.stderr
+        done = minitron("generate", '{"tokens": 99}', "--url", bare.url, "--end-id", "0", *words)
+        assert done.stdout == "\n"
+        assert done.stderr.startswith("0 tokens, ") and "finish reason stop" in done.stderr
+
+
 def test_generate_says_each_failure_in_a_line_with_its_exit_code(bare: Bare) -> None:
     for words, code in (
         (["x", "--url", f"127.0.0.1:{unused_port()}"], 10),

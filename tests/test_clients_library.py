@@ -52,6 +52,21 @@ def test_finish_reason_is_length_at_max_tokens(client: Client) -> None:
     assert client.generate(prompt(tokens=50), max_tokens=6).finish_reason == "length"
 
 
+@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls", "ensemble"])
+@pytest.mark.parametrize(("end", "reason"), [(0, "stop"), (3, "stop"), (5, "stop"), (6, "length"), (7, "length")])
+def test_an_end_token_is_no_output_and_its_answer_stopped(client: Client, model: str, end: int, reason: str) -> None:
+    """Tokens are 0, 1, 2 and so on: an end at place n leaves n tokens, of six at most; with six, nobody knows."""
+    prompted: dict[str, Any] = {"input_ids": [5]} if model == "tensorrt_llm" else {"prompt": prompt(tokens=99)}
+    request = Request(**prompted, max_tokens=6, end_id=end)
+    stream = client.stream(request, model=model)
+    chunks = list(stream)
+    for answer in (stream.response, client.generate(request, model=model)):
+        assert (answer.token_count, answer.finish_reason) == (min(end, 6), reason)
+        assert answer.token_ids == (tuple(range(min(end, 6))) if model == "tensorrt_llm" else ())
+        assert answer.text == ("" if model == "tensorrt_llm" else words(min(end, 6)))
+    assert chunks[-1].finish_reason == reason
+
+
 def test_whole_answer_comes_in_one_response_and_has_no_first_token_time(client: Client, bare: Bare) -> None:
     answer = client.generate(prompt(tokens=5), max_tokens=10)
     assert (answer.text, answer.token_count, answer.finish_reason) == (words(5), 5, "stop")
@@ -275,7 +290,7 @@ def test_no_thread_or_connection_is_left_after_1000_requests(bare: Bare) -> None
         for number in range(1000):
             stream = client.stream(prompt(tokens=2, interval_ms=0))
             if number % 10:
-                assert len(list(stream)) == 3
+                assert len(list(stream)) == 4  # two tokens, the end, and the closing message
             else:
                 next(stream)
                 stream.close()

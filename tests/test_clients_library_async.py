@@ -43,7 +43,7 @@ def test_async_nothing_is_left_after_1000_requests(bare: Bare) -> None:
             for number in range(count):
                 stream = client.stream(prompt(tokens=2, interval_ms=0))
                 if number % 10:
-                    assert len([chunk async for chunk in stream]) == 3
+                    assert len([chunk async for chunk in stream]) == 4
                 else:
                     await stream.__anext__()
                     await stream.close()

@@ -147,6 +147,9 @@ def test_questions(client: Client) -> None:
 
 def test_commands(url: str, small_model: Path) -> None:
     assert len(minitron("generate", PROMPT, "--max-tokens", "8", "--url", url).stdout.split()) > 2
+    ended = minitron("generate", PROMPT, "--max-tokens", "20", "--end-id", "977", "--url", url)
+    assert ended.stdout == " of the world\n" and ended.stderr.startswith("4 tokens, ")
+    assert "finish reason stop" in ended.stderr
     words: list[str | Path] = ["--grid", "8:6:2", "--repeats", "2", "--url", url, "--json"]
     for more in ((), ("--tokenizer", small_model)):  # the server counts, or its tokenizer
         point = json.loads(minitron("latency", *words, *more).stdout)["points"][0]

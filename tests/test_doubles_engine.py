@@ -194,9 +194,9 @@ def test_an_error_behind_tokens_ends_a_batch_whole_for_both(echo: Subject, cpu: 
 
 
 @pytest.mark.parametrize("subject_name", ["echo", "cpu"])
-def test_a_stopped_stream_ends_with_an_empty_answer(subject_name: str, request: pytest.FixtureRequest) -> None:
+def test_a_stopped_stream_ends_with_an_empty_answer(echo: Subject, cpu: Subject, subject_name: str) -> None:
     """On one stream: tokens one by one, the empty answer to the stop, and one without a token that is final."""
-    subject: Subject = request.getfixturevalue(subject_name)
+    subject = {"echo": echo, "cpu": cpu}[subject_name]
     call = subject.stream()
     name = call.send(subject.request(1500, PROMPT, streaming=True, **slow(subject_name, 1.0)))
     assert said(next(call)) == token()
@@ -215,10 +215,10 @@ def token(count: int = 1, *, final: bool = False) -> Said:
 
 @pytest.mark.parametrize("subject_name", ["echo", "cpu"])
 def test_a_client_that_leaves_leaves_an_engine_that_goes_on(
-    subject_name: str, request: pytest.FixtureRequest, echo_server: dict[str, Any]
+    echo: Subject, cpu: Subject, echo_server: dict[str, Any], subject_name: str
 ) -> None:
     """At a few milliseconds a step: Triton 2.51 was seen to die of a stream that is cancelled while it is full."""
-    subject: Subject = request.getfixturevalue(subject_name)
+    subject = {"echo": echo, "cpu": cpu}[subject_name]
     call = subject.open(subject.request(1500, PROMPT, streaming=True, **slow(subject_name, 5.0)))
     assert said(next(call)) == token()
     call.cancel()

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOMS, ROOT
 
 PACKAGE = "minitron_trtllm"
-#: Inside Triton these files stand alone in a version folder: they import what lies beside them there.
-SELF_CONTAINED = (ROOT / "model_repo" / PACKAGE / "models", ROOT / "core" / PACKAGE / "text")
+#: Inside Triton these stand alone in a version folder: they import what lies beside them there, and the text code.
+SELF_CONTAINED = ROOT / "model_repo" / PACKAGE / "models"
+TEXT = ROOT / "core" / PACKAGE / "text"
 
 
 def modules_of(room: str) -> dict[str, Path]:
@@ -33,8 +34,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            stands_alone = any(folder in path.parents for folder in SELF_CONTAINED)
-            assert node.level == 0 or (node.level == 1 and stands_alone), f"{path}: relative import"
+            assert node.level == 0 or SELF_CONTAINED in path.parents, f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
     return {name.removeprefix(PACKAGE + ".") for name in names if name.startswith(PACKAGE + ".")}
 
@@ -47,24 +47,24 @@ def test_a_room_imports_only_itself_and_core(room: str) -> None:
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
-def test_the_text_code_needs_nothing_of_the_toolkit_and_knows_neither_triton_nor_http() -> None:
-    """A rendered repository holds a copy of it, also in NVIDIA's image, where the toolkit is not."""
-    for path in SELF_CONTAINED[1].glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        absolute = {
+def test_the_text_code_and_the_models_need_nothing_else_of_the_toolkit() -> None:
+    """A rendered repository holds a copy of them, also in NVIDIA's image, where the toolkit is not."""
+    for path in (*TEXT.glob("*.py"), *SELF_CONTAINED.rglob("*.py")):
+        assert all(name.split(".")[0] == "text" for name in imported(path)), path
+
+
+def test_the_text_code_knows_neither_triton_s_python_api_nor_http() -> None:
+    for path in TEXT.glob("*.py"):
+        names = {
             name.split(".")[0]
-            for node in ast.walk(tree)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             for name in (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [str(node.module)]
-                if isinstance(node, ast.ImportFrom) and not node.level
-                else []
+                [alias.name for alias in node.names] if isinstance(node, ast.Import)
+                else [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             )
-        }
-        foreign = absolute - set(sys.stdlib_module_names)
-        assert foreign <= {"numpy", "transformers", "grpc", "tritonclient"}, f"{path}: imports {foreign}"
-        assert not absolute & {"http", "urllib"}, path
+        }  # fmt: skip
+        foreign = names - set(sys.stdlib_module_names) - {PACKAGE}
+        assert foreign <= {"numpy", "transformers", "grpc", "tritonclient"} and not names & {"http", "urllib"}, path
 
 
 def test_no_module_name_is_in_two_rooms() -> None:

@@ -199,6 +199,24 @@ def test_a_stop_with_its_id_ends_a_request_and_its_engine(echo_server: dict[str,
     other.close()
 
 
+def test_a_stop_right_behind_its_request_leaves_no_stream_open(stream: Stream) -> None:
+    """Both can reach the model together; each is answered, with its final flag, and nothing else hangs on it."""
+    other = stream.another()
+    for number in range(40):
+        stream.ask(BLS, f"now {number}", text_input="the fox", max_tokens=1500, stream=True, temperature=20.0)
+        other.ask(BLS, f"now {number}", text_input="x", max_tokens=1, stop=True)
+    ends = [0, 0]
+    for place, one in enumerate((other, stream)):
+        while ends[place] < 40:
+            if place:  # those whose stop came first
+                for number in range(40):
+                    other.ask(BLS, f"now {number}", text_input="x", max_tokens=1, stop=True)
+            _, error, final = one.next()
+            assert error is None
+            ends[place] += final
+    other.close()
+
+
 def test_a_client_that_leaves_makes_room_for_another(tmp_path: Path) -> None:
     """Room for two at work and one that waits: a fourth is refused until one of the three has left."""
     repository = hand_made.echo_repository(tmp_path, bls_max_concurrency=2, max_queue_size=1)

@@ -114,7 +114,12 @@ def test_whole_and_streamed_answers(stream: Stream) -> None:
     assert [r["text_output"].tolist() for r in pieces] == [[b" one"], [b" one two"], [b" one two one"]]
     assert [r["cumulative_logprob"].tolist() for r in pieces] == [[-0.5], [-1.0], [-1.5]]
     stopped = ask(stream, "one two", sampling_param_max_tokens=9, sampling_param_stop="two", return_stop_reason=True)
-    assert stopped[0]["stop_reason"].tolist() == [b"two"]
+    assert stopped[0]["stop_reason"].tolist() == [b"two"] and stopped[0]["text_output"].tolist() == [b" one "]
+    for streams in (False, True):  # an end token is no text, and ends it
+        asked = {"sampling_param_max_tokens": 9, "return_finish_reason": True, "streaming": streams}
+        for prompt, text in (("one two </s> three", b" one two"), ("</s> one", b"")):
+            last = ask(stream, prompt, **asked)[-1]
+            assert (last["text_output"].tolist(), last["finish_reason"].tolist()) == ([text], [b"stop"])
     told = ask(stream, "one", sampling_param_max_tokens=1, sampling_param_exclude_input_from_output=False)
     assert told[0]["text_output"].tolist() == [b"one one"]
 

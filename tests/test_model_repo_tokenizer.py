@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from triton_config import flag, one_line
 
 from conftest import SMALL_MODEL
-from minitron_trtllm.repository import tokenizer_files
-from minitron_trtllm.text.prompts import PromptMaker, RequestError
+from minitron_trtllm import tokenizer_files
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
 LIMITS = {"max_input_len": "8", "max_seq_len": "12", "vocab_size": "1024"}

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "serve": "run Triton on a model repository, until told to stop",
     "status": "list the servers that 'serve' started",
     "stop": "end a server and whatever a killed one left",
+    "gateway": "offer OpenAI's HTTP API over running servers",
     "generate": "send a prompt and print the text as it streams",
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minitron_trtllm.errors import NoSpace, OutputError, OutputExists
+from minitron_trtllm.errors import InputError, NoSpace, OutputError, OutputExists
 
 _CHUNK_BYTES = 4 << 20
 
@@ -151,6 +151,22 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_text(path: Path) -> str:
+    """A text as it is in the file, every byte of it: ends of lines stay what they are. Raises InputError."""
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def decoded(text: bytes, where: str) -> str:
+    """UTF-8 as it was read from ``where``; raises InputError."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text (at byte {error.start})") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -27,8 +27,7 @@ MODEL_TYPE = "nemotron"
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 256000, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 32,
     "num_attention_heads": 48, "max_position_embeddings": 4096, "norm_eps": 1e-5, "rope_theta": 10000.0,
-    "partial_rotary_factor": 0.5, "tie_word_embeddings": False, "bos_token_id": 2, "eos_token_id": 3,
-    "pad_token_id": None,
+    "partial_rotary_factor": 0.5, "tie_word_embeddings": False,
 }  # fmt: skip
 #: Keys that change what a model computes, with what TensorRT-LLM's Nemotron has built in; the first stands for absence.
 _BUILT_IN: Mapping[str, tuple[object, ...]] = {
@@ -241,8 +240,7 @@ def _check_consistent(shape: ModelShape, raw: Mapping[str, Any], where: str) -> 
 
 def _say_what_is_left_out(raw: Mapping[str, Any], rope: Mapping[str, Any], where: str) -> None:
     """One line, since a config.json that was cut is not told from one whose writer left defaults out."""
-    numbers = [key for key, value in DEFAULTS.items() if isinstance(value, (int, float)) and not key.endswith("_id")]
-    names = {key: (key, *_ALSO.get(key, ())) for key in numbers if key != "tie_word_embeddings"}
+    names = {key: (key, *_ALSO.get(key, ())) for key in DEFAULTS if key != "tie_word_embeddings"}
     left_out = [key for key, spelled in names.items() if key not in rope and not any(raw.get(k) for k in spelled)]
     if left_out:
         taken = ", ".join(f"{key} {DEFAULTS[key]:g}" for key in left_out)

@@ -126,7 +126,9 @@ def build_config(args: argparse.Namespace, data: dict[str, Any], config: dict[st
         found["opt_num_tokens"] = min(args.max_batch_size * args.max_beam_width, found["max_num_tokens"])
     found |= {"gather_generation_logits": args.gather_generation_logits or args.gather_all_token_logits,
               "strongly_typed": True, "speculative_decoding_mode": 1, "use_refit": False, "opt_batch_size": 8,
-              "use_strip_plan": args.strip_plan, "lora_config": {}, "max_draft_len": args.max_draft_len}  # fmt: skip
+              "use_strip_plan": args.strip_plan, "lora_config": {}, "max_draft_len": args.max_draft_len,
+              "max_prompt_embedding_table_size": args.max_prompt_embedding_table_size, "force_num_profiles": None,
+              "max_encoder_input_len": args.max_encoder_input_len, "use_mrope": False}  # fmt: skip
     found["gather_context_logits"] = args.gather_context_logits or args.gather_all_token_logits
     plugins: dict[str, Any] = {"dtype": config["dtype"], "paged_kv_cache": found["kv_cache_type"] == "PAGED"}
     for name, entry in data["plugins"].items():

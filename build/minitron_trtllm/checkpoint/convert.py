@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import files, manifest
+from minitron_trtllm import files, manifest, tokenizer_files
 from minitron_trtllm.checkpoint.plan import PlannedTensor, plan_rank
 from minitron_trtllm.checkpoint.spec import Spec
 from minitron_trtllm.checkpoint.values import Calculator
@@ -63,7 +63,8 @@ def convert(
     precisions. "auto" is what the model's config.json says, float16 for float32 or silence, as the official converter
     has it. ``tokenizer``: folder of a tokenizer to take instead of the model's own.
 
-    Raises UsageError, ModelError, OutputError and, when the disk cannot hold the result, NoSpace.
+    Raises UsageError, ModelError, InputError (a tokenizer that cannot be served), OutputError and, when the disk cannot
+    hold the result, NoSpace.
     """
     started = time.monotonic()
     output = Path(output)
@@ -77,8 +78,8 @@ def convert(
     try:
         spec = Spec(source.shape(), *resolve(source.shape(), precision, dtype), tp, pp,
                     use_parallel_embedding, embedding_sharding_dim, quantize_at_build)  # fmt: skip
-        tokenizer_files = _tokenizer(source, tokenizer)
-        record, tensors = _convert(source, spec, tokenizer_files, output, arguments, force=force)
+        found = _tokenizer(source, tokenizer)
+        record, tensors = _convert(source, spec, found, output, arguments, force=force)
         before = sum(file.size for file in record.input.files.values())
     finally:
         source.close()
@@ -108,13 +109,18 @@ def _refuse_to_replace_the_model(model: Path, output: Path) -> None:
 
 
 def _tokenizer(source: Source, folder: str | Path | None) -> dict[str, bytes]:
-    """The tokenizer's files: the source's own, or those in ``folder``."""
+    """The tokenizer's files: the source's own, or those in ``folder``; opened here, as the server will open them."""
+    size, where, ids = source.shape().vocab_size, str(folder or source.path), tokenizer_files.GENERATION_CONFIG
     if folder is None:
-        return source.tokenizer_files()
-    found = huggingface.tokenizer_files(Path(folder))
-    if not any(name in found for name in huggingface.TOKENIZER_CORE):
-        raise ModelError(f"--tokenizer {folder} has none of {', '.join(huggingface.TOKENIZER_CORE)}")
-    return {huggingface.GENERATION_CONFIG: source.generation_config()} | found
+        found = source.tokenizer_files()
+    else:
+        found, own = huggingface.read_tokenizer(Path(folder)), Path(folder) / ids
+        found[ids] = own.read_bytes() if own.is_file() else source.generation_config()
+    found[ids] = tokenizer_files.usable_ids(found[ids], size, f"{where}/{ids}")
+    tokenizer_files.check(found, size, where)
+    if folder is not None and tokenizer_files.TOKENIZER not in found:
+        raise ModelError(f"--tokenizer {folder} has no {tokenizer_files.TOKENIZER}")
+    return found
 
 
 def _convert(
@@ -154,7 +160,7 @@ def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict
         "pp": spec.pp,
         "quantize_at_build": spec.quantize_at_build,
         "vocab_size": spec.shape.vocab_size,
-        "has_tokenizer": any(name in tokenizer for name in huggingface.TOKENIZER_CORE),
+        "has_tokenizer": tokenizer_files.TOKENIZER in tokenizer,
         "weight_bytes": weight_bytes,
         "shape": asdict(spec.shape),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def _shape(config: dict[str, Any], where: Path) -> ModelShape:
 
     def number(key: str, default: float) -> float:
         value = config.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MAX_SIZE:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
             raise CheckpointError(f"{where}: {key} is {value!r}, and a number above 0 is needed")
         return float(value)
 

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """List the tensors and their totals."""
     from minitron_trtllm.source import gguf_inspect
 
-    if gguf_inspect.is_gguf(args.checkpoint):
+    if args.checkpoint.is_file():
         found = gguf_inspect.inspect(args.checkpoint)
         output.emit_json(found) if args.json else print(gguf_inspect.text(found))
         return 0

@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import files, manifest
+from minitron_trtllm import files, manifest, tokenizer_files
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.errors import CheckpointError
 from minitron_trtllm.plan.limits import TOKENS_PER_BLOCK, Limits
-from minitron_trtllm.source.huggingface import TOKENIZER_CORE
 
 TOKENIZER = "tokenizer"
 
@@ -57,7 +56,7 @@ def copy_tokenizer(checkpoint: Path, engine: Path) -> bool:
     """Take the tokenizer's files along; False where the model came without (generation_config.json alone is none)."""
     if (checkpoint / TOKENIZER).is_dir():
         shutil.copytree(checkpoint / TOKENIZER, engine / TOKENIZER)
-    return any((engine / TOKENIZER / name).is_file() for name in TOKENIZER_CORE)
+    return (engine / TOKENIZER / tokenizer_files.TOKENIZER).is_file()
 
 
 def details(target: str, checkpoint: Checkpoint, limits: Limits, **more: Any) -> dict[str, Any]:

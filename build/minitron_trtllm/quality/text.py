@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from minitron_trtllm import files
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.quality.subject import Subject
 
@@ -24,10 +25,7 @@ def token_ids(subject: Subject, file: Path) -> Ids:
     path = subject.engine / "tokenizer" / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{subject.name} has no tokenizer.json, and the text is to be tokenised with it")
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+    content = files.read_text(file)
     return np.array(Tokenizer.from_file(str(path)).encode(content, add_special_tokens=False).ids, np.int64)
 
 

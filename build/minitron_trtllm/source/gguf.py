@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron_trtllm import shape as shapes
+from minitron_trtllm import tokenizer_files
 from minitron_trtllm.errors import ModelError
 from minitron_trtllm.shape import ModelShape
-from minitron_trtllm.source import gguf_tokenizer, model
+from minitron_trtllm.source import gguf_tokenizer, model, vocabulary
 from minitron_trtllm.source.gguf_file import Entry, GgufFile, Value
-from minitron_trtllm.source.huggingface import GENERATION_CONFIG
 from minitron_trtllm.source.model import EMBEDDING, HEAD, Provenance, SourceTensor
 
 ARCHITECTURE = "nemotron"
@@ -42,6 +42,20 @@ _REQUIRED = {
 }  # fmt: skip
 _OPTIONAL = {"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length"}
 _BASE = 10000.0  # llama.cpp's default of rope.freq_base
+#: Keys that would change what is computed, with what a Nemotron has built in; the first stands for absence.
+_BUILT_IN: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,), "attention.sliding_window": (0,), "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,), "attention.temperature_scale": (0.0, 1.0),
+    "attn_logit_softcapping": (0.0,), "final_logit_softcapping": (0.0,), "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0), "use_parallel_residual": (False,),
+    "tensor_data_layout": ("", "reference"), "expert_count": (0,), "expert_used_count": (0,),
+    "nextn_predict_layers": (0,), "rope.dimension_sections": (None,), "rope.scaling.attn_factor": (1.0,),
+}  # fmt: skip
+#: ``general.type`` of what is no model, and other signs of it.
+_NO_MODEL = {
+    "adapter": "a LoRA adapter; merge it into its model first", "imatrix": "an importance matrix, made for quantising",
+    "vocab": "a vocabulary without weights", "mmproj": "the projector of a vision or audio model",
+}  # fmt: skip
 
 
 class GgufModel:
@@ -66,12 +80,13 @@ class GgufModel:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """A Hugging Face tokenizer made of the file's vocabulary, and generation_config.json."""
-        made = gguf_tokenizer.files(self._metadata, self._shape.vocab_size, self.path)
-        return made | {GENERATION_CONFIG: self.generation_config()}
+        read = gguf_tokenizer.read(self._metadata, self._shape.vocab_size, self.path)
+        return vocabulary.files(read) | {tokenizer_files.GENERATION_CONFIG: self.generation_config()}
 
     def generation_config(self) -> bytes:
         """The ids of the tokens that begin and end a text."""
-        return gguf_tokenizer.generation_config(self._metadata, self._shape.vocab_size, self.path)
+        begin, ends = gguf_tokenizer.special_ids(self._metadata, self._shape.vocab_size, self.path)
+        return vocabulary.generation_config(begin, ends)
 
     def tensors(self) -> dict[str, SourceTensor]:
         """The model's tensors by their Hugging Face names; raises ModelError for a set that is not a Nemotron's."""
@@ -125,6 +140,7 @@ class GgufModel:
 
     def _read_shape(self) -> ModelShape:
         found = self._metadata.get("general.architecture")
+        self._check_kind()
         if found != ARCHITECTURE:
             raise ModelError(f"{self.path}: its architecture is {found!r}, and only {ARCHITECTURE!r} can be converted")
         config = {ours: self._key(key) for ours, key in _REQUIRED.items()}
@@ -134,7 +150,7 @@ class GgufModel:
             config[ours] = _shortest(config[ours])
         config |= {"architectures": [shapes.ARCHITECTURE], "torch_dtype": self._dtype()}
         config["tie_word_embeddings"] = not any(_OUTPUT in part.entries for part in self.parts)
-        self._check_rope()
+        self._check_built_in(config)
         config["partial_rotary_factor"] = self._rotary_share(config)
         return shapes.from_config(config, self.path)
 
@@ -154,12 +170,33 @@ class GgufModel:
             raise ModelError(f"{self.path}: its vocabulary has {len(pieces)} pieces, and the model {size} rows")
         return size
 
-    def _check_rope(self) -> None:
-        scaling = self._key("rope.scaling.type", "none")
-        if scaling != "none":
+    def _check_kind(self) -> None:
+        kind = self._metadata.get("general.type")
+        if kind is None or kind == "model":
+            signs = {"adapter.type": "adapter", "imatrix.datasets": "imatrix", "clip.projector_type": "mmproj"}
+            kind = next((named for key, named in signs.items() if key in self._metadata), kind)
+        if kind not in _NO_MODEL and not any(part.entries for part in self.parts):
+            kind = "vocab"
+        if isinstance(kind, str) and kind in _NO_MODEL:
+            raise ModelError(f"{self.path} is no model but {_NO_MODEL[kind]}")
+
+    def _check_built_in(self, config: dict[str, Any]) -> None:
+        """Refuse what would change the model, and rope scaling, as llama.cpp reads it."""
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        head_size = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+        sizes: dict[str, tuple[Any, ...]] = {"attention.value_length": (head_size,), "embedding_length_out": (hidden,)}
+        for key, values in (_BUILT_IN | sizes).items():
+            value = self._key(key, values[0])
+            if not any(np.array_equal(value, one) for one in values):
+                raise ModelError(f"{self.path}: {key} is {value!r}; TensorRT-LLM's Nemotron has {values[0]!r} built in")
+        scaling, factor = self._key("rope.scaling.type", None), self._key("rope.scaling.factor", None)
+        factor = self._key("rope.scale_linear", 0.0) if factor is None else factor
+        if scaling not in (None, "none"):
             raise ModelError(
                 f"{self.path}: rope.scaling.type {scaling!r} is not supported by TensorRT-LLM's Nemotron, only 'none'"
             )
+        if scaling is None and factor not in (0.0, 1.0):  # llama.cpp: linear, unless said otherwise
+            raise ModelError(f"{self.path}: rope.scaling.factor {factor!r} is not supported by TensorRT-LLM's Nemotron")
 
     def _rotary_share(self, config: dict[str, Any]) -> float:
         """The share of a head whose product with its size is the metadata's number of rotated elements again."""

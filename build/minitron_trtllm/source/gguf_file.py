@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source import gguf_types
+from minitron_trtllm.source import gguf_types, kinds
 from minitron_trtllm.source.gguf_types import TensorType
 
-MAGIC = b"GGUF"
 #: Keys and the list of tensors; a vocabulary of 256,000 pieces takes 6 MB. It keeps lying counts from filling memory.
 MAX_HEADER_BYTES = 64 << 20
 _ALIGNMENT = 32
@@ -124,8 +123,9 @@ class _Header:
 
     def _version(self) -> int:
         magic = self._take(4)
-        if magic != MAGIC:
-            raise ModelError(f"{self._path} is no GGUF file: it begins with {magic!r}")
+        if magic != kinds.GGUF:
+            found = kinds.other(self._path)
+            raise ModelError(f"{self._path} is {found or f'no GGUF file: it begins with {magic!r}'}")
         version: int = self._number("<u4")
         if version not in (2, 3):
             if version & 0xFFFF == 0:
@@ -178,9 +178,13 @@ class _Header:
         if not 1 <= axes <= _MAX_AXES:
             raise self._broken(f"is corrupt: tensor {name[:80]!r} has {axes} axes")
         shape = tuple(self._number("<u8") for _ in range(axes))[::-1]
-        kind = gguf_types.by_number(self._number("<u4"))
+        number = self._number("<u4")
+        kind = gguf_types.by_number(number)
         if kind is None:
-            raise self._broken(f"has the tensor {name[:80]!r} of a type that is not known")
+            raise ModelError(
+                f"{self._path} has the tensor {name[:80]!r} of type {number}, a type that is not known to the "
+                "installed package gguf; update it, or get the file again"
+            )
         if math.prod(shape) == 0 or math.prod(shape) // kind.block_elements * kind.block_bytes > self._size:
             raise self._broken(f"is corrupt: tensor {name[:80]!r} has shape {list(shape)}")
         if shape[-1] % kind.block_elements:

@@ -11,11 +11,6 @@ from minitron_trtllm.source.gguf import open_parts
 from minitron_trtllm.source.gguf_file import Value
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether the path is of a GGUF file, by its name."""
-    return path.suffix == ".gguf"
-
-
 def inspect(path: Path) -> dict[str, Any]:
     """Metadata, tensors (all parts of a split file) and totals as JSON values; raises ModelError."""
     parts = open_parts(path)

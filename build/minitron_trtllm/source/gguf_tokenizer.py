@@ -1,14 +1,14 @@
-"""The tokenizer in a GGUF file's metadata, as the files that a Hugging Face folder has.
+"""The tokenizer in a GGUF file's metadata.
 
-Only the SentencePiece kind (``tokenizer.ggml.model`` "llama") that Minitron uses: pieces, scores and types, the best
-score of two neighbours merged first, bytes where a character is no piece. Keys and types: github ggml-org/llama.cpp,
-``gguf-py/gguf/constants.py`` (TokenType); what is assumed where a key is absent: ``src/llama-vocab.cpp``.
+Only the SentencePiece kind (``tokenizer.ggml.model`` "llama") that Minitron uses. Keys and types: github
+ggml-org/llama.cpp, ``gguf-py/gguf/constants.py``; what is assumed where a key is absent, and which pieces are known by
+their text: ``src/llama-vocab.cpp``. docs/gguf.md lists every key of the format.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,80 +16,32 @@ import numpy as np
 
 from minitron_trtllm.errors import ModelError
 from minitron_trtllm.source.gguf_file import Value
+from minitron_trtllm.source.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 
 PIECES = "tokenizer.ggml.tokens"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-_UNKNOWN_NAME = "<unk>"
-_SPACE = "\u2581"  # how SentencePiece writes a space
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Pieces with their scores and types, by id, and what is put around a text.
-
-    ``begin`` and ``end`` are ids, None where the file names none.
-    """
-
-    pieces: Sequence[str]
-    scores: Sequence[float]
-    types: Sequence[int]
-    begin: int | None
-    end: int | None
-    padding: int | None
-    add_begin: bool
-    add_end: bool
-    add_space: bool
-    chat_template: str | None
-
-    def with_type(self, *kinds: int) -> list[int]:
-        """Ids of the pieces of these types."""
-        return [i for i, kind in enumerate(self.types) if kind in kinds]
-
-    @property
-    def unknown(self) -> int | None:
-        """What stands for what has no piece: by its type, or, where that says special only, by its usual name.
-
-        The file's own ``unknown_token_id`` is not looked at: llama.cpp's converter writes 1 for every Nemotron.
-        """
-        named = (i for i in self.with_type(_CONTROL) if self.pieces[i] == _UNKNOWN_NAME)
-        return next(iter(self.with_type(_UNKNOWN)), next(named, None))
-
-    def name(self, token: int | None) -> str | None:
-        """The piece of a token."""
-        return None if token is None else self.pieces[token]
-
-
-def files(metadata: Mapping[str, Value], vocab_size: int, where: str) -> dict[str, bytes]:
-    """tokenizer.json and its companions; raises ModelError."""
-    vocabulary = read(metadata, vocab_size, where)
-    special = {
-        "unk_token": vocabulary.name(vocabulary.unknown),
-        "bos_token": vocabulary.name(vocabulary.begin),
-        "eos_token": vocabulary.name(vocabulary.end),
-        "pad_token": vocabulary.name(vocabulary.padding),
-    }
-    special = {key: piece for key, piece in special.items() if piece is not None}
-    config = {
-        "add_bos_token": vocabulary.add_begin,
-        "add_eos_token": vocabulary.add_end,
-        "added_tokens_decoder": {str(i): _added(vocabulary, i) for i in _added_ids(vocabulary)},
-        "clean_up_tokenization_spaces": False,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    if vocabulary.chat_template is not None:
-        config["chat_template"] = vocabulary.chat_template
-    return {
-        "tokenizer.json": _json(tokenizer_json(vocabulary)),
-        "tokenizer_config.json": _json(config | special),
-        "special_tokens_map.json": _json(special),
-    }
-
-
-def generation_config(metadata: Mapping[str, Value], vocab_size: int, where: str) -> bytes:
-    """generation_config.json with the tokens that begin and end a text; raises ModelError."""
-    reader = _Reader(metadata, vocab_size, where)
-    ids = {f"{name}_token_id": reader.token(name) for name in ("bos", "eos")}
-    return _json({key: token for key, token in ids.items() if token is not None})
+_SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+#: Keys of tokens that end a text.
+_END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+#: Pieces that end a text wherever they are in a vocabulary ...
+_END_PIECES = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+))  # fmt: skip
+#: ... and pieces that are special where no key names another in their place; the last three kinds end a text too.
+_PIECES_WITHOUT_KEY: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("fim_pre", "prefix"): ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
+                            "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"),
+    ("fim_suf", "suffix"): ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>",
+                            "\u2581<SUF>", "<|code_suffix|>", "<|suffix|>"),
+    ("fim_mid", "middle"): ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>",
+                            "\u2581<MID>", "<|code_middle|>", "<|middle|>"),
+    ("fim_pad",): ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    ("fim_rep",): ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    ("fim_sep",): ("<|file_sep|>",),
+}  # fmt: skip
+#: Pieces that are shown in any case.
+_SHOWN_PIECES = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 
 
 def read(metadata: Mapping[str, Value], vocab_size: int, where: str) -> Vocabulary:
@@ -100,22 +52,71 @@ def read(metadata: Mapping[str, Value], vocab_size: int, where: str) -> Vocabula
         raise ModelError(f"{where} {held}; give the folder of a Hugging Face tokenizer with --tokenizer")
     reader = _Reader(metadata, vocab_size, where)
     pieces, types = reader.pieces(), reader.numbers("tokenizer.ggml.token_type", "iu")
-    if types.count(_UNKNOWN) > 1 or not set(types) <= set(range(_NORMAL, _BYTE + 1)):
+    if types.count(UNKNOWN) > 1 or not set(types) <= set(range(NORMAL, BYTE + 1)):
         raise ModelError(f"{where}: tokenizer.ggml.token_type must have types 1 to 6, and 2 (unknown) at most once")
-    padding = reader.token("padding")
+    padding, suppressed = reader.token("padding"), metadata.get(_SUPPRESSED)
+    if isinstance(suppressed, (list, np.ndarray)) and len(suppressed):
+        raise ModelError(f"{where}: {_SUPPRESSED} names {len(suppressed)} tokens, which cannot be kept out here")
+    ends = _ends(reader, pieces)
     return Vocabulary(
         pieces=pieces,
         scores=reader.numbers("tokenizer.ggml.scores", "f"),
-        types=types,
+        types=_types(reader, pieces, types, ends),
         begin=reader.token("bos"),
         end=reader.token("eos"),
         # llama.cpp's converter writes 0 for a Nemotron whatever the tokenizer says.
-        padding=padding if padding is not None and types[padding] == _CONTROL else None,
+        padding=padding if padding is not None and types[padding] == CONTROL else None,
+        ends=ends,
         add_begin=reader.flag("add_bos_token", True),
         add_end=reader.flag("add_eos_token", False),
         add_space=reader.flag("add_space_prefix", True),
         chat_template=reader.chat_template(),
     )
+
+
+def special_ids(metadata: Mapping[str, Value], vocab_size: int, where: str) -> tuple[int | None, tuple[int, ...]]:
+    """The tokens that begin and that end a text, of a tokenizer of any kind; raises ModelError."""
+    reader = _Reader(metadata, vocab_size, where)
+    return reader.token("bos"), _ends(reader, reader.pieces() if PIECES in metadata else [])
+
+
+def _ends(reader: _Reader, pieces: list[str]) -> tuple[int, ...]:
+    """Every token that ends a text, the one of the key ``eos`` first."""
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    found = [token for name in _END_KEYS if (token := reader.token(name)) is not None]
+    texts = {text for names, text in _known_by_text(reader) if names[0] in _END_KEYS} | _END_PIECES
+    found += sorted(ids[text] for text in texts if text in ids)
+    taken_back = set(_no_ends(pieces, found))
+    return tuple(token for token in dict.fromkeys(found) if token not in taken_back)
+
+
+def _known_by_text(reader: _Reader) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The texts of ``_PIECES_WITHOUT_KEY`` whose keys are not there."""
+    for names, texts in _PIECES_WITHOUT_KEY.items():
+        if all(reader.token(name) is None for name in names):
+            yield from ((names, text) for text in texts)
+
+
+def _no_ends(pieces: list[str], ends: list[int]) -> Iterator[int]:
+    """What llama.cpp takes back: <|end|> between calls of tools, </s> where there is another family's end."""
+    texts = {pieces[token]: token for token in ends if token < len(pieces)}
+    calls = texts.keys() & {"<|call|>", "<|calls|>"}
+    if "<|end|>" in texts and (("<|return|>" in texts and calls) or ("<|flush|>" in texts and calls)):
+        yield texts["<|end|>"]
+    if "</s>" in texts and "<|tool_response>" in texts:
+        yield texts["</s>"]
+
+
+def _types(reader: _Reader, pieces: list[str], types: list[int], ends: tuple[int, ...]) -> list[int]:
+    """Types as the file has them, but for the pieces that are known by their text."""
+    special = {text for _, text in _known_by_text(reader)}
+    changed = list(types)
+    for token, piece in enumerate(pieces):
+        if piece in special or (piece in _END_PIECES and token in ends):
+            changed[token] = CONTROL
+        elif piece in _SHOWN_PIECES or piece == "<|end|>":
+            changed[token] = USER_DEFINED
+    return changed
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,11 @@ class _Reader:
         pieces = self.metadata.get(PIECES)
         if not isinstance(pieces, list) or len(pieces) != self.size:
             raise ModelError(f"{self.where}: {PIECES} are not {self.size} strings, one for each row of the model")
-        if len(set(pieces)) != len(pieces):
-            raise ModelError(f"{self.where}: {PIECES} has a piece twice")
-        return pieces
+        named = [piece or f"[EMPTY_{i}]" for i, piece in enumerate(pieces)]  # as llama.cpp names what has no name
+        if len(set(named)) != len(named):
+            twice = Counter(named).most_common(1)[0][0]
+            raise ModelError(f"{self.where}: {PIECES} has the piece {twice!r} twice")
+        return named
 
     def numbers(self, key: str, kinds: str) -> list[Any]:
         values = self.metadata.get(key)
@@ -156,85 +159,3 @@ class _Reader:
     def chat_template(self) -> str | None:
         value = self.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
-
-
-def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Spell the vocabulary for the ``tokenizers`` package."""
-    has_bytes = bool(vocabulary.with_type(_BYTE))
-    prepend = [{"type": "Prepend", "prepend": _SPACE}] if vocabulary.add_space else []
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if vocabulary.add_space else []
-    spaces = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i} | _added(vocabulary, i) for i in _added_ids(vocabulary)],
-        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-        "pre_tokenizer": None,
-        "post_processor": _around(vocabulary),
-        "decoder": {"type": "Sequence", "decoders": [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": vocabulary.name(vocabulary.unknown),
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": has_bytes,
-            "ignore_merges": False,
-            "vocab": {piece: i for i, piece in enumerate(vocabulary.pieces)},
-            "merges": _merges(vocabulary),
-        },
-    }
-
-
-def _merges(vocabulary: Vocabulary) -> list[list[str]]:
-    """All ways to make a piece of two others, the piece with the best score first.
-
-    SentencePiece merges those neighbours whose joint piece scores best; ``tokenizers`` goes by the order of this list.
-    """
-    normal = vocabulary.with_type(_NORMAL)
-    known = {vocabulary.pieces[i] for i in normal}
-    by_score = sorted(normal, key=lambda i: -vocabulary.scores[i])
-    return [
-        [piece[:cut], piece[cut:]]
-        for piece in (vocabulary.pieces[i] for i in by_score)
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
-    ]
-
-
-def _added_ids(vocabulary: Vocabulary) -> list[int]:
-    return vocabulary.with_type(_UNKNOWN, _CONTROL, _USER_DEFINED)
-
-
-def _added(vocabulary: Vocabulary, token: int) -> dict[str, Any]:
-    """A piece that is found in a text as a whole, before anything is merged."""
-    own = vocabulary.types[token] == _USER_DEFINED
-    content = vocabulary.pieces[token].replace(_SPACE, " ") if own else vocabulary.pieces[token]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"content": content} | flags | {"special": not own}
-
-
-def _around(vocabulary: Vocabulary) -> dict[str, Any] | None:
-    """Tokens before and after each text, where the file asks for them."""
-    before = [vocabulary.begin] if vocabulary.add_begin and vocabulary.begin is not None else []
-    after = [vocabulary.end] if vocabulary.add_end and vocabulary.end is not None else []
-    if not before and not after:
-        return None
-
-    def template(which: str, kind: int) -> list[dict[str, Any]]:
-        def special(tokens: list[int]) -> list[dict[str, Any]]:
-            return [{"SpecialToken": {"id": vocabulary.pieces[i], "type_id": kind}} for i in tokens]
-
-        return [*special(before), {"Sequence": {"id": which, "type_id": kind}}, *special(after)]
-
-    tokens = {vocabulary.pieces[i]: {"id": vocabulary.pieces[i], "ids": [i], "tokens": [vocabulary.pieces[i]]}
-              for i in (*before, *after)}  # fmt: skip
-    pair = template("A", 0) + template("B", 1)
-    return {"type": "TemplateProcessing", "single": template("A", 0), "pair": pair, "special_tokens": tokens}
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

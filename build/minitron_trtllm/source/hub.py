@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from minitron_trtllm import shape as shapes
+from minitron_trtllm import tokenizer_files, weight_files
 from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source import weight_files
-from minitron_trtllm.source.huggingface import GENERATION_CONFIG, TOKENIZER_FILES, HuggingFaceModel
+from minitron_trtllm.source.huggingface import HuggingFaceModel
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def _fetch_all(model: str, revision: str, names: set[str]) -> Path:
         return _fetch(model, folder.name, name, names)
 
     weights = weight_files.choose(names, shapes.load(config), get, model)
-    for name in sorted(names.intersection((GENERATION_CONFIG, *TOKENIZER_FILES)).union(weights.names)):
+    others = names.intersection((tokenizer_files.GENERATION_CONFIG, *tokenizer_files.NAMES))
+    for name in sorted(others.union(weights.names)):
         get(name)
     return folder
 

@@ -8,17 +8,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from minitron_trtllm import shape as shapes
+from minitron_trtllm import tokenizer_files, weight_files
 from minitron_trtllm.errors import ModelError
 from minitron_trtllm.shape import ModelShape
-from minitron_trtllm.source import model, weight_files
+from minitron_trtllm.source import model, sentencepiece_model
 from minitron_trtllm.source.model import SourceTensor
 from minitron_trtllm.source.safetensors import DTYPES, Entry, SafetensorsFile
 
-#: What a tokenizer may consist of; any one of the first three makes a usable one.
-TOKENIZER_CORE = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TOKENIZER_FILES = (*TOKENIZER_CORE, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "chat_template.jinja")  # fmt: skip
-GENERATION_CONFIG = "generation_config.json"
+GENERATION_CONFIG = tokenizer_files.GENERATION_CONFIG
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 #: Buffers that some exports wrote beside the weights, wherever they hang; the tables are computed anew.
 _COMPUTED = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
@@ -59,10 +56,10 @@ class HuggingFaceModel:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files that exist, and generation_config.json."""
-        return tokenizer_files(self._folder) | {GENERATION_CONFIG: self.generation_config()}
+        return read_tokenizer(self._folder) | {GENERATION_CONFIG: self.generation_config()}
 
     def generation_config(self) -> bytes:
-        """generation_config.json, made from config.json's ids where there is none."""
+        """generation_config.json, made from the ids that config.json says where there is none, as by transformers."""
         if (self._folder / GENERATION_CONFIG).exists():
             return (self._folder / GENERATION_CONFIG).read_bytes()
         ids = {key: self._config[key] for key in _IDS if self._config.get(key) is not None}
@@ -88,7 +85,7 @@ class HuggingFaceModel:
     def files(self) -> dict[str, Path]:
         """config.json, the weights, their index, the tokenizer: those that exist."""
         index = (self._weights.index,) if self._weights.index else ()
-        others = ("config.json", *index, GENERATION_CONFIG, *TOKENIZER_FILES)
+        others = ("config.json", *index, GENERATION_CONFIG, *tokenizer_files.NAMES)
         paths = [self._folder / name for name in others] + [shard.path for shard in self._shards]
         return {path.name: path for path in paths if path.exists()}
 
@@ -113,9 +110,15 @@ class HuggingFaceModel:
         self.close()
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Content of a tokenizer's files in ``folder`` by name; none where there is no tokenizer."""
-    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
+def read_tokenizer(folder: Path) -> dict[str, bytes]:
+    """Content of a tokenizer's files in ``folder`` by name; none where there is no tokenizer. Raises ModelError.
+
+    A SentencePiece model alone becomes a tokenizer.json, which is what the server reads.
+    """
+    found = tokenizer_files.read(folder)
+    if tokenizer_files.TOKENIZER in found or tokenizer_files.SENTENCEPIECE not in found:
+        return found
+    return found | sentencepiece_model.files(found, str(folder / tokenizer_files.SENTENCEPIECE))
 
 
 def _plain_name(name: str) -> str:

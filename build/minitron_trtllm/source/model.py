@@ -106,12 +106,17 @@ def _sizes(shape: ModelShape) -> dict[str, int]:
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
-        "num_key_value_heads x head_dim": shape.num_kv_heads * shape.head_size,
+        "num_key_value_heads x hidden_size / num_attention_heads": shape.num_kv_heads * shape.head_size,
     }
 
 
 def _named_sizes(layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    hidden, inner, vocab, kv = "hidden_size", "intermediate_size", "vocab_size", "num_key_value_heads x head_dim"
+    hidden, inner, vocab, kv = (
+        "hidden_size",
+        "intermediate_size",
+        "vocab_size",
+        "num_key_value_heads x hidden_size / num_attention_heads",
+    )
     yield EMBEDDING, (vocab, hidden)
     for index in range(layers):
         layer = f"model.layers.{index}"

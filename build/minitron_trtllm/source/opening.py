@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minitron_trtllm.errors import ModelError, UsageError
+from minitron_trtllm.source import kinds
 from minitron_trtllm.source.model import Source
 
 
@@ -19,11 +20,12 @@ def open_model(model: str, revision: str | None = None) -> Source:
             raise UsageError(f"--revision {revision} is for Hugging Face ids, and {model} is here")
         if folder.is_dir():
             return HuggingFaceModel(folder)
-        if folder.suffix != ".gguf":
-            raise ModelError(f"{model} is a file; a model is a folder with *.safetensors files, or a *.gguf file")
+        if not kinds.is_gguf(folder):
+            found = kinds.other(folder) or "a file; a model is a folder with *.safetensors files, or a GGUF file"
+            raise ModelError(f"{model} is {found}")
         from minitron_trtllm.source.gguf import GgufModel
 
         return GgufModel(folder)
     if hub.is_id(model):
         return hub.open_id(model, revision)
-    raise ModelError(f"{model} is not there; MODEL is a folder, a *.gguf file or a Hugging Face id (owner/name)")
+    raise ModelError(f"{model} is not there; MODEL is a folder, a GGUF file or a Hugging Face id (owner/name)")

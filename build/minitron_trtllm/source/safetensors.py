@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron_trtllm.errors import InputError, ModelError
+from minitron_trtllm.source import kinds
 
 #: The library's own limit on the header, in bytes; it keeps a lying length from filling the memory.
 MAX_HEADER_BYTES = 100_000_000
@@ -108,6 +109,8 @@ class SafetensorsFile:
 
     def _header(self) -> Mapping[str, Any]:
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        if found := kinds.instead_of_safetensors(self.path):
+            raise self._error(f"{self.path} is {found}")
         if self.nbytes < 8 or length > self.nbytes - 8:
             raise self._broken(f"is truncated: its header should have {length:,} bytes, the file has {self.nbytes:,}")
         if length > MAX_HEADER_BYTES:

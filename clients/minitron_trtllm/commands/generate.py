@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import files
 from minitron_trtllm.client import Client, Request, Response
 from minitron_trtllm.client.arguments import add_connection, endpoint
-from minitron_trtllm.errors import InputError, UsageError
+from minitron_trtllm.errors import UsageError
 from minitron_trtllm.output import emit_json
 
 _SAMPLING: tuple[tuple[str, type, str], ...] = (
@@ -94,10 +95,7 @@ def _prompt(args: argparse.Namespace) -> str:
         return str(args.prompt)
     if args.file is None and sys.stdin.isatty():
         raise UsageError("give a prompt, --file FILE, or text on stdin")
-    try:
-        return str(args.file.read_text(encoding="utf-8") if args.file else sys.stdin.read())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{args.file or 'stdin'} is not UTF-8 text (at byte {error.start})") from error
+    return files.read_text(args.file) if args.file else files.decoded(sys.stdin.buffer.read(), "stdin")
 
 
 def _ids(token_ids: tuple[int, ...]) -> str:

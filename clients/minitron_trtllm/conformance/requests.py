@@ -36,7 +36,7 @@ _FULL = ("Maximum queue size of", "Exceeds maximum queue size")
 _BIAS = 1e4
 _UNSUPPORTED, _UNSUPPORTED_SOURCE = "not supported by the CPU engine", "docs/cpu-engine.md: OpenVINO GenAI cannot do it"
 #: So many looks, 50 ms apart, without a change: longer than stats_check_period_ms, by which the count is updated.
-_LOOKS = 10
+_LOOKS = 6
 #: Where an answer may be over before the client could do something about it, it is tried again so often.
 _TRIES = 3
 _GROUP, _SHORT_S = 16, 0.5

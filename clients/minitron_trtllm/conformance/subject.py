@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import time
 import uuid
@@ -25,6 +24,7 @@ from minitron_trtllm.client.tensors import pack, unpack
 from minitron_trtllm.conformance.generate import Events
 from minitron_trtllm.errors import InputError, MissingDependency
 from minitron_trtllm.prometheus import Metrics
+from minitron_trtllm.text import end_ids
 
 ENGINE, FRONT, ENSEMBLE = "tensorrt_llm", "tensorrt_llm_bls", "ensemble"
 OPENVINO, TENSORRT = "OpenVINO", "TensorRT-LLM"
@@ -213,11 +213,7 @@ class Subject:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """The model's own end tokens: those of generation_config.json, else the tokenizer's."""
-        found = _read_json(self._folder / "generation_config.json").get("eos_token_id")
-        if found is None:
-            token = _read_json(self._folder / "tokenizer_config.json").get("eos_token")
-            found = self._tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token or "")
-        return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
+        return end_ids.of_model(self._folder)
 
     @cached_property
     def _adds_special(self) -> bool:
@@ -332,13 +328,6 @@ def _shaped(value: Any) -> tuple[list[int], list[Any]]:
 def _array(tensor: Any, content: bytes) -> Tensor:
     flat = unpack(tensor.datatype, content)
     return np.array(flat, _NUMPY.get(tensor.datatype, object)).reshape(list(tensor.shape))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import files
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.errors import InputError
@@ -53,7 +54,7 @@ def _texts(profile: Profile, prompts: PromptMaker, few_prompts: bool) -> Callabl
 
 
 def _prompt_file(path: Path) -> list[tuple[str, int | None]]:
-    rows = [json_value(line, path) for line in _read(path).splitlines() if line.strip()]
+    rows = [json_value(line, path) for line in files.read_text(path).split("\n") if line.strip()]
     try:
         found = [
             (str(row["prompt"]), None if row.get("max_tokens") is None else int(row["max_tokens"])) for row in rows
@@ -67,19 +68,12 @@ def _sharegpt(path: Path) -> list[tuple[str, int | None]]:
     """The first human turn of each conversation."""
     found: list[tuple[str, int | None]] = []
     try:
-        for one in json_value(_read(path), path):
+        for one in json_value(files.read_text(path), path):
             turns = [turn["value"] for turn in one["conversations"] if turn["from"] in ("human", "user")]
             found += [(turns[0], None)] if turns and turns[0] else []
     except (TypeError, KeyError) as error:
         raise InputError(f"{path}: no list of objects with conversations of from and value ({error})") from error
     return _some(found, path)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
 
 
 def json_value(text: str, path: Path) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from .detokenizer import Decoder, Detokenizer
-from .prompts import Prompt
-from .request import TextRequest
-from .stop_strings import StopStrings
-from .tensors import Arrays, Tensors
+from minitron_trtllm.text.detokenizer import Decoder
+from minitron_trtllm.text.prompts import Prompt
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.sequence import SequenceText, without_end
+from minitron_trtllm.text.tensors import Arrays, Tensors
 
 _TOKENS = ("output_ids", "sequence_length")
 
@@ -19,31 +19,24 @@ class _Sequence:
     """One generated sequence (with its beams): text so far, and the tensors beside it."""
 
     def __init__(self, decoder: Decoder, context: list[int], stop_words: list[str], beams: int) -> None:
-        self._detokenizers = [Detokenizer(decoder, context) for _ in range(beams)]
-        self._stops = [StopStrings(stop_words) for _ in range(beams)]
+        self._beams = [SequenceText(decoder, context, stop_words) for _ in range(beams)]
         self.texts = [""] * beams
         self.beside: Tensors = {}
 
     @property
     def stopped(self) -> bool:
         """Whether every beam has met a stop string."""
-        return all(stops.found for stops in self._stops)
+        return all(beam.stopped for beam in self._beams)
 
     def feed(self, outputs: Arrays) -> list[str]:
         """The new text of each beam."""
         lengths = outputs["sequence_length"].reshape(-1)
         rows = outputs["output_ids"].reshape(len(lengths), -1)
-        return [
-            stops.feed(detokenizer.feed(row[:length].tolist()))
-            for stops, detokenizer, row, length in zip(self._stops, self._detokenizers, rows, lengths, strict=True)
-        ]
+        return [beam.feed(row[:length].tolist()) for beam, row, length in zip(self._beams, rows, lengths, strict=True)]
 
     def finish(self) -> list[str]:
         """What was held back of each beam."""
-        return [
-            stops.feed(detokenizer.finish()) + stops.finish()
-            for stops, detokenizer in zip(self._stops, self._detokenizers, strict=True)
-        ]
+        return [beam.finish() for beam in self._beams]
 
 
 class Answers:
@@ -72,7 +65,7 @@ class Answers:
         if sequence.stopped:
             return None
         if self._prompt.more_end_ids:
-            outputs = _without_end(outputs, self._prompt.more_end_ids)
+            outputs = without_end(outputs, self._prompt.more_end_ids)
         texts = sequence.feed(outputs)
         beside = {name: value for name, value in outputs.items() if name not in _TOKENS}
         if self._request.streams:
@@ -100,24 +93,6 @@ _PLACE = ("batch_index", "sequence_index")
 def _text_output(texts: list[str]) -> Tensors:
     """``text_output`` is [beams], rank 1 as upstream's."""
     return {"text_output": np.array([text.encode() for text in texts], dtype=object)}
-
-
-def _without_end(outputs: Arrays, ends: Collection[int]) -> Arrays:
-    """A response without the end token that closes it.
-
-    TensorRT-LLM leaves out the one end token that a request names. The model's other ones are stop words to it, which
-    it counts among the output.
-    """
-    lengths = outputs["sequence_length"]
-    length = int(lengths.reshape(-1)[0])
-    if lengths.size != 1 or length == 0 or int(outputs["output_ids"].reshape(-1)[length - 1]) not in ends:
-        return outputs
-    shorter = dict(outputs) | {"sequence_length": lengths - 1}
-    if "output_log_probs" in outputs:
-        shorter["output_log_probs"] = outputs["output_log_probs"][..., : length - 1]
-    if "num_output_tokens" in outputs:
-        shorter["num_output_tokens"] = outputs["num_output_tokens"] - 1
-    return shorter
 
 
 def _joined(old: Tensors, new: Tensors) -> Tensors:

@@ -23,23 +23,32 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from .tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
+from minitron_trtllm.text.tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
 
 INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
+READY_RPC = "/inference.GRPCInferenceService/ModelReady"
 DEFAULT_URL = "127.0.0.1:8001"
 #: Header of an API key of ``--grpc-restricted-protocol``, by the name that 'minitron serve' gives it.
 _KEY_HEADER = "triton-grpc-protocol-api-key"
 #: Seconds that the engine has to end a stopped request; then its call is cancelled after all.
 _STOP_GRACE_S = 30
+_HINT = "MINITRON_GRPC in the server's environment, or the parameter grpc_url, says where the server itself listens"
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # the server is this one; a proxy of the environment has no say
+    ("grpc.enable_http_proxy", 0),  # the server is this one or near; a proxy of the environment has no say
+    # A server that restarts is found again within two seconds, not within gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
 
 class EngineError(Exception):
     """tensorrt_llm, or the way to it, answered with an error; the message is its own."""
+
+
+class EngineUnreachable(EngineError):
+    """No server answered; the message says where it was looked for."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,18 @@ class Address:
 
     def channel(self) -> grpc.aio.Channel:
         """A channel of the running event loop; raises ValueError for files that cannot be."""
+        return self._channel(grpc.aio.insecure_channel, grpc.aio.secure_channel)
+
+    def blocking_channel(self) -> grpc.Channel:
+        """A channel for a program without an event loop; raises ValueError for files that cannot be."""
+        return self._channel(grpc.insecure_channel, grpc.secure_channel)
+
+    def _channel(self, insecure: Any, secure: Any) -> Any:
         if not self.ca:
-            return grpc.aio.insecure_channel(self.url, options=_OPTIONS)
+            return insecure(self.url, options=_OPTIONS)
         ca, key, cert = (_read(path) if path else None for path in (self.ca, self.key, self.cert))
         options = [*_OPTIONS, *([("grpc.ssl_target_name_override", self.authority)] if self.authority else [])]
-        return grpc.aio.secure_channel(self.url, grpc.ssl_channel_credentials(ca, key, cert), options=options)
+        return secure(self.url, grpc.ssl_channel_credentials(ca, key, cert), options=options)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Headers of every call; raises ValueError for a key file that cannot be read."""
@@ -91,12 +107,18 @@ def _read(path: str) -> bytes:
 class EngineClient:
     """One channel to the server of the model ``name``; to be made and used in one event loop."""
 
-    def __init__(self, name: str, address: Address) -> None:
-        """Connects with the first request. Raises ValueError for files that cannot be read."""
-        self._name, self._url = name, address.url
+    def __init__(self, name: str, address: Address, *, hint: str = _HINT) -> None:
+        """Connects with the first request; ``hint`` says how to name another server where none answers.
+
+        Raises ValueError for files that cannot be read.
+        """
+        self._name, self._url, self._hint = name, address.url, hint
         self._metadata = address.metadata()
         self._channel = address.channel()
         self._ending: set[asyncio.Task[None]] = set()
+        self._model_ready = self._channel.unary_unary(
+            READY_RPC, pb.ModelReadyRequest.SerializeToString, pb.ModelReadyResponse.FromString
+        )
         self._infer = self._channel.unary_stream(
             INFER_RPC, pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
         )
@@ -107,44 +129,51 @@ class EngineClient:
             await asyncio.wait(self._ending)
         await self._channel.close()
 
-    async def generate(self, inputs: Arrays, outputs: Sequence[str], request_id: str) -> AsyncGenerator[Tensors, None]:
-        """The responses to one request, the wanted ``outputs`` by name; leaving the loop ends it in the engine.
-
-        ``request_id`` is this request's alone. Raises EngineError, whenever it comes.
-        """
-        arrived: asyncio.Queue[Tensors | EngineError | None] = asyncio.Queue()
-        reading = asyncio.create_task(self._read(self._message(inputs, outputs, request_id), arrived))
-        is_over = False
+    async def is_ready(self, timeout_s: float) -> bool:
+        """Whether the server takes requests for the model."""
+        request = pb.ModelReadyRequest(name=self._name)
         try:
-            while (response := await arrived.get()) is not None:
-                if isinstance(response, EngineError):
-                    raise response
-                yield response
-            is_over = True
+            return bool((await self._model_ready(request, metadata=self._metadata, timeout=timeout_s)).ready)
+        except grpc.RpcError:
+            return False
+
+    async def batches(
+        self, inputs: Arrays, outputs: Sequence[str], request_id: str
+    ) -> AsyncGenerator[list[Tensors], None]:
+        """The responses to one request, the wanted ``outputs`` by name, each time all that have come meanwhile.
+
+        Leaving the loop ends the request in the engine. ``request_id`` is this request's alone. Raises EngineError,
+        whenever it comes.
+        """
+        arrived = _Arrivals()
+        reading = asyncio.create_task(self._read(self._message(inputs, outputs, request_id), arrived))
+        try:
+            while batch := await arrived.take():
+                yield batch
         finally:
-            if not is_over:
+            if not arrived.is_over:
                 ending = asyncio.create_task(self._stop(request_id, reading))
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
 
-    async def _read(self, message: Any, arrived: asyncio.Queue[Tensors | EngineError | None]) -> None:
-        """Hand on what a call answers, to its end, and then None. A task of its own: whoever leaves does not end it."""
+    async def _read(self, message: Any, arrived: _Arrivals) -> None:
+        """Hand on what a call answers, to its end. A task of its own: whoever leaves does not end it."""
         is_final = False
         try:
             async for response in self._infer(message, metadata=self._metadata):
                 if response.error_message:
-                    arrived.put_nowait(EngineError(response.error_message))
+                    arrived.fail(EngineError(response.error_message))
                     continue
                 is_final = response.infer_response.parameters["triton_final_response"].bool_param
                 if response.infer_response.outputs:
-                    arrived.put_nowait(_tensors(response.infer_response))
+                    arrived.put(_tensors(response.infer_response))
             if not is_final:
-                arrived.put_nowait(EngineError(f"{self._name} ended the stream before its last response"))
+                arrived.fail(EngineError(f"{self._name} ended the stream before its last response"))
         except grpc.RpcError as error:
-            arrived.put_nowait(EngineError(self._said(error)))
+            arrived.fail(self._meant(error))
         except ValueError as error:
-            arrived.put_nowait(EngineError(f"{self._name} sent a broken response ({error})"))
-        arrived.put_nowait(None)
+            arrived.fail(EngineError(f"{self._name} sent a broken response ({error})"))
+        arrived.end()
 
     async def _stop(self, request_id: str, reading: asyncio.Task[None]) -> None:
         """End a request, again until it has ended: a ``stop`` can overtake what it is to stop."""
@@ -172,13 +201,46 @@ class EngineClient:
             message.outputs.add(name=name)
         return message
 
-    def _said(self, error: grpc.RpcError) -> str:
+    def _meant(self, error: grpc.RpcError) -> EngineError:
         if error.code() is grpc.StatusCode.UNAVAILABLE and "restricted" not in str(error.details()):
-            return (
-                f"{self._name} cannot be reached at {self._url} ({error.details()}); MINITRON_GRPC in the server's "
-                "environment, or the parameter grpc_url, says where the server itself listens"
-            )
-        return str(error.details() or error.code().name)
+            where = f"{self._name} cannot be reached at {self._url}"
+            return EngineUnreachable(f"{where} ({error.details()}); {self._hint}")
+        return EngineError(str(error.details() or error.code().name))
+
+
+class _Arrivals:
+    """What a call has answered and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self._there: list[Tensors] = []
+        self._error: EngineError | None = None
+        self._changed = asyncio.Event()
+        self.is_over = False
+
+    def put(self, response: Tensors) -> None:
+        """A response came."""
+        self._there.append(response)
+        self._changed.set()
+
+    def fail(self, error: EngineError) -> None:
+        """An error came; the first one counts."""
+        self._error = self._error or error
+        self._changed.set()
+
+    def end(self) -> None:
+        """Nothing comes any more."""
+        self.is_over = True
+        self._changed.set()
+
+    async def take(self) -> list[Tensors]:
+        """All that is there, as soon as there is something; nothing at the end. Raises the error behind what came."""
+        while not (self._there or self._error or self.is_over):
+            self._changed.clear()
+            await self._changed.wait()
+        if not self._there and self._error:
+            raise self._error
+        there, self._there = self._there, []
+        return there
 
 
 def _tensors(infer: Any) -> Tensors:

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tokenizer import TextTokenizer
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]
-
-
-class RequestError(ValueError):
-    """The request itself is wrong; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,23 @@ class PromptMaker:
     ) -> Prompt:
         """Tokenize ``texts`` [B, 1] (or [B]) for up to ``max_tokens`` [B, 1] new tokens each; raises RequestError."""
         rows = [self._tokenizer.encode(text) for text in strings(texts, "the prompt")]
+        return self.of_ids(
+            rows, max_tokens, stop_words=stop_words, bad_words=bad_words, end_id=end_id, pad_id=pad_id,
+            bias=self._bias(bias_words, bias_weights, len(rows)),
+        )  # fmt: skip
+
+    def of_ids(
+        self,
+        rows: list[list[int]],
+        max_tokens: Ints,
+        *,
+        stop_words: Texts | None = None,
+        bad_words: Texts | None = None,
+        bias: NDArray[np.float32] | None = None,
+        end_id: Ints | None = None,
+        pad_id: Ints | None = None,
+    ) -> Prompt:
+        """The same for prompts that are ids already; ``bias`` [B, vocabulary] or [B, 0]. Raises RequestError."""
         outputs = [int(count) for count in max_tokens.reshape(-1)]
         if len(outputs) != len(rows):
             raise RequestError(f"{len(rows)} prompts and {len(outputs)} output lengths: one for each is needed")
@@ -78,8 +92,26 @@ class PromptMaker:
             np.array(outputs, np.int32).reshape(-1, 1), end, pad,
             self._word_lists(stop_words, batch, "stop_words", [[token] for token in more_ends]),
             self._word_lists(bad_words, batch, "bad_words"),
-            self._bias(bias_words, bias_weights, batch),
+            np.zeros((batch, 0), np.float32) if bias is None else bias,
         )  # fmt: skip
+
+    def check_ids(self, ids: Sequence[int], what: str) -> None:
+        """Refuse ids that the vocabulary has not; raises RequestError."""
+        for token in ids:
+            if not 0 <= token < self._vocab_size:
+                raise RequestError(f"{what} has the token id {token}, and ids go from 0 to {self._vocab_size - 1}")
+
+    def bias_of_ids(self, weights: Mapping[int, float]) -> NDArray[np.float32]:
+        """``embedding_bias`` [1, vocabulary] of one prompt; raises RequestError for ids that are not there."""
+        self.check_ids(list(weights), "the bias")
+        bias = np.zeros((1, self._vocab_size), np.float32)
+        for token, weight in weights.items():
+            bias[0, token] = weight
+        return bias
+
+    def room_for(self, prompt: int) -> int:
+        """How many new tokens fit behind a prompt of so many."""
+        return self._max_seq_len - prompt
 
     def _check_lengths(self, prompt: int, output: int) -> None:
         if prompt < 1:

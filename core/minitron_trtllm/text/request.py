@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .prompts import Prompt, RequestError, string_rows
-from .tensors import Arrays, Tensors
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import Prompt, string_rows
+from minitron_trtllm.text.tensors import Arrays, Tensors
 
 #: Inputs that go on to tensorrt_llm as they are: name here, name there.
 _PASSED_ON = {

@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
 
-from .answers import Answers
-from .engine import EngineClient
-from .prompts import PromptMaker
-from .request import TextRequest
-from .tensors import Arrays, Tensors
-from .tokenizer import TextTokenizer
+from minitron_trtllm.text.answers import Answers
+from minitron_trtllm.text.completion import Completion, Piece, Sampling
+from minitron_trtllm.text.prompts import PromptMaker
+from minitron_trtllm.text.request import TextRequest
+from minitron_trtllm.text.tensors import Arrays, Tensors
+from minitron_trtllm.text.tokenizer import TextTokenizer
+
+_TOKENS = ("output_ids", "sequence_length")
+
+
+class Engine(Protocol):
+    """What answers requests for tokens: one EngineClient, or whoever chooses among several."""
+
+    def batches(self, inputs: Arrays, outputs: Sequence[str], request_id: str) -> AsyncGenerator[list[Tensors], None]:
+        """See EngineClient."""
 
 
 class TextService:
@@ -21,7 +31,7 @@ class TextService:
         self,
         tokenizer: TextTokenizer,
         prompts: PromptMaker,
-        engine: EngineClient,
+        engine: Engine,
         outputs: Sequence[str],
         *,
         excludes_input: bool,
@@ -31,7 +41,7 @@ class TextService:
         ``excludes_input``: whether a whole answer comes without its prompt where the request does not say.
         """
         self._tokenizer, self._prompts, self._engine = tokenizer, prompts, engine
-        self._outputs = ["output_ids", "sequence_length", *outputs]
+        self._outputs = [*_TOKENS, *outputs]
         self._excludes_input = excludes_input
 
     async def answer(self, arrays: Arrays) -> AsyncGenerator[Tensors, None]:
@@ -53,13 +63,30 @@ class TextService:
         )
         answers = Answers(self._tokenizer, prompt, request)
         # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
-        stream = self._engine.generate(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
-        async with contextlib.aclosing(stream):
-            async for outputs in stream:
-                response = answers.feed(outputs)
-                if response is not None:
-                    yield response
+        batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
+        async with contextlib.aclosing(batches):
+            async for batch in batches:
+                for response in map(answers.feed, batch):
+                    if response is not None:
+                        yield response
                 if answers.all_stopped:
                     break
         for response in answers.finish():
             yield response
+
+    async def complete(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """The pieces of one sequence behind a prompt of ``ids``, the last one with its finish reason.
+
+        A piece is whatever came since the last one was taken. Leaving the loop ends the request in the engine, as a
+        stop string does. Raises RequestError before anything is sent, and EngineError, at any moment.
+        """
+        prompt = sampling.prompt(self._prompts, ids)
+        completion = Completion(self._tokenizer, prompt, sampling)
+        outputs = [*_TOKENS, "output_log_probs"] if sampling.log_probs else _TOKENS
+        batches = self._engine.batches(sampling.request().engine_inputs(prompt), outputs, uuid.uuid4().hex)
+        async with contextlib.aclosing(batches):
+            async for batch in batches:
+                yield completion.feed(batch)
+                if completion.stopped:
+                    break
+        yield completion.finish()

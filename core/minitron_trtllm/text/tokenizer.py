@@ -6,11 +6,14 @@ ids, so no class of transformers has a say in it, and no code of the model's aut
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from minitron_trtllm.text import end_ids
+from minitron_trtllm.text.errors import RequestError
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -23,15 +26,29 @@ class TextTokenizer:
         self._add_special, self._skip_special = add_special_tokens, skip_special_tokens
         self._special = frozenset(self._tokenizer.all_special_ids) if skip_special_tokens else frozenset()
         self._bytes = frozenset(i for token, i in self._tokenizer.get_vocab().items() if _BYTE.fullmatch(token))
-        ids = _generation_config(folder)
-        eos = ids.get("eos_token_id", self._tokenizer.eos_token_id)
-        self.end_ids: tuple[int, ...] = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
-        pad = ids.get("pad_token_id", self._tokenizer.pad_token_id)
-        self.pad_id: int = pad if pad is not None else (self.end_ids or (0,))[0]
+        self.end_ids = end_ids.of_model(Path(folder))
+        pads = (end_ids.generation_config(Path(folder)).get("pad_token_id"), self._tokenizer.pad_token_id)
+        self.pad_id: int = next((pad for pad in pads if pad is not None), (self.end_ids or (0,))[0])
 
     def encode(self, text: str) -> list[int]:
         """The ids of a whole text, with the special tokens that the tokenizer puts around one."""
         return list(self._tokenizer.encode(text, add_special_tokens=self._add_special))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer says how a conversation is written."""
+        return bool(self._tokenizer.chat_template)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation, up to where its next answer begins; ``messages`` have ``role`` and ``content``.
+
+        Raises RequestError where the template refuses them.
+        """
+        try:
+            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # the template's own refusal, or what it stumbles over
+            raise RequestError(f"the chat template refuses the messages: {error}") from None
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_word(self, word: str) -> list[list[int]]:
         """The ways in which ``word`` is spelled in ids: at the start of a text, and right behind another character.
@@ -70,12 +87,3 @@ def _load(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _generation_config(folder: str) -> dict[str, Any]:
-    try:
-        with open(os.path.join(folder, "generation_config.json"), encoding="utf-8") as file:
-            raw = json.load(file)
-    except FileNotFoundError:
-        return {}
-    return {key: value for key, value in raw.items() if value is not None}

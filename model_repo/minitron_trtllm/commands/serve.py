@@ -14,6 +14,7 @@ from minitron_trtllm.errors import UsageError
 from minitron_trtllm.server import bundled, container, detach, launch, state, tls
 from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
+from minitron_trtllm.server.openai import OpenAi
 from minitron_trtllm.server.ports import Reservation
 from minitron_trtllm.server.state import State
 from minitron_trtllm.server.supervisor import Supervisor, stop_signals_held
@@ -40,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how long loading may take (default %(default)s)")  # fmt: skip
     add("--restarts", type=int, default=Options.restarts, metavar="N",
         help="start a crashed server again, at most N times in 10 minutes (default %(default)s)")  # fmt: skip
+    add("--openai", type=int, metavar="PORT",
+        help="offer OpenAI's HTTP API on this port beside the server ('minitron gateway'), 0: a free one")  # fmt: skip
     add("--detach", action="store_true", help="return when the server is ready; 'minitron stop' ends it")
     add("--dry-run", action="store_true", help="print the command line and start nothing")
     add("--state", type=Path, metavar="FOLDER", help="where to keep what 'minitron status' and 'stop' read")
@@ -76,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
     with Reservation(options, wanted) as reserved, stop_signals_held():
         launched = make(served, options, reserved.ports, folder, mark)
         starting = _state(folder, served, options, reserved.ports, launched)
+        openai = None
+        if args.openai is not None:
+            openai = OpenAi(served, options, reserved.ports, args.openai, starting.log)
         starting.create()
         try:
             if options.api_key and options.api_key_file == folder / _KEY_FILE:
@@ -98,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             if let_go:
                 let_go(ready.log)
 
-        return Supervisor(launched, served, options, starting).run(on_ready)
+        return Supervisor(launched, served, options, starting, openai).run(on_ready)
 
 
 def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> str:
@@ -164,6 +170,8 @@ def _announce(ready: State, *, as_json: bool) -> None:
         "ready: %s answers on gRPC %s and HTTP %s, metrics on http://%s/metrics; 'minitron stop' or Ctrl-C ends it",
         ready.front, urls["grpc"], urls["http"], urls["metrics"],
     )  # fmt: skip
+    if "openai" in urls:
+        log.info("OpenAI's API: %s/v1", urls["openai"])
     if as_json:
         output.emit_json(ready.document())
         sys.stdout.flush()

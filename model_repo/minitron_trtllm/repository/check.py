@@ -4,13 +4,14 @@ the models (``tensors``, ``parameters``, ``ensemble``), not how a repository is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import files, manifest
+from minitron_trtllm import files, manifest, tokenizer_files
 from minitron_trtllm.errors import EngineError, InputError, RepositoryError
 from minitron_trtllm.repository import (
     check_config,
@@ -18,7 +19,6 @@ from minitron_trtllm.repository import (
     config_text,
     engine_folder,
     llmapi,
-    tokenizer_files,
     writing,
 )
 from minitron_trtllm.repository.engine_folder import EngineFacts
@@ -123,20 +123,22 @@ def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
 
 
 def _tokenizer(contents: Contents) -> Iterator[Finding]:
-    """The tokenizer against the engine and against what was rendered."""
-    where = "tokenizer/tokenizer.json"
-    try:
-        tokenizer_files.present(contents.folder / "tokenizer")
-        size = tokenizer_files.vocabulary_size(contents.folder / "tokenizer")
-    except EngineError as problem:
-        yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
-        return
+    """The tokenizer against the engine and against what was rendered, opened as the server opens it."""
+    where, folder = "tokenizer/tokenizer.json", contents.folder / "tokenizer"
     if contents.engine:
         try:
-            tokenizer_files.check_end_ids(contents.folder / "tokenizer", contents.engine.vocab_size)
+            tokenizer_files.check_end_ids(folder, contents.engine.vocab_size)
         except EngineError as problem:
             message = str(problem).replace(str(contents.folder) + "/", "")
             yield error("tokenizer/generation_config.json", "eos_token_id", message)
+    try:
+        names = tokenizer_files.present(folder)
+        size = tokenizer_files.vocabulary_size(folder)
+        tokenizer_files.check({name: (folder / name).read_bytes() for name in names}, size or 0, str(folder))
+        _load_as_the_server_does(folder)
+    except InputError as problem:
+        yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
+        return
     rendered = contents.details.get("tokenizer_vocab_size")
     if size != rendered:
         yield error(where, "vocab", f"knows {size} tokens, and the one that was rendered {rendered}: another tokenizer")
@@ -144,6 +146,19 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
         yield error(
             where, "vocab", f"has ids up to {size - 1}, and the engine knows {contents.engine.vocab_size} tokens"
         )
+
+
+def _load_as_the_server_does(folder: Path) -> None:
+    """Where transformers is installed; raises InputError."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about torch
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        return
+    try:
+        PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as cause:  # whatever it is, the server would end on it
+        raise InputError(f"{folder} cannot be opened by transformers: {' '.join(str(cause).split())[:300]}") from cause
 
 
 def _without_repeats(findings: list[Finding]) -> list[Finding]:

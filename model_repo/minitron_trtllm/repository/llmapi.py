@@ -5,6 +5,7 @@ It takes a Hugging Face folder as it is, in 16 bits; int8 and int4 weight-only e
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 
 import yaml
 
-from minitron_trtllm import compat, files, manifest, shape
+from minitron_trtllm import compat, files, manifest, shape, tokenizer_files, weight_files
 from minitron_trtllm.errors import RepositoryError, UsageError
 from minitron_trtllm.recipe_model import Recipe
-from minitron_trtllm.repository import check_config, config_text, tensors, tokenizer_files, writing
+from minitron_trtllm.repository import check_config, config_text, tensors, writing
 from minitron_trtllm.repository.finding import Finding, error
 from minitron_trtllm.repository.layout import ModelConfig
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.server import container
 from minitron_trtllm.server.launch import Served
+
+log = logging.getLogger(__name__)
 
 NAME = "tensorrt_llm"
 _YAML = f"{NAME}/1/model.yaml"
@@ -40,14 +43,14 @@ def render(
     """
     model, output = Path(os.path.abspath(model)), Path(os.path.abspath(output))
     dtype = _dtype(recipe, shape.read(model / "config.json").dtype)
-    tokenizer_files.present(model)
-    names = ["config.json", *tokenizer_files.present(model), *_weights(model)]
+    readable = tokenizer_files.TOKENIZER, tokenizer_files.SENTENCEPIECE
+    names = ["config.json", *tokenizer_files.present(model, readable), *_weights(model)]
     seen_at = writing.root_as_seen(root, writing.CONTAINER_ROOT)
     arguments = _arguments(recipe, options, dtype, f"{seen_at}/model")
     config = ModelConfig(NAME, "python", 0, tensors.LLMAPI_INPUTS, tensors.LLMAPI_OUTPUTS)
     image = compat.image(options.image.rpartition(":")[2])
     ranks = recipe.tensor_parallel * recipe.pipeline_parallel
-    served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.bls_max_concurrency, options.image)
+    served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.image)
     with files.new_folder(output, force=force) as folder:
         version = writing.write_model(folder, config, "llmapi.pbtxt.j2", "llmapi")
         writing.write(version / "model.yaml", yaml.safe_dump(arguments, sort_keys=False))
@@ -82,11 +85,11 @@ def _dtype(recipe: Recipe, stored: str | None) -> str:
 
 
 def _weights(model: Path) -> list[str]:
-    names = sorted(path.name for path in model.glob("*.safetensors"))
-    if not names:
-        raise RepositoryError(f"{model} holds no *.safetensors, and the LLM API reads the weights from there")
-    index = "model.safetensors.index.json"
-    return [*names, index] if (model / index).is_file() else names
+    """The files that transformers would read; the LLM API would read every *.safetensors of the folder."""
+    chosen = weight_files.of_folder(model)
+    for remark in chosen.remarks:
+        log.warning("%s: %s", model, remark)
+    return [*chosen.names, chosen.index] if chosen.index else list(chosen.names)
 
 
 def _arguments(recipe: Recipe, options: RepositoryOptions, dtype: str, model: str) -> dict[str, Any]:

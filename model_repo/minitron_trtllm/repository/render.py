@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import compat, files, manifest
+from minitron_trtllm import compat, files, manifest, tokenizer_files
 from minitron_trtllm.errors import EngineError, InputError
-from minitron_trtllm.repository import engine_folder, layout, tokenizer_files, writing
+from minitron_trtllm.repository import engine_folder, layout, writing
 from minitron_trtllm.repository.layout import Repository
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.server import container
@@ -81,7 +81,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image,
+        plan.engine.world_size, plan.options.image,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from minitron_trtllm.repository.layout import ModelConfig
 _ROOM = Path(__file__).parent.parent
 _TEXT = Path(text.__file__).parent
 #: Models that hold a copy of the package ``text``.
-_WITH_TEXT = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
+_WITH_TEXT = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
 _TEMPLATES = _ROOM / "templates"
 _PYTHON_MODELS = _ROOM / "models"
 #: Where a container sees the repository.
@@ -56,9 +56,9 @@ def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -
     if model.backend == "python":
         for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
             shutil.copyfile(source, version / source.name)
-    if sources in _WITH_TEXT:
+    if model.backend == "python" and sources in _WITH_TEXT:
         for source in _TEXT.glob("*.py"):
-            place(source, version / "text" / source.name, copy=True)
+            place(source, version / text.__name__.replace(".", "/") / source.name, copy=True)
     return version
 
 

@@ -34,7 +34,7 @@ class Running:
         log.debug("%s", " ".join(launch.shown()))
         self.mark, self._container = launch.mark, launch.container
         self.log = ServerLog(log_path, log_path.stat().st_size if log_path.exists() else 0)
-        self.child = _start(launch.argv, launch.environment | {RESTARTS_VARIABLE: str(restarts)}, log_path)
+        self.child = start_child(launch.argv, launch.environment | {RESTARTS_VARIABLE: str(restarts)}, log_path)
         self._stubs: dict[str, Process] = {}
 
     def wait_until_ready(self, served: Served, options: Options, port: int, asked: Callable[[], object]) -> bool:
@@ -95,8 +95,13 @@ def ending(code: int) -> str:
     return f"signal {number}" if number else f"exit code {code}"
 
 
-def _start(argv: tuple[str, ...], environment: dict[str, str], log_path: Path) -> subprocess.Popen[bytes]:
-    """In a session of its own; it gets SIGTERM should this process be killed (prctl(2), PR_SET_PDEATHSIG)."""
+def start_child(
+    argv: tuple[str, ...], environment: dict[str, str], log_path: Path, *, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
+    """In a session of its own; it gets SIGTERM should this process be killed (prctl(2), PR_SET_PDEATHSIG).
+
+    What it prints is appended to ``log_path``, save its stdout where subprocess is told of another place for it.
+    """
     parent = os.getpid()
     libc = ctypes.CDLL(None)
 
@@ -107,7 +112,7 @@ def _start(argv: tuple[str, ...], environment: dict[str, str], log_path: Path) -
 
     with open(log_path, "ab") as file:
         return subprocess.Popen(
-            argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=file if stdout is None else stdout, stderr=file,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 (there are no threads yet)
         )  # fmt: skip

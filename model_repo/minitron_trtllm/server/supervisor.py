@@ -19,6 +19,7 @@ from minitron_trtllm.errors import NotDrained, PortBusy, ServerError
 from minitron_trtllm.server.control import Control
 from minitron_trtllm.server.draining import Drain
 from minitron_trtllm.server.launch import Launch, Options, Served
+from minitron_trtllm.server.openai import OpenAi
 from minitron_trtllm.server.restarts import WINDOW_S, Restarts
 from minitron_trtllm.server.running import Running
 from minitron_trtllm.server.state import State
@@ -56,7 +57,10 @@ class _AskedToStop(Exception):
 class Supervisor:
     """One server from its start to its end; ``run`` does it all."""
 
-    def __init__(self, launch: Launch, served: Served, options: Options, state: State) -> None:
+    def __init__(
+        self, launch: Launch, served: Served, options: Options, state: State, openai: OpenAi | None = None
+    ) -> None:
+        self._openai = openai
         self._launch, self._served, self._options, self._state = launch, served, options, state
         self._port = int(state.urls["http"].rpartition(":")[2])
         self._restarts = Restarts(options.restarts)
@@ -83,6 +87,8 @@ class Supervisor:
             end = "killed"
             raise
         finally:
+            if self._openai:
+                self._openai.end()
             if end == "stopped" and not self._restarts.count:
                 self._state.clear()
             else:
@@ -94,6 +100,8 @@ class Supervisor:
 
     def _live(self, on_ready: Callable[[State], None]) -> int:
         running = self._bring_up()
+        if self._openai:
+            self._state = self._state.enter("ready", urls=self._state.urls | {"openai": self._openai.start()})
         on_ready(self._state)
         while not self._asked:
             how = running.crashed()
@@ -106,6 +114,8 @@ class Supervisor:
                 if not (again := self._bring_back()):
                     return _shells(running.child.returncode)
                 running = again
+            if self._openai:
+                self._openai.look()
             time.sleep(_POLL_S)
         return self._drain(running)
 
@@ -152,6 +162,8 @@ class Supervisor:
             self._show_errors(running)
             return signal.SIGINT in self._asked
 
+        if self._openai:
+            self._openai.drain()
         control = Control(self._options, self._port)
         if Drain(running, self._served, control, self._options.exit_timeout_s, hurry).run():
             return 0

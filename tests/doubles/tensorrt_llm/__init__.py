@@ -1,7 +1,8 @@
 """A stand-in for the package ``tensorrt_llm``: the part of the LLM API that our llmapi model uses, strict about it.
 
 Arguments outside the reviewed lists (from tensorrt_llm/llmapi/llm_args.py and sampling_params.py, 1.2) raise. The
-"model" says the words of its prompt again, one every ``temperature`` milliseconds where that is above 1.
+"model" says the words of its prompt again, one every ``temperature`` milliseconds where that is above 1; the word
+``</s>`` is its end token. Neither that nor a stop string is in the text, and the reason comes with the last of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Generator
 from types import SimpleNamespace
 from typing import Any
 
+END = "</s>"
 LLM_ARGUMENTS = {
     "model", "backend", "dtype", "tensor_parallel_size", "pipeline_parallel_size", "max_batch_size", "max_input_len",
     "max_seq_len", "max_num_tokens", "kv_cache_config", "tokenizer", "trust_remote_code", "revision",
@@ -67,17 +69,30 @@ class Result:
 
     async def _grow(self) -> AsyncIterator[Result]:
         output = self.outputs[0]
-        for step in range(self._arguments.get("max_tokens", 32)):
+        most = self._arguments.get("max_tokens", 32)
+        for step in range(most):
             await asyncio.sleep(self._arguments.get("temperature", 0) / 1e3)
             if self._aborted:
                 return
-            output.text += " " + self._words[step % len(self._words)]
-            output.cumulative_logprob = -0.5 * (step + 1) if "logprobs" in self._arguments else None
-            if any(word in output.text for word in self._arguments.get("stop", [])):
-                output.finish_reason, output.stop_reason = "stop", self._arguments["stop"][0]
-                break
+            word = self._words[step % len(self._words)]
+            if word == END:
+                output.finish_reason = "stop"
+            else:
+                self._say(word, step)
+            if output.finish_reason is None and step == most - 1:
+                output.finish_reason = "length"
             yield self
-        output.finish_reason = output.finish_reason or "length"
+            if output.finish_reason:
+                return
+
+    def _say(self, word: str, step: int) -> None:
+        output = self.outputs[0]
+        output.text += " " + word
+        output.cumulative_logprob = -0.5 * (step + 1) if "logprobs" in self._arguments else None
+        stop = next((stop for stop in self._arguments.get("stop", []) if stop in output.text), None)
+        if stop is not None:
+            output.text = output.text[: output.text.index(stop)]
+            output.finish_reason, output.stop_reason = "stop", stop
 
     def __aiter__(self) -> AsyncIterator[Result]:
         return self._grow()

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 import yaml
+from reply import Reply
 from triton_config import one_line
 
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 #: Inputs that are arguments of SamplingParams: name here, name there.
 _SAMPLING = {
     "sampling_param_best_of": "best_of",
@@ -68,7 +68,7 @@ class TritonPythonModel:
         """Copy the inputs; the answers are sent from the event loop."""
         for request in requests:
             inputs = {tensor.name(): np.array(tensor.as_numpy()).reshape(-1) for tensor in request.inputs()}
-            serving = self._serve(request.request_id(), inputs, request.get_response_sender())
+            serving = self._serve(request.request_id(), inputs, Reply(request.get_response_sender()))
             asyncio.run_coroutine_threadsafe(serving, self._loop)
 
     def finalize(self) -> None:
@@ -77,20 +77,21 @@ class TritonPythonModel:
         self._thread.join()
         self._llm.shutdown()
 
-    async def _serve(self, request_id: str, inputs: dict[str, Any], sender: Any) -> None:
+    async def _serve(self, request_id: str, inputs: dict[str, Any], reply: Reply) -> None:
         """One request from its inputs to the final flag, whatever happens."""
+        last = None
         try:
             if inputs.get("stop", np.array([False])).any():
                 self._stop(request_id)
             else:
-                await self._answer(request_id, inputs, sender)
+                last = await self._answer(request_id, inputs, reply)
         except ValueError as error:
-            sender.send(_error(one_line(error), pb_utils.TritonError.INVALID_ARG))
+            last = _error(one_line(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
             pb_utils.Logger.log_error(f"tensorrt_llm: {error!r}")
-            sender.send(_error(one_line(error), pb_utils.TritonError.INTERNAL))
+            last = _error(one_line(error), pb_utils.TritonError.INTERNAL)
         finally:
-            sender.send(flags=_FINAL)
+            reply.close(last)
 
     def _stop(self, request_id: str) -> None:
         if not request_id:
@@ -98,7 +99,8 @@ class TritonPythonModel:
         if request_id in self._running:
             self._running[request_id].abort()
 
-    async def _answer(self, request_id: str, inputs: dict[str, Any], sender: Any) -> None:
+    async def _answer(self, request_id: str, inputs: dict[str, Any], reply: Reply) -> Any:
+        """Send the answer but for its last response, which is returned; None where all is sent."""
         if inputs["text_input"].size != 1:
             raise ValueError(f"text_input has {inputs['text_input'].size} prompts, and one is needed")
         prompt = _text(inputs["text_input"][0])
@@ -109,24 +111,22 @@ class TritonPythonModel:
         result = self._llm.generate_async(prompt, sampling_params=self._parameters(inputs), streaming=streams)
         if request_id:
             self._running[request_id] = result
-        watcher = asyncio.ensure_future(self._watch(result, sender))
+        watcher = asyncio.ensure_future(self._watch(result, reply))
         try:
             if streams:
                 async for output in result:
-                    sender.send(_response(output, inputs, echo))
+                    reply.send(_response(output, inputs, echo))
+                last = None
             else:
-                output = await result
-                if not output.aborted():
-                    sender.send(_response(output, inputs, echo))
+                last = _response(await result, inputs, echo)
         finally:
             watcher.cancel()
             self._running.pop(request_id, None)
-        if result.aborted():
-            sender.send(_error("the request was cancelled", pb_utils.TritonError.CANCELLED))
+        return _error("the request was cancelled", pb_utils.TritonError.CANCELLED) if result.aborted() else last
 
-    async def _watch(self, result: Any, sender: Any) -> None:
-        """Abort the generation once the client has left. In the loop's own thread, so never while something is sent."""
-        while not sender.is_cancelled():
+    async def _watch(self, result: Any, reply: Reply) -> None:
+        """Abort the generation once the client has left."""
+        while not reply.has_left():
             await asyncio.sleep(self._period_s)
         result.abort()
 

@@ -6,16 +6,18 @@ and characters spread over several tokens get lost. tensorrt_llm_bls has neither
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file comes before what is installed
+
 from triton_config import flag, parameters
 
-if TYPE_CHECKING:
-    from minitron_trtllm.text.tokenizer import TextTokenizer
-else:  # the copy beside this file
-    from .text.tokenizer import TextTokenizer
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 
 class TritonPythonModel:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+from reply import Reply
 
 from .cpu_engine import Chunk, Engine, Generation, Times
 from .generation_request import Refused, Request
@@ -18,7 +19,6 @@ from .request_tensors import Wanted
 
 log = logging.getLogger(__name__)
 
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _ALWAYS = ("output_ids", "sequence_length")
 
 
@@ -35,31 +35,23 @@ class _Sequence:
 
 
 class Call:
-    """A Triton request on its way through the engine.
-
-    ``lock`` guards the response sender: asking it about cancellation while something is sent, or after the last
-    response, crashes the server (Triton 2.51).
-    """
+    """A Triton request on its way through the engine."""
 
     def __init__(
         self,
         request_id: str,
-        sender: Any,
+        reply: Reply,
         wanted: Wanted,
         requested: frozenset[str],
         *,
         engine: Engine,
         metrics: Metrics,
-        late_errors: bool = True,
     ) -> None:
-        """``requested``: the outputs that the client asked for. Raises Refused where a main one is missing.
-
-        ``late_errors``: whether an error may follow other responses.
-        """
+        """``requested``: the outputs that the client asked for. Raises Refused where a main one is missing."""
         if missing := [name for name in _ALWAYS if name not in requested]:
             raise Refused(f"Output {missing[0]} was not requested: {' and '.join(_ALWAYS)} must be")
         self.request_id = request_id
-        self._sender, self._wanted, self._requested = sender, wanted, requested
+        self._reply, self._wanted, self._requested = reply, wanted, requested
         self._engine, self._metrics = engine, metrics
         self._lock = threading.RLock()
         self._sequences = [
@@ -68,7 +60,6 @@ class Call:
             for column, request in enumerate(requests)
         ]
         self._unfinished = len(self._sequences)
-        self._late_errors, self._answered = late_errors, False
 
     @property
     def is_done(self) -> bool:
@@ -93,7 +84,7 @@ class Call:
     def cancel_if_abandoned(self) -> None:
         """Cancel where the client went away or said so."""
         with self._lock:
-            if not self.is_done and self._sender.is_cancelled():
+            if self._reply.has_left():
                 self.cancel()
 
     def _receiver(self, sequence: _Sequence) -> Any:
@@ -123,19 +114,14 @@ class Call:
         self.cancel_if_abandoned()  # here too, so that a stream ends with the next step, not with the next poll
 
     def _send(self, response: Any, *, failed: bool) -> None:
-        """Send one response, the last one with the final flag. An error that comes first ends the whole request.
-
-        A Python model that reads this stream (our BLS) must not get an error behind another response: Triton 2.51 loses
-        it, final flag and all, and then cannot shut down. Such a reader gets the final flag alone.
-        """
-        if failed and not self._answered:
+        """Send one response, the last one with the final flag. An error ends the whole request: none may follow it."""
+        if failed:
             self._unfinished = 0
             self.cancel()
-        if not failed or not self._answered or self._late_errors:
-            self._sender.send(response, flags=FINAL if self.is_done else 0)
-        elif self.is_done:
-            self._sender.send(flags=FINAL)
-        self._answered = True
+        if self.is_done:
+            self._reply.close(response)
+        else:
+            self._reply.send(response)
 
     def _response(self, sequence: _Sequence, chunk: Chunk) -> Any:
         if chunk.error is not None:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from .answers import FINAL, Call, error_response
+sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file comes before what is installed
+
+from reply import Reply
+
+from .answers import Call, error_response
 from .cpu_engine import Engine
 from .generation_request import Refused
 from .metrics import Metrics
@@ -52,14 +58,14 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Take requests in; every one is answered through its response sender, the last answer marked final."""
         for request in requests:
-            sender = request.get_response_sender()
+            reply = Reply(request.get_response_sender())
             try:
-                self._take(request, sender)
+                self._take(request, reply)
             except Refused as error:
-                _answer_error(sender, str(error))
+                reply.close(error_response(str(error)))
             except Exception as error:
                 log.exception("a request could not be taken in")
-                _answer_error(sender, f"The request could not be read ({type(error).__name__})")
+                reply.close(error_response(f"The request could not be read ({type(error).__name__})"))
 
     def finalize(self) -> None:
         """Stop the threads; Triton calls it when no request is in flight any more."""
@@ -69,11 +75,11 @@ class TritonPythonModel:
         self._metrics.close()
         self._calls.clear()
 
-    def _take(self, request: Any, sender: Any) -> None:
+    def _take(self, request: Any, reply: Reply) -> None:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         request_id = request.request_id()
         if "stop" in tensors and tensors["stop"].any():
-            self._stop(request_id, sender)
+            self._stop(request_id, reply)
             return
         wanted = read(
             tensors,
@@ -82,25 +88,21 @@ class TritonPythonModel:
             own_end_ids=self._parameters.end_ids,
         )
         requested = frozenset(request.requested_output_names())
-        asked = json.loads(request.parameters() or "{}")
-        call = Call(
-            request_id, sender, wanted, requested, engine=self._engine, metrics=self._metrics,
-            late_errors=not asked.get("no_late_errors", False),
-        )  # fmt: skip
+        call = Call(request_id, reply, wanted, requested, engine=self._engine, metrics=self._metrics)
         with self._lock:
             if request_id and any(other.request_id == request_id for other in self._live_calls()):
                 raise Refused(f"Request id {request_id!r} must be unique: the request that has it is not over")
             self._calls[id(call)] = call
         call.start()
 
-    def _stop(self, request_id: str, sender: Any) -> None:
+    def _stop(self, request_id: str, reply: Reply) -> None:
         """Cancel the request that has this id, and answer with nothing, whether there is one or not."""
         if not request_id:
             raise Refused("A request with 'stop' must have the request id of the one that it stops")
         for call in self._live_calls():
             if call.request_id == request_id:
                 call.cancel()
-        sender.send(pb_utils.InferenceResponse([]), flags=FINAL)
+        reply.close(pb_utils.InferenceResponse([]))
 
     def _live_calls(self) -> list[Call]:
         return [call for call in list(self._calls.values()) if not call.is_done]
@@ -127,10 +129,6 @@ class TritonPythonModel:
             calls = list(self._calls.values())
         for call in calls:
             call.cancel_if_abandoned()
-
-
-def _answer_error(sender: Any, text: str) -> None:
-    sender.send(error_response(text), flags=FINAL)
 
 
 class _TritonLog(logging.Handler):

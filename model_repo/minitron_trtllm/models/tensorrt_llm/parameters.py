@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import end_ids
+from minitron_trtllm.text import end_ids
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import end_ids
+from minitron_trtllm.text import end_ids
+
 from .generation_request import Refused, Request
 
 Tensors = Mapping[str, npt.NDArray[Any]]

@@ -1,9 +1,8 @@
 """Triton model ``tensorrt_llm_bls``, the text model: text to text over tensorrt_llm, many requests at the same time.
 
 One instance; an event loop in a thread of its own answers all requests, each over a gRPC stream to this very server
-(``text/engine.py`` says why). All that is said to a client is said in that thread, for two things crash the Python
-backend of Triton 2.51: ``is_cancelled`` beside ``send`` on one sender, and anything on a sender behind its final flag.
-Text is made here and not by postprocessing: a server that is stopping takes no new request, not even of its own.
+(``text/engine.py`` says why). Text is made here and not by postprocessing: a server that is stopping takes no new
+request, not even of its own.
 
 Beyond upstream's tensors there is ``stop``, with tensorrt_llm's meaning: a client that ends its request so, and reads
 its stream to the end, spares the server a cancelled gRPC stream (``text/engine.py``).
@@ -15,59 +14,57 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file comes before what is installed
+
+from reply import Reply
 from triton_config import flag, one_line, parameters
 
-if TYPE_CHECKING:
-    from minitron_trtllm.text.engine import Address, EngineClient, EngineError
-    from minitron_trtllm.text.prompts import PromptMaker, RequestError
-    from minitron_trtllm.text.service import TextService
-    from minitron_trtllm.text.tensors import Arrays, Tensors
-    from minitron_trtllm.text.tokenizer import TextTokenizer
-else:  # the copy beside this file
-    from .text.engine import Address, EngineClient, EngineError
-    from .text.prompts import PromptMaker, RequestError
-    from .text.service import TextService
-    from .text.tokenizer import TextTokenizer
-
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+from minitron_trtllm.text.engine import Address, EngineClient, EngineError
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
+from minitron_trtllm.text.service import TextService
+from minitron_trtllm.text.tensors import Arrays, Tensors
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 
 class _Call:
-    """The client's side of one request. Once the client has left, nothing is sent but the closing call."""
+    """One request's client, for the loop's thread alone."""
 
-    def __init__(self, request_id: str, sender: Any) -> None:
+    def __init__(self, request_id: str, reply: Reply) -> None:
         self.request_id = request_id
         self.task: asyncio.Task[None] | None = None
-        self._sender, self._left = sender, False
+        self._reply = reply
+        self._is_wanted = True
 
     def send(self, tensors: Tensors) -> None:
         """Send one response."""
-        if not self._left:
-            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
-            self._sender.send(response)
+        if self._is_wanted:
+            self._reply.send(
+                pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+            )
 
     def close(self, error: Any = None) -> None:
         """Send the final flag, with ``error`` (a TritonError) in the same call where there is one."""
-        if error is None or self._left:
-            self._sender.send(flags=_FINAL)
-        else:
-            self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+        self._reply.close(None if error is None else pb_utils.InferenceResponse(error=error))
 
     def look(self) -> None:
         """End the request where its client has left."""
-        if not self._left and self._sender.is_cancelled():
+        if self._is_wanted and self._reply.has_left():
             self.end()
 
     def end(self) -> None:
-        """Nobody waits for the answer any more."""
-        self._left = True
-        if self.task is not None:
-            self.task.cancel()
+        """Nobody wants more of the answer."""
+        if self._is_wanted and self.task is not None:
+            self._is_wanted = False
+            asyncio.get_running_loop().call_soon(self.task.cancel)  # not now: one that has not begun would never close
 
 
 class TritonPythonModel:
@@ -103,7 +100,7 @@ class TritonPythonModel:
         """Copy the requests; their answers are sent by the loop."""
         for request in requests:
             arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
-            call = _Call(request.request_id(), request.get_response_sender())
+            call = _Call(request.request_id(), Reply(request.get_response_sender()))
             self._loop.call_soon_threadsafe(self._begin, call, arrays)
 
     def finalize(self) -> None:
@@ -122,7 +119,8 @@ class TritonPythonModel:
             self._stop(call)
             return
         if self._most_calls is not None and len(self._calls) >= self._most_calls:
-            call.close(_error(f"Exceeds maximum queue size of {self._queue_limit}", pb_utils.TritonError.UNAVAILABLE))
+            full = f"Exceeds maximum queue size of {self._queue_limit}"
+            call.close(_error(full, pb_utils.TritonError.UNAVAILABLE))
             return
         self._calls.add(call)
         call.task = self._loop.create_task(self._serve(call, arrays))

@@ -14,13 +14,18 @@ def of_model(folder: Path) -> tuple[int, ...]:
     Where that says none, the tokenizer's eos token, which its config names and tokenizer.json gives the id of
     (transformers' rule). Empty where there is neither. Raises ValueError, naming the file.
     """
-    given = _read(folder / "generation_config.json").get("eos_token_id")
+    given = generation_config(folder).get("eos_token_id")
     if given is None:
         return _of_tokenizer(folder)
     ids = given if isinstance(given, list) else [given]
     if not all(type(one) is int and one >= 0 for one in ids):
         raise ValueError(f"{folder / 'generation_config.json'} has eos_token_id {given!r}: token ids are needed")
     return tuple(dict.fromkeys(ids))
+
+
+def generation_config(folder: Path) -> Mapping[str, Any]:
+    """``folder``/generation_config.json, empty where there is none; raises ValueError, naming the file."""
+    return _read(folder / "generation_config.json")
 
 
 def meant_by(end_id: int, own: Sequence[int]) -> frozenset[int]:

@@ -48,6 +48,13 @@ def refuse_adapter(names: Collection[str], where: str) -> None:
         raise ModelError(f"{where} is a LoRA adapter ({ADAPTER}), no whole model; merge it into its base model first")
 
 
+def of_folder(folder: Path) -> WeightFiles:
+    """Choose among the files of a model folder; raises ModelError."""
+    names = [item.name for item in folder.iterdir() if item.is_file()]
+    refuse_adapter(names, str(folder))
+    return choose(names, shapes.load(folder / "config.json"), folder.joinpath, str(folder))
+
+
 def choose(names: Collection[str], config: Mapping[str, Any], get: Callable[[str], Path], where: str) -> WeightFiles:
     """Choose among the files ``names`` of the model at ``where``; ``get`` gives an index's path. Raises ModelError."""
     entry = _entry(names, config, where)

@@ -296,6 +296,8 @@ def test_the_command_judges_what_it_is_told_to(server: dict[str, Any], small_rep
     assert "no token, 6 ways, gRPC alone (--http-url gives HTTP)" in done.stdout
     done = minitron(*words, "end_first", "--http-url", server["urls"]["http"])
     assert "no token, 12 ways" in done.stdout
+    done = minitron(*words, "end_first", "--http-url", "127.0.0.1:1", check=False)
+    assert done.returncode == 8 and "HTTP: " in done.stdout and "Connection refused" in done.stdout
     done = minitron(*words, "sleeping", check=False)
     assert done.returncode == 2 and "there is no case behaviour.sleeping" in done.stderr
     done = minitron("conformance", repository, "--url", "127.0.0.1:1", "--only", "streaming", check=False)

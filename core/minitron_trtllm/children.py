@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,10 @@ from typing import IO, Any
 
 from minitron_trtllm.errors import UsageError
 
-_SECONDS_TO_STOP = 15.0
+log = logging.getLogger(__name__)
+
+#: A child that ends a server needs some; one that takes so long hangs.
+_SECONDS_TO_STOP = 120.0
 
 
 def run(
@@ -39,12 +43,13 @@ def run(
     return subprocess.CompletedProcess(child.args, child.returncode, text, errors)
 
 
-def _interrupt(child: subprocess.Popen[str]) -> None:
+def _interrupt(child: Any) -> None:
     with deaf_to(signal.SIGINT, signal.SIGTERM):
         child.send_signal(signal.SIGINT)
         try:
             child.communicate(timeout=_SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
+            log.error("'minitron %s' did not end within %.0f s and is killed", child.args[3], _SECONDS_TO_STOP)
             child.kill()
             child.communicate()
 

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from minitron_trtllm.conformance.subject import FRONT, Answer, Disagreement, NotApplicable, Subject
+from minitron_trtllm.conformance.subject import (
+    FRONT,
+    Answer,
+    Call,
+    Disagreement,
+    Message,
+    NotApplicable,
+    RefusedByServer,
+    Subject,
+)
 
 _SAMPLING = {"runtime_top_k": 50, "temperature": 1.3}
 _TEXT = "In the beginning God created the heaven and the earth. And the"
@@ -138,6 +147,19 @@ def good(subject: Subject, request: Mapping[str, Any], **how: str) -> Answer:
         raise Disagreement(f"a good request was answered with: {answer.error}")
     answer.check_whole()
     return answer
+
+
+def first(call: Call) -> Message:
+    """The next message of a request that must be answered; raises RefusedByServer."""
+    message = next(call)
+    if message.error is not None:
+        raise RefusedByServer(message.error)
+    return message
+
+
+def fine(subject: Subject) -> None:
+    """A plain request is answered as ever."""
+    agree("the next request", good(subject, subject.request(4)).token_ids, subject.greedy[:4])
 
 
 def agree(what: str, found: object, wanted: object) -> None:

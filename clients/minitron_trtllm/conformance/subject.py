@@ -264,6 +264,10 @@ class Subject:
         return {"input_ids": np.array([ids], np.int32), "input_lengths": len(ids), "request_output_len": output_len,
                 "exclude_input_in_output": True, **more}  # fmt: skip
 
+    def stop_request(self, model: str = ENGINE) -> dict[str, Any]:
+        """The tensors of a request that stops the one of its id, with what Triton demands of any."""
+        return self.request(1, stop=True) if model != FRONT else {"text_input": "-", "max_tokens": 1, "stop": True}
+
     def stream(self, deadline_s: float = _DEADLINE_S) -> Call:
         """A gRPC stream without a request."""
         return Call(self._infer, self._serialize, self._metadata, deadline_s)

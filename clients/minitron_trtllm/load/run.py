@@ -37,6 +37,7 @@ SCHEMA = 1
 RESULT = "run.json"
 _LEAD_S = 0.5  # between telling the workers when to start and the start
 _DRAIN_S = 10.0  # for workers that were told to stop
+_SETTLE_S = 3.0  # for the server to count the last request, which it does after its end
 
 Show = Callable[[float, Progress], None]
 
@@ -136,7 +137,7 @@ class _Crew:
         outcome = Outcome(start_ns, start_ns, None, server_before=before)
         watch = SaturationWatch() if profile.stop_when_saturated and profile.arrival.kind != "closed" else None
         busy, in_flight, second = set(self._pipes), dict.fromkeys(self._pipes, 0), Progress()
-        next_show = start_ns + 10**9
+        next_show, sent = start_ns + 10**9, 0
         while busy:
             try:
                 for pipe in _readable(busy):
@@ -146,6 +147,7 @@ class _Crew:
                         self._done(outcome, busy, *said)
                     else:
                         _add(second, said)
+                        sent += said["sent"]
                         in_flight[pipe] = said["in_flight"]
                 if time.monotonic_ns() >= next_show:
                     next_show += 10**9
@@ -164,7 +166,8 @@ class _Crew:
                 self._stop(outcome, "interrupted", busy)
         if outcome.stopped != GONE:
             outcome.gone = None
-        outcome.server_after = _settled(metrics_url) if metrics_url else None
+        if metrics_url and before:
+            outcome.server_after = _settled(metrics_url, before, model, sent)
         return outcome
 
     def summaries(self, window: Window, profile: Profile) -> list[Summary]:
@@ -242,12 +245,23 @@ def _add(total: Progress, said: dict[str, Any]) -> None:
     total.ttft_ms += said["ttft_ms"]
 
 
-def _settled(url: str) -> Metrics | None:
-    """The metrics once the server has counted the last request (it does so just after sending its end)."""
-    time.sleep(0.5)
+def _settled(url: str, before: Metrics, model: str, sent: int) -> Metrics | None:
+    """The metrics once the server has counted all that was sent, or does so no more; None where it is gone."""
+    until = time.monotonic() + _SETTLE_S
     with contextlib.suppress(NotReady):
-        return Metrics.read(url)
+        while True:
+            page = Metrics.read(url)
+            if time.monotonic() > until or sum(_counted(page, before, model)) >= sent:
+                return page
+            time.sleep(0.1)
     return None
+
+
+def _counted(after: Metrics, before: Metrics, model: str) -> tuple[float, float]:
+    """Requests that the server answered well and otherwise between two readings."""
+    names = ("nv_inference_request_success", "nv_inference_request_failure")
+    well, otherwise = (after.gained(before, name, model=model) or 0.0 for name in names)
+    return well, otherwise
 
 
 def _window(profile: Profile, outcome: Outcome) -> Window:

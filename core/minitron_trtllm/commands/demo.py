@@ -26,8 +26,6 @@ _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
 _PROMPT = "In the beginning"
 _GRID = ("32:32:1", "32:32:4")  # input tokens : output tokens : streams
-#: The most at once; each that the front may work on costs a second when the server stops.
-_STREAMS = max(int(point.rpartition(":")[2]) for point in _GRID)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +79,8 @@ class _Demo:
             "build", checkpoint, "--target", "cpu", "--execution", execution, "--output", engine,
         )  # fmt: skip
         self._make(
-            "repository", repository, engine, {"options": {"bls_max_concurrency": _STREAMS}},
-            "repo", "render", engine, "--output", repository, "--bls-max-concurrency", str(_STREAMS),
+            "repository", repository, engine, {},
+            "repo", "render", engine, "--output", repository,
         )  # fmt: skip
         self._run("repo", "check", repository)
         return repository

@@ -1,6 +1,6 @@
 """The served tokenizer: text to ids, ids to text, and the ids that end and pad.
 
-Needs the package transformers (4.57 or 5) without torch. tokenizer.json is preferred: it says itself how text becomes
+Needs the package transformers (4.57 or 5) without torch. Only tokenizer.json is served: it says itself how text becomes
 ids, so no class of transformers has a say in it, and no code of the model's authors runs.
 """
 
@@ -80,10 +80,6 @@ class TextTokenizer:
 
 def _load(folder: str) -> Any:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about torch or lengths in the server's log
-    if os.path.isfile(os.path.join(folder, "tokenizer.json")):
-        from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

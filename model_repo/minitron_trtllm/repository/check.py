@@ -4,7 +4,6 @@ the models (``tensors``, ``parameters``, ``ensemble``), not how a repository is 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from minitron_trtllm.repository import (
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.finding import Finding, error, warning
 from minitron_trtllm.repository.layout import MODELS
+from minitron_trtllm.text.tokenizer import TextTokenizer
 
 _LEFTOVER = re.compile(r"\$\{[^}]*\}?|\{\{.*?\}\}|\{%.*?%\}")
 
@@ -150,13 +150,10 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
 
 def _load_as_the_server_does(folder: Path) -> None:
     """Where transformers is installed; raises InputError."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about torch
     try:
-        from transformers import PreTrainedTokenizerFast
+        TextTokenizer(str(folder))
     except ImportError:
         return
-    try:
-        PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as cause:  # whatever it is, the server would end on it
         raise InputError(f"{folder} cannot be opened by transformers: {' '.join(str(cause).split())[:300]}") from cause
 

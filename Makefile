@@ -135,7 +135,7 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 .PHONY: test
 test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
 	@echo "Left out here: tests marked 'reference' and 'clients' (make test-reference, test-clients) and 'browser' (.ci/run)."
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not reference and not clients and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)
@@ -158,6 +158,18 @@ findings: ## show again what public libraries do that surprises (findings/README
 	@failed=; for script in findings/*.sh; do \
 	  echo "$$script"; sh "$$script" || { echo "$$script: is no longer so"; failed=1; }; \
 	done; test -z "$$failed"
+
+.PHONY: drill-ends
+drill-ends: $(VENV)/.ready ## end thirty servers, half of them under load: soon, in good order, nothing left (ARGS="--ends 6")
+	@$(BIN)/python benches/drill_ends.py $(ARGS)
+
+.PHONY: drill-bursts
+drill-bursts: $(VENV)/.ready ## sixty bursts of four streams straight at tensorrt_llm: none may be held (ARGS="--bursts 20")
+	@$(BIN)/python benches/drill_bursts.py $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.ready ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
+	@$(BIN)/python benches/soak.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs

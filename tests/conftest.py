@@ -24,18 +24,6 @@ SMALL_MODEL = ROOT / "models" / "small-minitron"
 DATA = Path(__file__).parent / "data"
 
 
-#: Fixtures that a whole server, or minutes of work, hang on: the tests that use one run on one worker.
-_SHARED = ("server", "echo_server")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one worker should do of the tests (pytest-xdist, --dist loadgroup): a file, or all that share a server."""
-    for item in items:
-        shared = next((name for name in _SHARED if name in getattr(item, "fixturenames", ())), item.path.name)
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 def pytest_configure() -> None:
     """Tests press Ctrl-C in programs they start; a shell that put us in the background made those deaf to it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

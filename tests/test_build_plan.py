@@ -312,7 +312,7 @@ def test_a_split_embedding_is_shared_out(some: ModelShape, dim: int) -> None:
     assert 0 <= 2 * part.embedding - whole <= 2 * some.hidden_size
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(shapes, precisions, st.integers(1, 200), st.integers(0, 100 << 30), st.integers(0, 100 << 30))
 def test_more_memory_never_fits_fewer_sequences(
     some: ModelShape, precision: Precision, batch: int, less: int, more: int
@@ -329,7 +329,7 @@ def test_more_memory_never_fits_fewer_sequences(
     assert fits[0] <= fits[1]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(shapes, st.integers(1, 300))
 def test_a_planned_batch_fits_its_share_of_the_memory(some: ModelShape, concurrency: int) -> None:
     flags = {"workload.concurrency": concurrency}

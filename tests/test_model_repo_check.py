@@ -172,6 +172,7 @@ REVIEWED = {
     ("tensorrt_llm", "change parameters.normalize_log_probs.string_value"): "both are a choice",
     ("tensorrt_llm", "change parameters.enable_chunked_context.string_value"): "both are a choice where the engine can",
     ("tensorrt_llm", "change parameters.stats_check_period_ms.string_value"): "any period is a choice",
+    ("tensorrt_llm_bls", "change parameters.max_concurrency.string_value"): "any number of streams is a choice",
     ("preprocessing", "change instance_group[0].count"): "any number of instances is a choice",
     ("postprocessing", "change instance_group[0].count"): "any number of instances is a choice",
 }

@@ -294,6 +294,30 @@ def test_nothing_of_the_library_outlives_a_closed_engine(
     assert [one for one in kept if one() is not None] == []
 
 
+def test_a_receiver_that_knows_its_generation_goes_with_the_last_chunk(engine: Engine) -> None:
+    """Without a cycle, that is, which only the garbage collector would find: in Triton at the end of the process, where
+    a response sender that is still there crashes (seen on 2.51)."""
+
+    class Receiver:
+        def __init__(self, prompt: list[int]) -> None:
+            self.over = threading.Event()
+            self.generation = engine.submit(Request(prompt, 4), self.take)
+
+        def take(self, chunk: Chunk) -> None:
+            if chunk.is_last:
+                self.over.set()
+
+    receiver = Receiver(PROMPTS[0])
+    assert receiver.over.wait(60)
+    kept = weakref.ref(receiver)
+    gc.disable()
+    try:
+        del receiver
+        wait_until(lambda: kept() is None)
+    finally:
+        gc.enable()
+
+
 def test_fast_execution_is_another_arithmetic(tmp_path: Path) -> None:
     """Answers come, and the plugin is told so: an engine says in config.json how it runs."""
     checkpoint = cpu_engines.checkpoint("other", Precision.INT8_WEIGHT_ONLY)

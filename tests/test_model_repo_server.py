@@ -71,10 +71,10 @@ def test_llmapi_completes_its_own_config(tmp_path: Path) -> None:
     assert "--disable-auto-complete-config" not in words
 
 
-def test_the_pool_of_threads_is_larger_than_the_front_takes_requests(tmp_path: Path) -> None:
+def test_the_python_backend_keeps_its_own_number_of_threads(tmp_path: Path) -> None:
+    """Four threads a stream and model, as the worker instances of once needed, were 2,000 for a server to start."""
     words = dry_run(echo_repository.write(tmp_path / "r", bls_max_concurrency=200))
-    (size,) = [word for word in words if "thread-pool-size" in word]
-    assert int(size.rpartition("=")[2]) > 200
+    assert not [word for word in words if "thread-pool-size" in word]
 
 
 def test_with_tls_http_stays_on_this_machine_and_answers_health_alone(echo: Path, certificates: Path) -> None:

@@ -70,6 +70,7 @@ def test_a_certificate_for_another_name_and_for_servers_alone(
         "--tls-ca", certificates / "ca.crt", "--loopback-cert", certificates / "client.crt",
         "--loopback-key", certificates / "client.key",
     )  # fmt: skip
+    assert environment(stub(one.mark))["MINITRON_GRPC_AUTHORITY"].endswith("k.example.org")  # no wildcard in a name
     assert answers_its_own_model(one)
 
 

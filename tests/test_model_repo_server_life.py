@@ -16,6 +16,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 import echo_repository
+import hand_made
 from conftest import ROOT, minitron
 from minitron_trtllm.client import Client
 from minitron_trtllm.errors import ClientError, NotReady
@@ -182,6 +183,31 @@ def test_sixteen_streams_through_the_fronts_finish(
     assert all(len(chunks) > 100 for chunks in rest), "SIGTERM came too late to see anything"
     assert [chunks[-1].finish_reason for chunks in rest] == ["length"] * 16  # all 300 tokens came
     assert len(first) == 16
+    assert nothing_is_left(one.mark)
+
+
+def test_a_client_that_leaves_while_it_drains_still_stops_its_request(
+    tmp_path: Path, serve: Callable[..., Supervisor]
+) -> None:
+    """The text model needs the engine's model to the end: it stops there what nobody reads. 20 ms a token here."""
+    repository = hand_made.echo_repository(tmp_path)
+    one = serve(repository)
+    leaves = connection(one)
+    body = {"text_input": "leaves", "max_tokens": 1500, "temperature": 20.0, "stream": True}
+    leaves.request("POST", "/v2/models/tensorrt_llm_bls/generate_stream", json.dumps(body))
+    leaves.getresponse().readline()
+    with Client(one.url, deadline_s=120) as client:
+        stays = client.stream("stays to its end", max_tokens=200, temperature=20.0)
+        next(stays)
+        one.send(signal.SIGTERM)
+        assert within(60, lambda: get(connection(one), "/v2/health/ready") == 400)
+        [next(stays) for _ in range(10)]  # it drains, and has for a while
+        leaves.close()
+        assert list(stays)[-1].finish_reason == "length"
+        code, said = one.end()
+    assert code == 0, said
+    ended = [json.loads(line) for line in (repository / "tensorrt_llm" / "steps").read_text().splitlines()]
+    assert [(each["stopped"], each["steps"] == 200) for each in ended[-2:]] == [(True, False), (False, True)]
     assert nothing_is_left(one.mark)
 
 

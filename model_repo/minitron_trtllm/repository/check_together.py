@@ -28,7 +28,7 @@ def check(configs: Configs, engine: EngineFacts | None, details: Mapping[str, An
     yield from _shared_parameters(configs)
     if engine is not None:
         yield from _limits(configs, engine)
-    yield from _front(configs, details)
+    yield from _front(configs)
     if "ensemble" in configs:
         yield from _ensemble(configs["ensemble"])
 
@@ -86,15 +86,10 @@ def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Finding]:
         yield _at("tensorrt_llm", "parameters enable_chunked_context", "needs an engine built with paged context FMHA")
 
 
-def _front(configs: Configs, details: Mapping[str, Any]) -> Iterator[Finding]:
+def _front(configs: Configs) -> Iterator[Finding]:
     engine_name = _parameter(configs, "tensorrt_llm_bls", "tensorrt_llm_model_name")
     if engine_name is not None and engine_name not in configs:
         yield _at("tensorrt_llm_bls", "parameters tensorrt_llm_model_name", f"names {engine_name!r}, which is not here")
-    streams = _parameter(configs, "tensorrt_llm_bls", "max_concurrency")
-    sized_for = str(details.get("bls_max_concurrency"))
-    if streams is not None and streams != sized_for:
-        yield _at("tensorrt_llm_bls", "parameters max_concurrency",
-                  f"is {streams}, and the server's thread pool is sized for {sized_for}: render again")  # fmt: skip
 
 
 def _ensemble(config: Any) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def render(
     config = ModelConfig(NAME, "python", 0, tensors.LLMAPI_INPUTS, tensors.LLMAPI_OUTPUTS)
     image = compat.image(options.image.rpartition(":")[2])
     ranks = recipe.tensor_parallel * recipe.pipeline_parallel
-    served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.bls_max_concurrency, options.image)
+    served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.image)
     with files.new_folder(output, force=force) as folder:
         version = writing.write_model(folder, config, "llmapi.pbtxt.j2", "llmapi")
         writing.write(version / "model.yaml", yaml.safe_dump(arguments, sort_keys=False))

@@ -81,7 +81,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.bls_max_concurrency, plan.options.image,
+        plan.engine.world_size, plan.options.image,
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ requests that it has. That no request holds a model any more is an event: the th
 the verbose log (an ensemble has none, and is unloaded on the spot). After the last of these events nothing is left
 that is worth waiting for, and the processes are ended, whatever their unloading still does.
 
-First the models that ask others (the text model, the ensemble), then those they ask: what was accepted finds its way.
+First the models that ask others (the text model, the ensemble), then those they ask: what was accepted finds its way,
+and what a client leaves meanwhile is stopped there.
 """
 
 from __future__ import annotations

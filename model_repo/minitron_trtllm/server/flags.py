@@ -11,10 +11,6 @@ from minitron_trtllm.server.launch import API_KEY_HEADER, Options, Ports, Served
 #: Interfaces that can make the server run other code or write files: no client of ours needs them.
 _ADMIN = ("model-repository", "trace", "logging")
 _USER = ("inference", "metadata", "model-config", "shared-memory", "statistics")
-# The Python backend answers decoupled requests and BLS calls from one pool of threads per server; with 64 streams its
-# default of 32 deadlocks, and 256 does not (measured on 2.51.0).
-_POOL_THREADS_PER_STREAM = 4
-_POOL_THREADS_AT_LEAST = 64
 
 
 def flags(
@@ -42,7 +38,6 @@ def flags(
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(mark, rank)}",
-        f"--backend-config=python,thread-pool-size={_pool_threads(served)}",
         "--log-format=ISO8601",
         f"--log-verbose={int(options.verbose)}",
     ]
@@ -52,10 +47,6 @@ def flags(
 def shared_memory_prefix(mark: str, rank: int | None = None) -> str:
     """Names of the server's segments in /dev/shm start with this; without a rank, those of all ranks."""
     return f"minitron-{mark}-" + ("" if rank is None else f"{rank}-")
-
-
-def _pool_threads(served: Served) -> int:
-    return max(_POOL_THREADS_AT_LEAST, _POOL_THREADS_PER_STREAM * served.max_streams)
 
 
 def _tls(options: Options) -> list[str]:

@@ -36,8 +36,8 @@ _ENSEMBLE = "ensemble"
 class Served:
     """A rendered model repository as the server needs to know it (its manifest's details).
 
-    ``root`` is where the rendered configs say that the repository lies; ``max_streams`` how many requests the BLS
-    front works on at once, ``image`` the container image that the repository was rendered for.
+    ``root`` is where the rendered configs say that the repository lies; ``image`` the container image that the
+    repository was rendered for.
     """
 
     folder: Path
@@ -46,7 +46,6 @@ class Served:
     front: str
     root: Path
     world_size: int
-    max_streams: int
     image: str | None
 
     @property
@@ -72,7 +71,7 @@ class Served:
         try:
             return cls(
                 folder, details["backend"], tuple(details["models"]), details["front"], Path(details["root"]),
-                int(details["world_size"]), int(details["bls_max_concurrency"]), details.get("image"),
+                int(details["world_size"]), details.get("image"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RepositoryError(f"{folder / manifest.NAME} lacks {error}; render the repository again") from error

@@ -371,6 +371,16 @@ def _answer(generation: Generation, chunk: Chunk) -> None:
     except Exception:
         log.exception("a chunk could not be delivered; its request is cancelled")
         generation.cancelled = True
+    if generation.answered:
+        generation.deliver = _to_nobody
+
+
+def _to_nobody(chunk: Chunk) -> None:
+    """Who takes the chunks after the last one.
+
+    A receiver that knows its generation would be kept alive by it until Python's garbage collector comes; with it, in
+    Triton, a response sender, and one that is left to the end of the process crashes there.
+    """
 
 
 def _one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ Behind each of them the next plain request must be answered as ever.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +26,9 @@ from minitron_trtllm.conformance.subject import (
     wait_until,
 )
 
-#: So many looks, 50 ms apart, without a change: longer than stats_check_period_ms, by which the count is updated.
-_LOOKS = 6
+#: An engine whose count of steps has not moved for so long is at rest; longer than stats_check_period_ms, by which the
+#: count is updated, and than so many plain requests, where the machine is slow.
+_REST_S, _REST_REQUESTS = 0.4, 10
 _SHORT_S = 0.5
 
 
@@ -77,12 +79,10 @@ def _left(subject: Subject, how: str, leave: Callable[[], None]) -> float:
     """Steps that the engine made for a client that left, fewer than a whole answer has.
 
     A client that was itself kept from leaving until the answer was complete shows nothing, so there are several tries.
-    The plain request behind it makes the count fresh: the C++ backend's stands still while nothing is generated.
     """
     for _ in range(TRIES):
         before = _steps_at_rest(subject)
         leave()
-        fine(subject)
         steps = _steps_at_rest(subject) - before
         if steps < subject.text_room:
             return steps
@@ -92,15 +92,24 @@ def _left(subject: Subject, how: str, leave: Callable[[], None]) -> float:
 
 
 def _steps_at_rest(subject: Subject) -> float:
-    """The engine's count of steps once it does not move any more."""
-    seen: list[float] = []
+    """The engine's count of steps once it does not move any more.
+
+    The plain request makes the count fresh (the C++ backend's stands still while nothing is generated) and tells how
+    fast the engine is now.
+    """
+    started = time.monotonic()
+    fine(subject)
+    still_s = max(_REST_S, _REST_REQUESTS * (time.monotonic() - started))
+    count, since = subject.steps(), time.monotonic()
 
     def at_rest() -> bool:
-        seen.append(subject.steps())
-        return len(seen) > _LOOKS and len(set(seen[-_LOOKS:])) == 1
+        nonlocal count, since
+        if (now := subject.steps()) != count:
+            count, since = now, time.monotonic()
+        return time.monotonic() - since > still_s
 
     wait_until(at_rest, "an engine at rest")
-    return seen[-1]
+    return count
 
 
 def stop(subject: Subject) -> str:

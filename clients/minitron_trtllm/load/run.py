@@ -137,7 +137,7 @@ class _Crew:
         outcome = Outcome(start_ns, start_ns, None, server_before=before)
         watch = SaturationWatch() if profile.stop_when_saturated and profile.arrival.kind != "closed" else None
         busy, in_flight, second = set(self._pipes), dict.fromkeys(self._pipes, 0), Progress()
-        next_show, sent = start_ns + 10**9, 0
+        next_show, whole = start_ns + 10**9, Progress()
         while busy:
             try:
                 for pipe in _readable(busy):
@@ -147,7 +147,7 @@ class _Crew:
                         self._done(outcome, busy, *said)
                     else:
                         _add(second, said)
-                        sent += said["sent"]
+                        _add(whole, said)
                         in_flight[pipe] = said["in_flight"]
                 if time.monotonic_ns() >= next_show:
                     next_show += 10**9
@@ -167,7 +167,7 @@ class _Crew:
         if outcome.stopped != GONE:
             outcome.gone = None
         if metrics_url and before:
-            outcome.server_after = _settled(metrics_url, before, model, sent)
+            outcome.server_after = _settled(metrics_url, before, model, whole)
         return outcome
 
     def summaries(self, window: Window, profile: Profile) -> list[Summary]:
@@ -206,14 +206,16 @@ class _Crew:
         if url is None:
             return
         with contextlib.suppress(NotReady):  # a server that dies in the run is seen in the records
+            asked_ns = time.monotonic_ns()
             page = Metrics.read(url, timeout_s=0.5)
+            middle_ns = (asked_ns + time.monotonic_ns()) // 2  # the server wrote it somewhere in between
             name = "nv_trt_llm_request_metrics"
             found = {
                 "active": page.sum(name, request_type="active"), "waiting": page.sum(name, request_type="waiting"),
                 "kv_fraction": page.sum("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="fraction"),
                 "requests": page.sum("nv_inference_request_success", model=model),
             }  # fmt: skip
-            seconds = (time.monotonic_ns() - outcome.start_ns) / 1e9
+            seconds = (middle_ns - outcome.start_ns) / 1e9
             outcome.samples.append(
                 {"at_s": seconds} | {key: value for key, value in found.items() if value is not None}
             )
@@ -242,26 +244,31 @@ def _add(total: Progress, said: dict[str, Any]) -> None:
     total.sent += said["sent"]
     total.ended += said["ended"]
     total.failed += said["failed"]
+    total.tokens += said["tokens"]
     total.ttft_ms += said["ttft_ms"]
 
 
-def _settled(url: str, before: Metrics, model: str, sent: int) -> Metrics | None:
-    """The metrics once the server has counted all that was sent, or does so no more; None where it is gone."""
+def _settled(url: str, before: Metrics, model: str, whole: Progress) -> Metrics | None:
+    """The metrics once the server has counted what we have, or does so no more; None where it is gone."""
     until = time.monotonic() + _SETTLE_S
     with contextlib.suppress(NotReady):
         while True:
             page = Metrics.read(url)
-            if time.monotonic() > until or sum(_counted(page, before, model)) >= sent:
+            counts = _counts(before, page, model, whole.sent, whole.tokens).values()
+            if time.monotonic() > until or all(theirs is None or theirs >= ours for theirs, ours in counts):
                 return page
             time.sleep(0.1)
     return None
 
 
-def _counted(after: Metrics, before: Metrics, model: str) -> tuple[float, float]:
-    """Requests that the server answered well and otherwise between two readings."""
-    names = ("nv_inference_request_success", "nv_inference_request_failure")
-    well, otherwise = (after.gained(before, name, model=model) or 0.0 for name in names)
-    return well, otherwise
+def _counts(before: Metrics, after: Metrics, model: str, sent: int, tokens: int) -> dict[str, tuple[float | None, int]]:
+    """What the server counted between two readings (None: it does not), and what we did."""
+    well = after.gained(before, "nv_inference_request_success", model=model)
+    otherwise = after.gained(before, "nv_inference_request_failure", model=model) or 0.0
+    return {
+        "requests": (None if well is None else well + otherwise, sent),
+        "output_tokens": (after.gained(before, "nv_llm_output_token_len_sum"), tokens),
+    }
 
 
 def _window(profile: Profile, outcome: Outcome) -> Window:
@@ -290,16 +297,11 @@ def _server_counts(outcome: Outcome, model: str, total: Summary) -> dict[str, An
     before, after = outcome.server_before, outcome.server_after
     if before is None or after is None:
         return {}
-    failed = after.gained(before, "nv_inference_request_failure", model=model) or 0.0
-    counted = {
-        "requests": (after.gained(before, "nv_inference_request_success", model=model), failed, total.sent),
-        "output_tokens": (after.gained(before, "nv_llm_output_token_len_sum"), 0.0, total.all_tokens),
-    }
     found: dict[str, Any] = {}
-    for name, (gained, more, ours) in counted.items():
-        if gained is not None and gained + more > 0:
-            found[name] = gained + more
-            found[f"{name}_difference"] = (ours - gained - more) / (gained + more)
+    for name, (theirs, ours) in _counts(before, after, model, total.sent, total.all_tokens).items():
+        if theirs:
+            found[name] = theirs
+            found[f"{name}_difference"] = (ours - theirs) / theirs
     return found
 
 

@@ -42,12 +42,13 @@ class Task:
 
 @dataclass
 class Progress:
-    """What happened since the last report; ``ttft_ms`` of the requests whose first token came."""
+    """What happened since the last report: ``tokens`` of requests that ended, ``ttft_ms`` of first tokens that came."""
 
     sent: int = 0
     ended: int = 0
     failed: int = 0
     in_flight: int = 0
+    tokens: int = 0
     ttft_ms: list[float] = field(default_factory=list)
 
 
@@ -147,6 +148,7 @@ class _Worker:
             self._unanswered -= 1
             self._progress.ended += 1
             self._progress.failed += record.outcome != OK
+            self._progress.tokens += record.timing.output_tokens or 0
             if (ttft := record.timing.ttft_ns) is not None:
                 self._progress.ttft_ms.append(ttft / 1e6)
         await self._watch.look_after(record)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,6 +107,16 @@ def test_leaving_stops_the_request_and_cancels_nothing(start_bare: Callable[...,
     asked(server.url, leave)  # closing the client waits for the end of what was stopped
     assert server.events("stop", "one") and server.events("end", "one")
     assert not server.events("cancel")
+
+
+def test_a_server_that_hangs_is_told_from_one_that_refuses(start_bare: Callable[..., Bare]) -> None:
+    """Stopped, it takes connections and says nothing; gone, it refuses them."""
+    server = start_bare()
+    assert not asked(server.url, lambda engine: engine.is_silent(60))
+    os.kill(server.process.pid, signal.SIGSTOP)
+    assert asked(server.url, lambda engine: engine.is_silent(0.5))
+    server.end()
+    assert not asked(server.url, lambda engine: engine.is_silent(60))
 
 
 def test_a_server_that_is_not_there_is_named_with_what_to_set() -> None:

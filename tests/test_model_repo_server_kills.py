@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import echo_repository
+import hand_made
 import kill_drill
 from conftest import minitron
+from minitron_trtllm.client import Client
 from minitron_trtllm.server.restarts import Restarts
 from supervisor import (
     Supervisor,
@@ -26,6 +28,7 @@ from supervisor import (
     segments,
     stub,
     tritonserver,
+    within,
 )
 
 pytestmark = pytest.mark.server
@@ -61,6 +64,38 @@ def test_a_crashed_server_comes_back_until_it_crashes_too_often(echo: Path, serv
     assert nothing_is_left(one.mark)
     assert f"its log: {log}" not in minitron("stop", echo, "--state", one.state).stdout
     assert only_the_log(one.state).read_text() == log
+
+
+def test_a_server_that_hangs_in_its_crash_comes_back(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    """Triton's own handler of signals was seen to deadlock behind its first line, with the process alive and ready."""
+    one = serve(echo)
+    with (one.state / one.mark / "server.log").open("a") as log:
+        log.write("Signal (11) received.\n")
+    assert within(60, lambda: one.written["restarts"] == 1)
+    assert one.reaches("ready")
+    assert ask(one.url, 2) == ["0 ", "1 "]
+    one.send(signal.SIGTERM)
+    code, said = one.end()
+    assert (code, "tritonserver hangs since signal 11" in said) == (0, True)
+
+
+def test_a_server_whose_grpc_streams_hang_comes_back(tmp_path: Path, serve: Callable[..., Supervisor]) -> None:
+    """The text model notices, with less patience here than it has. A stopped server stands for a deadlocked one."""
+    repository = hand_made.echo_repository(tmp_path)
+    model = repository / "tensorrt_llm_bls" / "1" / "model.py"
+    code = model.read_text()
+    model.write_text(code.replace("= 5.0, 15.0, 2", "= 0.2, 1.0, 2"))
+    assert model.read_text() != code
+    one = serve(repository)
+    os.kill(tritonserver(one.mark), signal.SIGSTOP)
+    assert within(60, lambda: one.written["restarts"] == 1)
+    assert one.reaches("ready")
+    with Client(one.url) as client:
+        assert client.generate("the fox", max_tokens=2).token_count == 2
+    one.send(signal.SIGTERM)
+    _, said = one.end()
+    assert "the process of tensorrt_llm_bls_0_0 ended by itself" in said
+    assert "the server answers no gRPC stream any more" in only_the_log(one.state).read_text()
 
 
 def test_without_restarts_a_crash_is_the_end(echo: Path, serve: Callable[..., Supervisor]) -> None:

@@ -137,6 +137,15 @@ class EngineClient:
         except grpc.RpcError:
             return False
 
+    async def is_silent(self, within_s: float) -> bool:
+        """Whether the server leaves a gRPC stream without any answer; it is asked for a model that it has not."""
+        try:
+            async for _ in self._infer(pb.ModelInferRequest(), metadata=self._metadata, timeout=within_s):
+                pass
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return False
+
     async def batches(
         self, inputs: Arrays, outputs: Sequence[str], request_id: str
     ) -> AsyncGenerator[list[Tensors], None]:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _LAST_WORDS_S = 5.0  # for tritonserver to say itself that a model's process died
+_BACKTRACE_S = 5.0  # for tritonserver to write it; its handler of signals may hang over it
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,6 +37,7 @@ class Running:
         self.log = ServerLog(log_path, log_path.stat().st_size if log_path.exists() else 0)
         self.child = start_child(launch.argv, launch.environment | {RESTARTS_VARIABLE: str(restarts)}, log_path)
         self._stubs: dict[str, Process] = {}
+        self._struck_since: float | None = None
 
     def wait_until_ready(self, served: Served, options: Options, port: int, asked: Callable[[], object]) -> bool:
         """Wait for all models, then warm up over HTTP at ``port``; False when ``asked`` to stop meanwhile.
@@ -82,7 +84,15 @@ class Running:
             return f"tritonserver ended by itself with {ending(self.child.returncode)}"
         if lost := self.lost():
             return f"the process of {', '.join(lost)} ended by itself"
+        if self._hangs_over_signal():
+            return f"tritonserver hangs since signal {self.log.struck}"
         return None
+
+    def _hangs_over_signal(self) -> bool:
+        if self.log.struck is None:
+            return False
+        self._struck_since = self._struck_since or time.monotonic()
+        return time.monotonic() - self._struck_since > _BACKTRACE_S
 
     def lost(self) -> list[str]:
         """The instances of Python models that were there when the server was ready, and have no process any more."""

@@ -22,6 +22,7 @@ _NOT_LOADED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<re
 _INSTANCE_ENDED = re.compile(r'"Stopping backend thread for (\S+)_\d+_\d+\.\.\."')
 _UNLOADED = re.compile(r"successfully unloaded '([^']+)'")
 _PROCESS_ENDED = "is not healthy"
+_STRUCK = re.compile(r"^Signal \((?P<number>\d+)\) received\.")
 _STUB_ENDED = re.compile(r"Failed to preinitialize Python stub: (?P<reason>.*)")
 _PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
 # Both are printed on machines without a GPU.
@@ -32,7 +33,8 @@ _TAIL_LINES = 200
 class ServerLog:
     """A log file that another process appends to, from ``offset`` (bytes) on.
 
-    ``loaded``: models that are; ``ended``: models that no request holds any more, once they are unloaded.
+    ``loaded``: models that are; ``ended``: models that no request holds any more, once they are unloaded; ``struck``:
+    the signal by which tritonserver says that it ends.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -40,6 +42,7 @@ class ServerLog:
         self.tail: list[str] = []
         self.loaded: set[str] = set()
         self.ended: set[str] = set()
+        self.struck: int | None = None
 
     def new_errors(self) -> list[str]:
         """Read on, and return what the server reported as errors since the last call."""
@@ -58,6 +61,8 @@ class ServerLog:
         for seen, pattern in ((self.loaded, _LOADED), (self.ended, _INSTANCE_ENDED), (self.ended, _UNLOADED)):
             if match := pattern.search(line):
                 seen.add(match[1])
+        if match := _STRUCK.match(line):
+            self.struck = self.struck or int(match["number"])
 
     def check_loading(self) -> None:
         """Raise what ``explain`` finds as soon as one model has failed: tritonserver may wait for the others."""

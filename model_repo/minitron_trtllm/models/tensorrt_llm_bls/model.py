@@ -34,6 +34,10 @@ from minitron_trtllm.text.service import TextService
 from minitron_trtllm.text.tensors import Arrays, Tensors
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
+#: Triton's one thread of all gRPC streams can deadlock over a client that leaves (2.51), without a word, and the server
+#: still calls itself ready. So often it is asked, so long it may take, and so often in a row it may fail to answer.
+_ASK_EVERY_S, _PATIENCE_S, _MOST_SILENCES = 5.0, 15.0, 2
+
 
 class _Call:
     """One request's client, for the loop's thread alone."""
@@ -93,7 +97,7 @@ class TritonPythonModel:
             tokenizer, PromptMaker(tokenizer, values), self._engine, outputs,
             excludes_input=flag(values["exclude_input_in_output"]),
         )  # fmt: skip
-        self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+        self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in (self._watch(), self._heed())]
         self._restarts = _tell_restarts(args["model_name"])
 
     def execute(self, requests: list[Any]) -> None:
@@ -105,7 +109,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End the loop; Triton calls it when no request is in flight."""
-        self._watcher.cancel()
+        for watcher in self._watchers:
+            watcher.cancel()
         self._run(self._engine.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -162,6 +167,15 @@ class TritonPythonModel:
             await asyncio.sleep(self._period_s)
             for call in list(self._calls):
                 call.look()
+
+    async def _heed(self) -> None:
+        """End this process when the server has ceased to answer gRPC streams: its supervisor takes that for a crash."""
+        silences = 0
+        while silences < _MOST_SILENCES:
+            await asyncio.sleep(_ASK_EVERY_S)
+            silences = silences + 1 if await self._engine.is_silent(_PATIENCE_S) else 0
+        print("tensorrt_llm_bls: the server answers no gRPC stream any more", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 async def _connect(values: dict[str, str]) -> EngineClient:

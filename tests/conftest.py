@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bare_process import Bare
 
 ROOT = Path(__file__).parent.parent
 SMALL_MODEL = ROOT / "models" / "small-minitron"
 DATA = Path(__file__).parent / "data"
+
+
+# No test is judged by the clock: a busy machine takes seconds for what takes milliseconds here.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure() -> None:

@@ -317,6 +317,7 @@ def test_what_has_not_begun_is_sent_elsewhere_and_what_has_is_not(
     assert parts[-1][0] == "error"
     assert "".join(one["choices"][0]["text"] for name, one in parts if not name) == text(4)
     assert sum(len(one.events("request")) for one in servers) == 1
+    assert within(30, lambda: any(one.process.poll() is not None for one in servers))
     dead = next(one for one in servers if one.process.poll() is not None)
     alive = next(one for one in servers if one is not dead)
     for _ in range(3):

@@ -34,7 +34,7 @@ def stream(echo_server: dict[str, Any]) -> Any:
 
 def steps_of_last(echo_server: dict[str, Any], after: int) -> dict[str, Any]:
     """The engine's note about the request that ended after ``after`` others."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         lines = echo_server["steps"].read_text().splitlines() if echo_server["steps"].exists() else []
         if len(lines) > after:

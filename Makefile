@@ -15,8 +15,8 @@ PRECISION ?= auto
 EXECUTION ?= exact
 # Extra options for a target: make test ARGS="-k layout", make bench-cpu ARGS="--shape 4b"
 ARGS ?=
-# Tests at the same time; they wait for servers half of the time, so one more than there are cores.
-JOBS ?= 3
+# Tests at the same time.
+JOBS ?= 2
 
 .PHONY: help
 help: ## list the targets

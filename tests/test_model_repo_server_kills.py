@@ -158,6 +158,7 @@ def test_what_two_killed_ones_left_is_removed_by_the_next_command(
     assert nothing_is_left(one.mark)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_each_followed_by_serve(echo: Path, tmp_path: Path) -> None:
     """A piece of ``make drill-kill``."""
     drill = kill_drill.Drill(echo, tmp_path / "state", seed=6)

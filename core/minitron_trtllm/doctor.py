@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron_trtllm import compat, data_files, machine, shape
+from minitron_trtllm import compat, data_files, machine, memory, shape
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.compat import Image, version_key
 from minitron_trtllm.output import human_bytes
@@ -27,7 +27,6 @@ from minitron_trtllm.recipe_model import Recipe
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _BASE = ("numpy", "ml-dtypes", "jinja2", "tritonclient", "tokenizers", "huggingface-hub", "pydantic", "pyyaml")
 _CPU = ("openvino", "openvino-genai", "nvidia-pytriton", "transformers")
-_LEAST_SHM_BYTES = 64 << 20
 #: Checkpoint, engine and the model itself are each about as large as the weights.
 _COPIES_ON_DISK = 3
 
@@ -124,7 +123,7 @@ def _weight_bytes(recipe: Recipe) -> int:
 
 
 def _memory(recipe: Recipe) -> Check:
-    available, weights = machine.memory_available_bytes(), _weight_bytes(recipe)
+    available, weights = memory.available_bytes(), _weight_bytes(recipe)
     needed = 2 * weights if recipe.target == "cpu" else weights
     message = f"{human_bytes(available)} available, {human_bytes(weights)} of weights in this recipe"
     remedy = f"about {human_bytes(needed)} are comfortable; 'minitron plan' says exactly; a smaller model needs less"
@@ -143,8 +142,8 @@ def _shm() -> Check:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
         return Check("shared memory", FAIL, "/dev/shm is not there", "Triton's Python backend needs it: mount a tmpfs")
-    remedy = f"Triton's Python backend wants {human_bytes(_LEAST_SHM_BYTES)}; give a container --shm-size"
-    return _judge(free >= _LEAST_SHM_BYTES, "shared memory", f"{human_bytes(free)} free in /dev/shm", remedy)
+    remedy = f"Triton's Python backend wants {human_bytes(memory.LEAST_SHM_BYTES)}; give a container --shm-size"
+    return _judge(free >= memory.LEAST_SHM_BYTES, "shared memory", f"{human_bytes(free)} free in /dev/shm", remedy)
 
 
 def _ports(recipe: Recipe) -> Iterator[Check]:

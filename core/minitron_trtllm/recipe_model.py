@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from minitron_trtllm.memory import LEAST_SHM_BYTES
+
 
 def _field(default: Any, about: str, *, flag: str | None = None, dest: str | None = None, **limits: Any) -> Any:
     """A described field; ``flag`` and ``dest`` where they differ from the field's own name."""
@@ -118,7 +120,7 @@ class Container(_Section):
     """The pinned image that builds and serves on a GPU."""
 
     image_tag: str | None = _field(None, "tag of the Triton image; none takes the newest that can build engines")
-    shm_bytes: int = _field(2 << 30, "size of /dev/shm in the container, in bytes", ge=64 << 20)
+    shm_bytes: int = _field(2 << 30, "size of /dev/shm in the container, in bytes", ge=LEAST_SHM_BYTES)
 
 
 class Recipe(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from minitron_trtllm import cpu_execution
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
@@ -193,7 +194,7 @@ def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     """``machine`` is one pipeline stage's: on a full batch all stages work side by side, on one sequence in turn."""
     recipe, shape, batch = case.recipe, case.shape, limits.max_batch_size
     read = case.held[case.precision.value].read_per_token
-    element = 2 if case.gpu else memory.CPU_KV_ELEMENT_BYTES[recipe.cpu.execution]
+    element = 2 if case.gpu else cpu_execution.KV_ELEMENT_BYTES[recipe.cpu.execution]
     kv = weights.kv_bytes_per_token(shape, element_bytes=element)
     usual = lengths(recipe.workload, shape)
     prompt, context = usual.typical_input, usual.typical_input + usual.typical_output // 2

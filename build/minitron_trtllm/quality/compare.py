@@ -196,7 +196,7 @@ def _check_comparable(subject: Subject, reference: Subject, window: int) -> None
 def _running(subject: Subject) -> Any:
     from minitron_trtllm.quality.running import RunningEngine
 
-    return RunningEngine(subject.engine, subject.execution)
+    return RunningEngine(subject.engine)
 
 
 class _Progress:

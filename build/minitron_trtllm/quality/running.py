@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron_trtllm import cpu_execution
 from minitron_trtllm.engine.openvino import MODEL_FOLDER
 from minitron_trtllm.engine.openvino_import import ov
 from minitron_trtllm.engine.openvino_ir import XML
@@ -17,19 +19,14 @@ from minitron_trtllm.quality.measures import Rows, log_probabilities
 #: Tokens of one step: it bounds the memory that logits take (131 MB at a vocabulary of 256,000).
 STEP_TOKENS = 128
 
-#: As the engine in the server runs: exact is float32 throughout, fast bfloat16 with 8-bit activations and keys/values.
-_PROPERTIES = {
-    "exact": {"EXECUTION_MODE_HINT": "ACCURACY"},
-    "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"},
-}
-
 
 class RunningEngine:
-    """An engine folder's model, loaded. ``execution``: "exact" or "fast"."""
+    """An engine folder's model, loaded with the settings that it is served with."""
 
-    def __init__(self, folder: Path, execution: str) -> None:
+    def __init__(self, folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         core = ov.Core()
-        compiled = core.compile_model(str(folder / MODEL_FOLDER / XML), "CPU", _PROPERTIES[execution])
+        compiled = core.compile_model(str(folder / MODEL_FOLDER / XML), "CPU", cpu_execution.properties(config))
         self._request: Any = compiled.create_infer_request()
 
     def predictions(self, window: npt.NDArray[np.int64]) -> Iterator[tuple[Rows, npt.NDArray[np.int64]]]:

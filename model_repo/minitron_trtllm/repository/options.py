@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minitron_trtllm.errors import UsageError
-from minitron_trtllm.recipe_model import Recipe, Serving
+from minitron_trtllm.recipe_model import Container, Recipe, Serving
 from minitron_trtllm.repository import parameters
 
 _SERVING = Serving()  # the defaults of what a recipe decides stand there only
@@ -51,6 +51,7 @@ class RepositoryOptions:
     cancellation_check_period_ms: int = _option(100, "milliseconds between two looks for cancelled requests")
     stats_check_period_ms: int = _option(100, "milliseconds between two updates of the engine's metrics")
     image: str = _option(IMAGE, "container image that serves a GPU engine")
+    shm_bytes: int = _option(Container().shm_bytes, "size of /dev/shm in the container")
     parameters: Mapping[str, str] = field(
         default_factory=dict, metadata={"about": "further parameters of the TensorRT-LLM backend"}
     )
@@ -83,6 +84,7 @@ FROM_RECIPE = {
     "serving.postprocessing_instances": "postprocessing_instances",
     "serving.bls_max_concurrency": "bls_max_concurrency",
     "memory.kv_cache_fraction": "kv_cache_free_gpu_mem_fraction",
+    "container.shm_bytes": "shm_bytes",
 }
 
 

@@ -81,7 +81,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.image,
+        plan.engine.world_size, plan.options.image, plan.options.shm_bytes,
     )  # fmt: skip
 
 
@@ -118,4 +118,5 @@ def _details(plan: Repository, target: str, tokenizer_vocab_size: int | None) ->
             "max_num_tokens": engine.max_num_tokens,
         },
         "image": None if engine.is_cpu else plan.options.image,
+        "shm_bytes": plan.options.shm_bytes,
     }

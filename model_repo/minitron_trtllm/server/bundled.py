@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
+from minitron_trtllm.memory import LEAST_SHM_BYTES
 from minitron_trtllm.repository import config_text
-from minitron_trtllm.server import memory
+from minitron_trtllm.server import cpu_memory
 from minitron_trtllm.server.flags import flags, shared_memory_prefix
 from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
 
 _GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
-_SHM_NEEDED_BYTES = 32 << 20
 _REPOSITORY = "repository"  # in the runtime folder
 _INSTALL = "pip install 'minitron-trtllm[cpu]'"
 
@@ -103,11 +103,11 @@ def check_machine(served: Served) -> None:
             f"{served.folder} was rendered to lie at {served.root}; render it again for where it is (or move it back)"
         )
     if served.engine.is_dir():
-        memory.check(served.engine)
+        cpu_memory.check(served.engine)
     free = shutil.disk_usage(_SHM).free if _SHM.is_dir() else 0
-    if free < _SHM_NEEDED_BYTES:
+    if free < LEAST_SHM_BYTES:
         raise MachineError(
-            f"{_SHM} has {free >> 20} MiB free and Triton needs {_SHM_NEEDED_BYTES >> 20}; free some, or give the "
+            f"{_SHM} has {free >> 20} MiB free and Triton needs {LEAST_SHM_BYTES >> 20}; free some, or give the "
             "container more (docker run --shm-size=1g)"
         )
 

@@ -28,7 +28,6 @@ from minitron_trtllm.server.launch import (
 )
 from minitron_trtllm.server.tls import Tls
 
-_SHM_SIZE = "2g"
 _STACK_BYTES = 64 << 20
 _ALL = "0.0.0.0"
 _INSIDE = Ports()
@@ -61,7 +60,7 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
     inside = _inside(options)
     calls = loopback(f"127.0.0.1:{_INSIDE.grpc}", inside.tls, inside.api_key_file)
     return [
-        "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
+        "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={served.shm_bytes}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
         f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--env={MARK_VARIABLE}={mark}",
         f"--env={RESTARTS_VARIABLE}", *(f"--env={name}={value}" for name, value in calls.items()),

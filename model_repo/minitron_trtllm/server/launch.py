@@ -37,7 +37,7 @@ class Served:
     """A rendered model repository as the server needs to know it (its manifest's details).
 
     ``root`` is where the rendered configs say that the repository lies; ``image`` the container image that the
-    repository was rendered for.
+    repository was rendered for, ``shm_bytes`` the size of /dev/shm in it.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class Served:
     root: Path
     world_size: int
     image: str | None
+    shm_bytes: int
 
     @property
     def engine(self) -> Path:
@@ -72,6 +73,7 @@ class Served:
             return cls(
                 folder, details["backend"], tuple(details["models"]), details["front"], Path(details["root"]),
                 int(details["world_size"]), details.get("image"),
+                int(details["shm_bytes"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RepositoryError(f"{folder / manifest.NAME} lacks {error}; render the repository again") from error

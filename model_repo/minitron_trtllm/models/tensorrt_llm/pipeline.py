@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from minitron_trtllm.memory import available_bytes
 
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation_request import Request
@@ -33,18 +34,7 @@ def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool)
     scheduler.max_num_batched_tokens = engine.max_num_tokens
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = reuse_kv_cache
-    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", properties(engine))
-
-
-def properties(engine: EngineConfig) -> dict[str, str]:
-    """Plugin settings of the two execution modes.
-
-    Exact sets arithmetic, keys/values and activations to float32. Fast is the plugin's bfloat16 and 8 bits, with
-    activations quantised by groups of 128; for int8 weights that costs a single stream more than it gains.
-    """
-    if engine.execution == "exact":
-        return {"EXECUTION_MODE_HINT": "ACCURACY"}
-    return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if engine.int8 and engine.max_batch_size == 1 else "128"}
+    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", engine.properties)
 
 
 def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
@@ -67,14 +57,6 @@ def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
             "or build with a smaller --max-seq-len"
         )
     return min(engine.max_batch_size * sequence, fitting)
-
-
-def available_bytes() -> int:
-    """Memory that this process can still get, in bytes (proc(5), MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError("/proc/meminfo has no MemAvailable")
 
 
 def input_ids(request: Request) -> Any:

@@ -58,7 +58,7 @@ def write(
     (folder / "echo" / "config.pbtxt").write_text(config)
     (version / "model.py").write_text(MODEL.format(initialize=initialize, finalize=finalize))
     plain = {"backend": "python", "models": ["echo"], "front": "echo", "root": str(folder), "world_size": 1,
-             "bls_max_concurrency": 64}  # fmt: skip
+             "bls_max_concurrency": 64, "shm_bytes": 2 << 30}  # fmt: skip
     manifest.write(
         folder, "repository", manifest.Input("engine", "somewhere", "0"), arguments={}, details=plain | details
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from conftest import minitron
 from minitron_trtllm import compat, recipe
 from minitron_trtllm.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
-from minitron_trtllm.errors import UsageError
+from minitron_trtllm.errors import MachineError, UsageError
+from minitron_trtllm.server import bundled
 
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 8.0, 590.44.01"
 
@@ -51,6 +53,24 @@ def test_without_a_gpu_the_cpu_path_is_what_can_run(programs: Path) -> None:
     assert of(found, "GPU").level == WARN
     assert any("build and serve for target cpu" in line for line in found.can)
     assert any("a100" in line for line in found.cannot)
+
+
+@pytest.mark.parametrize(
+    ("what", "is_", "why"),
+    [("machine", "aarch64", "has been run on Linux x86_64 alone, and this is Linux aarch64"),
+     ("libc_ver", ("glibc", "2.31"), "needs glibc 2.35 or newer and this is glibc 2.31"),
+     ("libc_ver", ("", ""), "needs glibc 2.35 or newer and this is another C library")],
+)  # fmt: skip
+def test_doctor_and_the_bundled_server_agree_on_where_it_runs(
+    what: str, is_: object, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel of nvidia-pytriton 0.7.0 is tagged manylinux_2_35; the one for aarch64 was never tried."""
+    monkeypatch.setattr(platform, what, lambda: is_)
+    found = diagnosed("cpu")
+    assert why in of(found, "system").remedy
+    assert any("build and serve for target cpu" in line for line in found.cannot)
+    with pytest.raises(MachineError, match=why):
+        bundled.find()
 
 
 def test_a_gpu_recipe_without_a_gpu_fails_with_remedies(programs: Path) -> None:

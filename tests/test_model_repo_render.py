@@ -222,7 +222,8 @@ def test_the_manifest_tells_the_server_what_it_needs(tmp_path: Path) -> None:
     assert made.input.digest == manifest.read(engine, "engine").digest
     wanted = {
         "backend": "tensorrtllm", "target": "a100-80gb", "models": list(MODELS), "front": "tensorrt_llm_bls",
-        "root": "/models", "decoupled": True, "max_batch_size": 4, "bls_max_concurrency": 64, "world_size": 2,
+        "root": "/models", "decoupled": True, "max_batch_size": 4, "bls_max_concurrency": 64,
+        "shm_bytes": 2 << 30, "world_size": 2,
     }  # fmt: skip
     assert {key: made.details[key] for key in wanted} == wanted
     assert made.arguments["options"] == {"max_batch_size": 4, "bls_max_concurrency": 64}

@@ -138,11 +138,11 @@ def docker_words(repository: Path, *more: str | Path) -> tuple[list[str], list[s
 
 
 def test_a_gpu_engine_is_served_in_the_pinned_container(tmp_path: Path) -> None:
-    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models")
+    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models", shm_bytes=3 << 30)
     docker, inside = docker_words(repository, "--gpus", "device=2")
     assert docker[-1].endswith("/tritonserver:26.07-trtllm-python-py3")
     wanted = {
-        "--rm", "--gpus=device=2", "--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864",
+        "--rm", "--gpus=device=2", f"--shm-size={3 << 30}", "--ulimit=memlock=-1", "--ulimit=stack=67108864",
         f"--user={os.getuid()}:{os.getgid()}", f"--volume={repository}:/models:ro", "--publish=127.0.0.1:8001:8001",
         "--publish=127.0.0.1:8000:8000", "--publish=127.0.0.1:8002:8002",
     }  # fmt: skip

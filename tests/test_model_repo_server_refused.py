@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import socket
 from pathlib import Path
@@ -119,11 +118,7 @@ def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
     assert len({reserved.ports.grpc, reserved.ports.http, reserved.ports.metrics}) == 3
 
 
-def test_old_glibc_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
-        with pytest.raises(MachineError, match=r"glibc 2\.35.*2\.31"):
-            bundled.find()
+def test_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependency, match=r"pip install 'minitron-trtllm\[cpu\]'"):

@@ -6,6 +6,7 @@ while loading, in "incompatible device" or in a version tag that does not match.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -60,6 +61,21 @@ def image(tag: str | None = None) -> Image:
 def fact(name: str) -> Any:
     """A top-level entry of compat.yaml, such as ``bundled`` or ``older_driver``."""
     return _data()[name]
+
+
+def bundled_problem() -> str | None:
+    """Why the bundled Triton cannot run on this kind of machine, and what to do, if so: glibc by the wheel's tag."""
+    bundled = _data()["bundled"]
+    here, wanted = (platform.system(), platform.machine()), (bundled["system"], bundled["machine"])
+    if here != wanted:
+        return f"the bundled Triton has been run on {' '.join(wanted)} alone, and this is {' '.join(here)}"
+    (name, version), least = platform.libc_ver(), str(bundled["least_glibc"])
+    if name != "glibc" or version_key(version) < version_key(least):
+        return (
+            f"the bundled Triton needs glibc {least} or newer and this is {name or 'another C library'} {version}; "
+            "use Debian 12, Ubuntu 22.04 or newer, or a container of one of them"
+        )
+    return None
 
 
 def check_can_build(builder: Image) -> None:

@@ -61,7 +61,7 @@ def diagnose(recipe: Recipe, folder: Path) -> Diagnosis:
     on_cpu = recipe.target == "cpu"
     base = [_python(), *_libraries(_BASE, FAIL, "pip install minitron-trtllm"), _memory(recipe), _disk(recipe, folder)]
     served = [_shm(), *_ports(recipe)]
-    cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _glibc()]
+    cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _system()]
     gpu = list(_gpu(recipe, image))
     local, container = _trtllm_build(), list(_container())
     cpu_works, gpu_works = _works(cpu), _works(gpu) and (_works(container) or local.level == OK)
@@ -165,13 +165,13 @@ def _bundled_server() -> Check:
     program = Path(spec.origin).parent / "tritonserver" / "bin" / "tritonserver" if spec and spec.origin else None
     fine = found and program is not None and os.access(program, os.X_OK)
     message = f"tritonserver {compat.fact('bundled')['server']}" if fine else "not here"
-    return _judge(fine, "bundled Triton", message, "pip install 'minitron-trtllm[cpu]' (x86-64 or arm64 Linux)")
+    return _judge(fine, "bundled Triton", message, "pip install 'minitron-trtllm[cpu]'")
 
 
-def _glibc() -> Check:
-    version, least = platform.libc_ver()[1], str(compat.fact("bundled")["least_glibc"])
-    fine = version_key(version) >= version_key(least)
-    return _judge(fine, "glibc", version or "unknown", f"the bundled Triton needs {least}: use a newer distribution")
+def _system() -> Check:
+    here = f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver()).strip() or 'unknown C library'}"
+    problem = compat.bundled_problem()
+    return _judge(problem is None, "system", here, problem or "")
 
 
 def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:

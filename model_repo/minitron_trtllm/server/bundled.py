@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import re
 import shutil
 import sys
@@ -21,6 +20,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_trtllm import compat
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
 from minitron_trtllm.memory import LEAST_SHM_BYTES
 from minitron_trtllm.repository import config_text
@@ -28,7 +28,6 @@ from minitron_trtllm.server import cpu_memory
 from minitron_trtllm.server.flags import flags, shared_memory_prefix
 from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
 
-_GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
 _REPOSITORY = "repository"  # in the runtime folder
 _INSTALL = "pip install 'minitron-trtllm[cpu]'"
@@ -47,7 +46,8 @@ class Wheel:
 
 def find() -> Wheel:
     """Find the server in this Python's packages, without importing them; raises MachineError, MissingDependency."""
-    _check_platform()
+    if problem := compat.bundled_problem():
+        raise MachineError(problem)
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependency(f"the package nvidia-pytriton, which carries Triton, is not installed: {_INSTALL}")
@@ -66,18 +66,6 @@ def find() -> Wheel:
                 f"{part} is missing, so the package nvidia-pytriton is another or damaged: {_INSTALL}"
             )
     return wheel
-
-
-def _check_platform() -> None:
-    system, machine = platform.system(), platform.machine()
-    if (system, machine) != ("Linux", "x86_64"):
-        raise MachineError(f"the bundled Triton runs on Linux x86_64, and this is {system} {machine}")
-    name, version = platform.libc_ver()
-    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC_NEEDED:
-        raise MachineError(
-            f"the bundled Triton needs glibc 2.35 or newer and this is {name or 'another C library'} {version}; "
-            "use Debian 12, Ubuntu 22.04 or newer, or a container of one of them"
-        )
 
 
 def _find_libpython(version: str) -> Path:

@@ -16,6 +16,7 @@ import yaml
 import echo_repository
 import hand_made
 from conftest import minitron, minitron_here
+from minitron_trtllm import api_keys
 from minitron_trtllm.errors import InputError
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
@@ -117,13 +118,26 @@ def test_neither_key_is_in_any_representation(echo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "short", "a key with spaces in it", "ein-schlüssel-mit-umlaut", "two-lines-of-key\ntwo-lines"]
-)
-def test_a_useless_api_key_is_refused(echo: Path, tmp_path: Path, content: str) -> None:
+    ("content", "why"),
+    [
+        ("", "holds no API key"), ("\n \n", "holds no API key"), ("short", "less than 16 characters"),
+        ("a key with spaces in it", "without spaces"), ("ein-schlüssel-mit-umlaut", "cannot be read as an API key"),
+        ("two-lines-of-key\ntwo-lines-of-keys", "one line, the key, and has 2"),
+    ],
+)  # fmt: skip
+def test_a_useless_api_key_is_refused(tmp_path: Path, content: str, why: str) -> None:
+    """By the server; and by gateway and client, save that a gateway may have several and a client's may be short."""
     path = tmp_path / "key"
-    path.write_text(content)
-    with pytest.raises(InputError, match="16 printable ASCII"):
+    path.write_text(content, encoding="utf-8")
+    path.chmod(0o600)
+    with pytest.raises(InputError, match=why):
         launch.read_api_key(path)
+    if "one line" not in why:
+        with pytest.raises(InputError, match=why):
+            api_keys.demanded(path)
+    if "16" not in why:
+        with pytest.raises(InputError, match=why):
+            api_keys.sent(path)
 
 
 # --- the container's command line -----------------------------------------------------------------------------------

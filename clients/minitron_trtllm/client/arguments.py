@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from minitron_trtllm import api_keys
 from minitron_trtllm.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Tls
-from minitron_trtllm.errors import InputError
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -24,16 +24,5 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 def endpoint(args: argparse.Namespace) -> Endpoint:
     """The server that ``add_connection``'s arguments name; raises UsageError, InputError."""
     tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
-    return Endpoint(args.url, tls if args.tls or tls != Tls() else None, _api_key(args.api_key_file))
-
-
-def _api_key(path: Path | None) -> ApiKey | None:
-    if path is None:
-        return None
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as an API key ({error})") from error
-    if not key:
-        raise InputError(f"{path} holds no API key")
-    return ApiKey(key)
+    key = ApiKey(api_keys.sent(args.api_key_file)) if args.api_key_file else None
+    return Endpoint(args.url, tls if args.tls or tls != Tls() else None, key)

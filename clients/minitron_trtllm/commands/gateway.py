@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from minitron_trtllm import api_keys
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.gateway import serving
 from minitron_trtllm.gateway.settings import Interval, Limits, Settings
@@ -119,7 +120,7 @@ def _upstreams(args: argparse.Namespace) -> tuple[Address, ...]:
     if args.upstream_cert and not args.upstream_ca:
         raise UsageError("--upstream-cert needs --upstream-ca")
     if args.upstream_api_key_file:
-        args.upstream_api_key_file.read_bytes()
+        api_keys.sent(args.upstream_api_key_file)
     given = {
         "ca": _pem(args.upstream_ca), "cert": _pem(args.upstream_cert), "key": _pem(args.upstream_key),
         "api_key_file": str(args.upstream_api_key_file or ""), "authority": args.upstream_authority,
@@ -149,12 +150,4 @@ def _keys(path: Path | None) -> frozenset[bytes]:
     """SHA-256 of the keys in a file; raises InputError."""
     if path is None:
         return frozenset()
-    keys = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    for key in keys:
-        if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
-            raise InputError(
-                f"{path} must hold keys of at least 16 printable ASCII characters without spaces, one a line"
-            )
-    if not keys:
-        raise InputError(f"{path} holds no key")
-    return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
+    return frozenset(hashlib.sha256(key.encode()).digest() for key in api_keys.demanded(path))

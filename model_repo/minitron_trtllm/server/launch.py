@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minitron_trtllm import manifest
+from minitron_trtllm import api_keys, manifest
 from minitron_trtllm.errors import InputError, RepositoryError, UsageError
 from minitron_trtllm.server.tls import Tls
 
@@ -23,7 +22,6 @@ RESTARTS_VARIABLE = "MINITRON_RESTARTS"
 #: Name of the header that carries the API key: this over HTTP, with ``triton-grpc-protocol-`` before it over gRPC.
 API_KEY_HEADER = "api-key"
 
-log = logging.getLogger(__name__)
 
 #: Seconds after the exit timeout in which the supervisor sees that the last stream ended, or ends the server.
 GRACE_S = 2
@@ -182,9 +180,4 @@ def read_api_key(path: Path | None) -> str | None:
     """Read the one line of an API key file; raises InputError."""
     if path is None:
         return None
-    key = path.read_text(encoding="utf-8", errors="replace").strip()
-    if path.is_file() and path.stat().st_mode & 0o077:
-        log.warning("%s can be read by others; 'chmod 600' it", path)
-    if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(f"{path} must hold one line of at least 16 printable ASCII characters without spaces")
-    return key
+    return api_keys.one(api_keys.demanded(path), path)

@@ -162,20 +162,23 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
     """The server as a child process of this machine; ``runtime`` is what ``prepare`` and ``link`` make."""
     wheel, runtime = find(), _seen(runtime, mark)
     repository = served.folder if _plain(served.folder, served.root) else runtime / _REPOSITORY
-    argv = [
-        str(wheel.server),
-        *flags(served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host),
+    more = (
         f"--backend-directory={runtime / 'backends'}",
         "--pinned-memory-pool-byte-size=0",
         "--allow-gpu-metrics=false",
-    ]
+    )
+    words = flags(
+        served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host, more=more
+    )
+    argv = [str(wheel.server), *words]
     calls = loopback(f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file)
     return Launch(mark, tuple(argv), environment(runtime, mark) | calls, None, options.secrets)
 
 
 def environment(runtime: Path, mark: str) -> dict[str, str]:
     """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
-    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC")
+    # AIP_MODE makes Triton listen on one more port, without TLS and key (Vertex AI).
+    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC", "AIP_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return inherited | {
         # The stub finds its packages through the first python3 on PATH.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minitron_trtllm import manifest
 from minitron_trtllm.errors import InputError, RepositoryError, UsageError
+from minitron_trtllm.server import triton_flags
 from minitron_trtllm.server.tls import Tls
 
 #: Marks every process and shared-memory segment of one server (environment variable, see ``leftovers``).
@@ -91,8 +92,8 @@ class Options:
     """What the user chose for one server.
 
     ``gpus`` is what ``docker run --gpus`` takes. ``api_key_file`` is where a model of the server reads ``api_key``.
-    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. Neither key is in any
-    representation.
+    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. ``triton_flags`` are the
+    user's own for tritonserver, as ``triton_flags.read`` gives them. Neither key nor these are in any representation.
     """
 
     host: str = _LOOPBACK
@@ -104,6 +105,7 @@ class Options:
     restarts: int = 3
     gpus: str = "all"
     verbose: bool = False
+    triton_flags: tuple[str, ...] = field(default=(), repr=False)
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
     @property
@@ -119,7 +121,7 @@ class Options:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown."""
-        return tuple(filter(None, (self.api_key, self.server_key)))
+        return tuple(filter(None, (self.api_key, self.server_key, *triton_flags.secrets(self.triton_flags))))
 
 
 @dataclass(frozen=True)

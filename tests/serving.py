@@ -22,9 +22,9 @@ from conftest import ROOMS, ROOT
 @contextlib.contextmanager
 def server(repository: Path, *flags: str) -> Iterator[dict[str, Any]]:
     """Run ``minitron serve`` on free ports; yields its state document (urls: grpc, http, metrics; pid)."""
-    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", str(repository), "--json", *flags]
+    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", str(repository), "--json"]
     words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    words += ["--state", str(repository.parent / "state")]
+    words += ["--state", str(repository.parent / "state"), *flags]
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     log = repository.parent / f"{repository.name}.log"
     with log.open("w") as errors:

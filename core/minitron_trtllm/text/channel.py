@@ -46,8 +46,11 @@ def options(url: str, keepalive_s: float, *, proxies: bool) -> Options:
 def _keepalive(every_s: float) -> Options:
     if not every_s:
         return ()
+    answer_ms = round(min(2 * every_s, _ANSWER_S) * 1000)
     return (
         ("grpc.keepalive_time_ms", round(every_s * 1000)),
-        ("grpc.keepalive_timeout_ms", round(min(2 * every_s, _ANSWER_S) * 1000)),
+        # The second name counts: gRPC (1.60 to 1.85) waits its default of 60 s, whatever the first one says.
+        ("grpc.keepalive_timeout_ms", answer_ms),
+        ("grpc.http2.ping_timeout_ms", answer_ms),
         ("grpc.http2.max_pings_without_data", 0),  # else the third is not sent, or late
     )

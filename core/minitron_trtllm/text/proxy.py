@@ -4,18 +4,19 @@ A server at a loopback address is on this machine, where no proxy can help; but 
 that to the proxy that ``http_proxy`` names. So here a loopback address is always reached directly, and a message about
 any other that could not be reached names the variable, never its value: that may hold a password.
 
-Rules: those of gRPC (``doc/environment_variables.md``, ``http_proxy_mapper.cc`` of 1.85: lower case only, ``grpc_proxy``
+Rules: those of gRPC (its environment_variables.md, ``http_proxy_mapper.cc`` of 1.85: lower case only, ``grpc_proxy``
 before ``https_proxy`` before ``http_proxy``, the first that is set decides, URLs of scheme http alone), and those of
 ``urllib.request`` (any case, lower case first). ``no_proxy`` is read as the most generous of them reads it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 _GRPC = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXCEPT = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
@@ -59,6 +60,18 @@ def advice(variable: str | None, url: str) -> str:
         return ""
     host, _ = _host_and_port(url)
     return f"; {variable} in the environment sends this to a proxy: unset it, or put {host} into no_proxy"
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """Meanwhile this process's environment names no proxy: for a library that reads it and should not."""
+    kept = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    for name in kept:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _is_direct(url: str, environment: Mapping[str, str]) -> bool:

@@ -25,7 +25,16 @@ from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryEr
 from minitron_trtllm.repository import config_text
 from minitron_trtllm.server import memory
 from minitron_trtllm.server.flags import flags, shared_memory_prefix
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
+from minitron_trtllm.server.launch import (
+    MARK_VARIABLE,
+    Launch,
+    Options,
+    Ports,
+    Served,
+    loopback,
+    reachable,
+    without_loopback,
+)
 
 _GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
@@ -177,9 +186,11 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
 
 def environment(runtime: Path, mark: str) -> dict[str, str]:
     """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
-    # AIP_MODE makes Triton listen on one more port, without TLS and key (Vertex AI).
-    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC", "AIP_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    # Of Triton's own: AIP_MODE makes it Vertex AI's server, on another port alone; TRITON_SERVER_ESCAPE_LOG_MESSAGES
+    # changes the log that the supervisor reads; TRITONSERVER_DELAY_GRPC_... slows it (they are for its tests).
+    dropped = ("PYTHONHOME", "PYTHONPATH", "AIP_", "TRITON_SERVER_", "TRITONSERVER_")
+    own = without_loopback(os.environ)
+    inherited = {name: value for name, value in own.items() if not name.startswith(dropped)}
     return inherited | {
         # The stub finds its packages through the first python3 on PATH.
         "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),

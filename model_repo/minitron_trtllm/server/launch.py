@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,6 +160,7 @@ def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[s
     """Environment variables by which a model of the server calls that server over gRPC.
 
     Files are named, not quoted, and so is the key's: others may read the environment of a process, but not the file.
+    They take the place of all that the environment says of another server (``without_loopback``).
     """
     values: dict[str, object] = {"MINITRON_GRPC": address}
     if tls:
@@ -168,6 +170,11 @@ def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[s
     if api_key_file:
         values["MINITRON_GRPC_API_KEY_FILE"] = api_key_file
     return {name: str(value) for name, value in values.items()}
+
+
+def without_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the variables of ``loopback``, which a shell may still have of another server."""
+    return {name: value for name, value in environment.items() if not name.startswith("MINITRON_GRPC")}
 
 
 def check_host(host: str) -> str:

@@ -54,8 +54,8 @@ def read(words: Sequence[str]) -> tuple[str, ...]:
             flags[-1] += f"={word}"
         else:
             where = f"behind {_name(flags[-1])}" if flags else "at the beginning"
-            raise UsageError(f"behind '--' stand flags of tritonserver, --name=value or --name value; {where} is a word "
-                             "that belongs to none")  # fmt: skip
+            raise UsageError(f"behind '--' stand flags of tritonserver, --name=value or --name value; {where} is "
+                             "a word that belongs to none")  # fmt: skip
     _check(flags)
     return tuple(flags)
 

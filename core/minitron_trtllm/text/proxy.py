@@ -47,11 +47,17 @@ def of_http(url: str, environment: Mapping[str, str] = os.environ, *, kinds: Seq
 
     ``kinds``: ``http`` or ``https`` as the URL has it, then ``all`` for a client that heeds ``all_proxy``.
     """
-    names = [name for kind in kinds for name in (f"{kind}_proxy", f"{kind.upper()}_PROXY")]
-    if "REQUEST_METHOD" in environment:  # a web server runs this: it may be a header of a request (CVE-2016-1000110)
-        names = [name for name in names if name != "HTTP_PROXY"]
-    variable = next((name for name in names if environment.get(name)), None)
+    variable = next(filter(None, (_of_kind(kind, environment) for kind in kinds)), None)
     return None if variable is None or _is_direct(url, environment) else variable
+
+
+def _of_kind(kind: str, environment: Mapping[str, str]) -> str | None:
+    """The lower case name where it is set, though to nothing; else the upper case one."""
+    lower, upper = f"{kind}_proxy", f"{kind.upper()}_PROXY"
+    if lower not in environment and upper == "HTTP_PROXY" and "REQUEST_METHOD" in environment:
+        return None  # a web server runs this, and the variable may be a header of a request (CVE-2016-1000110)
+    name = lower if lower in environment else upper
+    return name if environment.get(name) else None
 
 
 def advice(variable: str | None, url: str) -> str:

@@ -133,7 +133,7 @@ class Launch:
     """
 
     mark: str
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = field(repr=False)
     environment: dict[str, str] = field(repr=False)
     container: str | None
     secrets: tuple[str, ...] = field(repr=False)

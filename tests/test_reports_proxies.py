@@ -26,9 +26,14 @@ from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway
 from hub_server import hub
+from minitron_trtllm import doctor
 from minitron_trtllm.client import AsyncClient, Client
-from minitron_trtllm.errors import NotReady
+from minitron_trtllm.engine import tensorrt_run
+from minitron_trtllm.errors import MachineError, NotReady
 from minitron_trtllm.prometheus import Metrics
+from minitron_trtllm.server import container
+from minitron_trtllm.server.launch import Options, Ports, Served
+from minitron_trtllm.server.openai import OpenAi
 from minitron_trtllm.text import proxy
 from serving import server as serving
 from supervisor import Supervisor, environment, tritonserver
@@ -309,11 +314,33 @@ def test_counters_of_another_program_are_none_of_the_gateway_s(
 
 def test_a_gateway_beside_a_server_without_tls_speaks_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a shell may still say where the certificate of another server is."""
-    from minitron_trtllm.server.launch import Options, Ports, Served
-    from minitron_trtllm.server.openai import OpenAi
-
     monkeypatch.setenv("MINITRON_GRPC_CA", "/nowhere/ca.pem")
     folder = echo_repository.write(tmp_path / "echo", front="tensorrt_llm_bls")
     beside = OpenAi(Served.read(folder), Options(), Ports(), 0, tmp_path / "log")
     assert "MINITRON_GRPC_CA" not in beside._environment
     assert beside._environment["MINITRON_GRPC"] == "127.0.0.1:8001"
+
+
+@pytest.mark.parametrize(
+    ("value", "here"),
+    [
+        ("", True), ("unix:///var/run/docker.sock", True), ("unix:///run/user/1000/docker.sock", True),
+        ("tcp://127.0.0.1:2375", True), ("tcp://localhost:2375", True), ("tcp://[::1]:2375", True), ("fd://", True),
+        ("tcp://10.0.0.7:2376", False), ("ssh://somebody@builder", False), ("tcp://builder:2375", False),
+    ],
+)  # fmt: skip
+def test_a_docker_of_another_machine_is_refused_by_name(
+    value: str, here: bool, doubles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Forms: docker's documentation of DOCKER_HOST."""
+    monkeypatch.setenv("DOCKER_HOST", value)
+    served = Served.read(echo_repository.write(tmp_path / "echo"))
+    if here:
+        container.check_machine(served)
+        return
+    with pytest.raises(MachineError, match="DOCKER_HOST in the environment names another machine"):
+        container.check_machine(served)
+    found = [check for check in doctor._container() if check.subject == "docker"]
+    assert [(check.level, check.message) for check in found] == [("FAIL", "on another machine")]
+    with pytest.raises(MachineError, match="DOCKER_HOST"):
+        tensorrt_run.run(["docker", "run"], tmp_path / "log", cwd=tmp_path)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from minitron_trtllm.errors import MachineError
+from minitron_trtllm.text import proxy
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -38,6 +43,19 @@ def _cgroup_limits() -> list[int]:
         if text.isdigit():
             found.append(int(text))
     return found
+
+
+def check_docker_is_here(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a docker that DOCKER_HOST has on another machine, where our folders, ports and GPUs are not.
+
+    Raises MachineError.
+    """
+    scheme, _, rest = environment.get("DOCKER_HOST", "").partition("://")
+    if scheme in ("tcp", "http", "https", "ssh") and not proxy.is_loopback(urlsplit(f"//{rest}").hostname or ""):
+        raise MachineError(
+            "DOCKER_HOST in the environment names another machine, and a container there sees no folder of this one: "
+            "unset it, or run this there"
+        )
 
 
 @dataclass(frozen=True)

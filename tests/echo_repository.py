@@ -1,6 +1,7 @@
 """A model repository with one small Python model, for tests of the server itself: it loads in no time.
 
 ``echo`` sends ``max_tokens`` responses "0 ", "1 " …, 50 ms apart, and a final flag of its own, as the text model does.
+A prompt "wait 3" waits three seconds before the first, as one behind a busy engine.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             count = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy().reshape(-1)[0])
-            threading.Thread(target=self.answer, args=(request.get_response_sender(), count)).start()
+            text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0].decode()
+            wait_s = float(text.removeprefix("wait ")) if text.startswith("wait ") else 0
+            threading.Thread(target=self.answer, args=(request.get_response_sender(), count, wait_s)).start()
 
-    def answer(self, sender, count):
+    def answer(self, sender, count, wait_s):
+        time.sleep(wait_s)
         for number in range(count):
             time.sleep(0.05)
             text = np.array([f"{{number}} "], dtype=object)

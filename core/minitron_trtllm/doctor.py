@@ -20,6 +20,7 @@ from pathlib import Path
 from minitron_trtllm import compat, data_files, machine, memory, shape
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.compat import Image, version_key
+from minitron_trtllm.errors import MachineError
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.precision import Precision
 from minitron_trtllm.recipe_model import Recipe
@@ -201,6 +202,11 @@ def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
 def _container() -> Iterator[Check]:
     if shutil.which("docker") is None:
         yield Check("docker", FAIL, "not installed", "install docker and NVIDIA's container toolkit")
+        return
+    try:
+        machine.check_docker_is_here()
+    except MachineError as error:
+        yield Check("docker", FAIL, "on another machine", str(error))
         return
     version = _asked("docker", "version", "--format", "{{.Server.Version}}")
     if not version:

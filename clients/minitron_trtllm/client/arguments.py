@@ -19,10 +19,13 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add("--tls-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
     add("--tls-key", type=Path, metavar="PEM", help="our certificate's private key")
     add("--api-key-file", type=Path, metavar="FILE", help="send the API key in this file")
+    add("--keepalive", type=float, default=Endpoint.keepalive_s, metavar="SECONDS",
+        help="ask a silent server so often whether it lives, 0: never (default %(default)g, which every server takes; "
+        "10 is for those that 'minitron serve' started)")  # fmt: skip
 
 
 def endpoint(args: argparse.Namespace) -> Endpoint:
     """The server that ``add_connection``'s arguments name; raises UsageError, InputError."""
     tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
     key = ApiKey(api_keys.sent(args.api_key_file)) if args.api_key_file else None
-    return Endpoint(args.url, tls if args.tls or tls != Tls() else None, key)
+    return Endpoint(args.url, tls if args.tls or tls != Tls() else None, key, args.keepalive)

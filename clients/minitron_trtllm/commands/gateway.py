@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--stream-interval", default="1", metavar="N|MSms",
         help="send a stream's text every so many tokens (8) or ms (50ms); default: every token as it comes, and what "
         "is there where the gateway is behind")  # fmt: skip
+    add("--sse-keep-alive", type=float, default=Settings.keep_alive_s, metavar="SECONDS",
+        help="send a comment on a stream that was silent so long, for balancers on the way, 0: never (default "
+        "%(default)g)")  # fmt: skip
     add("--drain-timeout", type=float, default=Settings.drain_s, metavar="SECONDS",
         help="how long streams in flight may go on after SIGTERM (default %(default)g)")  # fmt: skip
     add("--json", action="store_true", help="when ready, print where it listens as JSON")
@@ -87,6 +91,8 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be 1 or more")
     if (args.tls_cert is None) != (args.tls_key is None):
         raise UsageError("HTTPS needs both --tls-cert and --tls-key")
+    if not 0 <= args.sse_keep_alive < math.inf:
+        raise UsageError(f"--sse-keep-alive {args.sse_keep_alive:g} is no time; give seconds, or 0 for never")
     interval = Interval.parse(args.stream_interval)
     keys = _keys(args.api_key_file)
     upstreams = _upstreams(args)
@@ -94,7 +100,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(
         host, port, upstreams, str(tokenizer), parameters, args.model_name, args.workers,
         Limits(args.max_body, args.max_prompts, -(-args.max_streams // args.workers)), interval, keys,
-        _pem(args.tls_cert), _pem(args.tls_key), args.drain_timeout,
+        _pem(args.tls_cert), _pem(args.tls_key), args.drain_timeout, args.sse_keep_alive,
     )  # fmt: skip
 
 

@@ -51,10 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send the prompt and print what comes back."""
     request = _request(args)
-    server = endpoint(args)
-    with Client(
-        server.url, model=args.model, tls=server.tls, api_key=server.api_key, deadline_s=args.deadline
-    ) as client:
+    with Client(endpoint(args), model=args.model, deadline_s=args.deadline) as client:
         if args.no_stream:
             response = client.generate(request)
         else:

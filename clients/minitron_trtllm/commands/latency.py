@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     baseline = compare.read_run(args.baseline) if args.baseline else None
     server = endpoint(args)
     effort = Effort(args.repeats, args.rounds, args.warm_up, args.deadline)
-    with Client(server.url, model=args.model, tls=server.tls, api_key=server.api_key) as client:
+    with Client(server, model=args.model) as client:
         model, metadata = client.served_model(), client.metadata()
         prompts, counted_by = prompt_maker(client, model, args.tokenizer or found_tokenizer(args.manifest), args.seed)
         results, gone = asyncio.run(

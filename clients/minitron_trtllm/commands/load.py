@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.find_capacity and (share != Slice() or profile.arrival.kind in ("closed", "ramp", "trace")):
         raise UsageError("--find-capacity varies the rate of constant, poisson or gamma arrivals, and takes no --slice")
     folder = args.output or _default_folder(args.profile)
-    with Client(endpoint(args).url, model=args.model, tls=endpoint(args).tls, api_key=endpoint(args).api_key) as client:
+    with Client(endpoint(args), model=args.model) as client:
         model, metadata = client.served_model(), client.metadata()
         prompts, counted_by = prompt_maker(
             client, model, args.tokenizer or found_tokenizer(args.manifest), profile.seed

@@ -167,7 +167,7 @@ class Subject:
     ) -> None:  # fmt: skip
         self.engine, self.limits, self._metrics_url, self.http_url = engine, limits, metrics_url, http_url
         self._headers = {endpoint.api_key.name: endpoint.api_key.value} if endpoint.api_key else {}
-        self._client = Client(endpoint.url, model=ENGINE, tls=endpoint.tls, api_key=endpoint.api_key)
+        self._client = Client(endpoint, model=ENGINE)
         self._channel, self._metadata = endpoint.channel(), endpoint.metadata
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
         self._folder, self._tokenizer = tokenizer, _tokenizer(tokenizer)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import manifest
+from minitron_trtllm import manifest, web
 from minitron_trtllm.acceptance.lines import SKIPPED, Line, judge
 from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.errors import NotReady
@@ -70,12 +68,12 @@ def look(repository: Path, state: State) -> Running:
 
 
 def _served_config(url: str) -> Mapping[str, Any]:
+    page = web.read(url, f"/v2/models/{MODEL}/config", f"the config of {MODEL}", "is the server up?", _TIMEOUT_S)
     try:
-        with urllib.request.urlopen(f"http://{url}/v2/models/{MODEL}/config", timeout=_TIMEOUT_S) as answer:
-            loaded: Mapping[str, Any] = json.load(answer)
-            return loaded
-    except (OSError, ValueError) as error:
-        raise NotReady(f"{url}: the config of {MODEL} cannot be read ({error}); is the server up?") from error
+        loaded: Mapping[str, Any] = json.loads(page)
+        return loaded
+    except ValueError as error:
+        raise NotReady(f"{url}: the config of {MODEL} is no JSON ({error}); is the server up?") from error
 
 
 def judge_all(running: Running) -> list[Line]:

@@ -26,7 +26,16 @@ from minitron_trtllm.memory import LEAST_SHM_BYTES
 from minitron_trtllm.repository import config_text
 from minitron_trtllm.server import cpu_memory
 from minitron_trtllm.server.flags import flags, shared_memory_prefix
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
+from minitron_trtllm.server.launch import (
+    MARK_VARIABLE,
+    Launch,
+    Options,
+    Ports,
+    Served,
+    loopback,
+    reachable,
+    without_loopback,
+)
 
 _SHM = Path("/dev/shm")
 _REPOSITORY = "repository"  # in the runtime folder
@@ -150,21 +159,26 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
     """The server as a child process of this machine; ``runtime`` is what ``prepare`` and ``link`` make."""
     wheel, runtime = find(), _seen(runtime, mark)
     repository = served.folder if _plain(served.folder, served.root) else runtime / _REPOSITORY
-    argv = [
-        str(wheel.server),
-        *flags(served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host),
+    more = (
         f"--backend-directory={runtime / 'backends'}",
         "--pinned-memory-pool-byte-size=0",
         "--allow-gpu-metrics=false",
-    ]
+    )
+    words = flags(
+        served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host, more=more
+    )
+    argv = [str(wheel.server), *words]
     calls = loopback(f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file)
     return Launch(mark, tuple(argv), environment(runtime, mark) | calls, None, options.secrets)
 
 
 def environment(runtime: Path, mark: str) -> dict[str, str]:
     """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
-    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    # Of Triton's own: AIP_MODE makes it Vertex AI's server, on another port alone; TRITON_SERVER_ESCAPE_LOG_MESSAGES
+    # changes the log that the supervisor reads; TRITONSERVER_DELAY_GRPC_... slows it (they are for its tests).
+    dropped = ("PYTHONHOME", "PYTHONPATH", "AIP_", "TRITON_SERVER_", "TRITONSERVER_")
+    own = without_loopback(os.environ)
+    inherited = {name: value for name, value in own.items() if not name.startswith(dropped)}
     return inherited | {
         # The stub finds its packages through the first python3 on PATH.
         "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),

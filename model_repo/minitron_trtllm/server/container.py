@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import machine
 from minitron_trtllm.errors import MissingDependency, RepositoryError
 from minitron_trtllm.repository.options import IMAGE
 from minitron_trtllm.server.flags import flags
@@ -39,12 +40,14 @@ _KEY_FILE = Path("/run/minitron-api-key")
 
 
 def check_machine(served: Served) -> None:
-    """Raises MissingDependency where there is no docker, RepositoryError for a folder that it cannot mount."""
+    """Raises MissingDependency where there is no docker, MachineError where it is elsewhere, RepositoryError for a
+    folder that it cannot mount."""
     if shutil.which("docker") is None:
         raise MissingDependency(
             "docker is not on PATH, and a GPU engine is served in NVIDIA's container; install Docker with the NVIDIA "
             "container toolkit, or see the command with --dry-run"
         )
+    machine.check_docker_is_here()
     if ":" in str(served.folder):
         raise RepositoryError(f"{served.folder} cannot be mounted into a container: its path holds a colon; move it")
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minitron_trtllm import api_keys, manifest
 from minitron_trtllm.errors import InputError, RepositoryError, UsageError
+from minitron_trtllm.server import triton_flags
 from minitron_trtllm.server.tls import Tls
 
 #: Marks every process and shared-memory segment of one server (environment variable, see ``leftovers``).
@@ -91,8 +93,8 @@ class Options:
     """What the user chose for one server.
 
     ``gpus`` is what ``docker run --gpus`` takes. ``api_key_file`` is where a model of the server reads ``api_key``.
-    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. Neither key is in any
-    representation.
+    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. ``triton_flags`` are the
+    user's own for tritonserver, as ``triton_flags.read`` gives them. Neither key nor these are in any representation.
     """
 
     host: str = _LOOPBACK
@@ -104,6 +106,7 @@ class Options:
     restarts: int = 3
     gpus: str = "all"
     verbose: bool = False
+    triton_flags: tuple[str, ...] = field(default=(), repr=False)
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
     @property
@@ -119,7 +122,7 @@ class Options:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown."""
-        return tuple(filter(None, (self.api_key, self.server_key)))
+        return tuple(filter(None, (self.api_key, self.server_key, *triton_flags.secrets(self.triton_flags))))
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Launch:
     """
 
     mark: str
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = field(repr=False)
     environment: dict[str, str] = field(repr=False)
     container: str | None
     secrets: tuple[str, ...] = field(repr=False)
@@ -157,6 +160,7 @@ def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[s
     """Environment variables by which a model of the server calls that server over gRPC.
 
     Files are named, not quoted, and so is the key's: others may read the environment of a process, but not the file.
+    They take the place of all that the environment says of another server (``without_loopback``).
     """
     values: dict[str, object] = {"MINITRON_GRPC": address}
     if tls:
@@ -166,6 +170,11 @@ def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[s
     if api_key_file:
         values["MINITRON_GRPC_API_KEY_FILE"] = api_key_file
     return {name: str(value) for name, value in values.items()}
+
+
+def without_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the variables of ``loopback``, which a shell may still have of another server."""
+    return {name: value for name, value in environment.items() if not name.startswith("MINITRON_GRPC")}
 
 
 def check_host(host: str) -> str:

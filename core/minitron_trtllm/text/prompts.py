@@ -15,6 +15,10 @@ from minitron_trtllm.text.tokenizer import TextTokenizer
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]
 
+#: Bytes of a logit, by what the text model's parameter ``context_logits`` says.
+_LOGIT_BYTES = {"FP32": 4, "FP16": 2}
+_MESSAGE_BYTES = (2 << 30) - (1 << 20)  # what a response may hold, with room for its other tensors
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -36,6 +40,7 @@ class Prompt:
     stop_words_list: Ints
     bad_words_list: Ints
     embedding_bias: NDArray[np.float32]
+    vocab_size: int
 
 
 class PromptMaker:
@@ -46,6 +51,7 @@ class PromptMaker:
         self._max_input_len = int(parameters["max_input_len"])
         self._max_seq_len = int(parameters["max_seq_len"])
         self._vocab_size = int(parameters["vocab_size"])
+        self._context_logits = parameters.get("context_logits", "none")
 
     def make(
         self,
@@ -93,6 +99,7 @@ class PromptMaker:
             self._word_lists(stop_words, batch, "stop_words", [[token] for token in more_ends]),
             self._word_lists(bad_words, batch, "bad_words"),
             np.zeros((batch, 0), np.float32) if bias is None else bias,
+            self._vocab_size,
         )  # fmt: skip
 
     def check_ids(self, ids: Sequence[int], what: str) -> None:
@@ -100,6 +107,23 @@ class PromptMaker:
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise RequestError(f"{what} has the token id {token}, and ids go from 0 to {self._vocab_size - 1}")
+
+    def check_context_logits(self, prompt: int) -> None:
+        """Whether the engine gives the logits of a prompt of so many tokens; raises RequestError that says which does.
+
+        A response is one message of protobuf, and so less than 2 GiB.
+        """
+        if self._context_logits not in _LOGIT_BYTES:
+            raise RequestError(
+                "this engine gives no log probs of the prompt: TensorRT-LLM needs one that is built with "
+                "gather_context_logits (trtllm_build: {gather_context_logits: true} in a recipe) and served without "
+                "enable_kv_cache_reuse; a CPU engine gives them, in a repository that is rendered again"
+            )
+        most = _MESSAGE_BYTES // (_LOGIT_BYTES[self._context_logits] * self._vocab_size)
+        if prompt > most:
+            raise RequestError(
+                f"the prompt has {prompt} tokens, and a response of the engine holds the logits of at most {most}"
+            )
 
     def bias_of_ids(self, weights: Mapping[int, float]) -> NDArray[np.float32]:
         """``embedding_bias`` [1, vocabulary] of one prompt; raises RequestError for ids that are not there."""

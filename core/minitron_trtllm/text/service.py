@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -82,10 +83,13 @@ class TextService:
         """
         prompt = sampling.prompt(self._prompts, ids)
         completion = Completion(self._tokenizer, prompt, sampling)
-        outputs = [*_TOKENS, "output_log_probs"] if sampling.log_probs else _TOKENS
+        outputs = [*_TOKENS, *(["output_log_probs"] if sampling.log_probs else [])]
+        outputs += ["context_logits"] if sampling.prompt_log_probs is not None else []
         batches = self._engine.batches(sampling.request().engine_inputs(prompt), outputs, uuid.uuid4().hex)
         async with contextlib.aclosing(batches):
             async for batch in batches:
+                if completion.wants_context:
+                    await asyncio.to_thread(completion.read_context, batch)
                 yield completion.feed(batch)
                 if completion.stopped:
                     break

@@ -2,7 +2,8 @@
 
 One thread steps the pipeline and hands on what each step gave. A request is let in when its prompt and its longest
 output have room in the KV cache ("guaranteed no evict"); until then it waits, first come, first served. A fault inside
-a step is answered to every request that was let in, and the pipeline is opened anew.
+a step is answered to every request that was let in, and the pipeline is opened anew. A request for the logits of its
+prompt has them computed first (``context_logits``), and then takes its place among those that wait.
 
 ``step()`` holds the interpreter's lock to its end; other threads get their turn between steps.
 """
@@ -17,11 +18,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import pipeline
+from .context_logits import ContextLogits, Logits, log_softmax
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation_request import Refused, Request, check
 
@@ -32,12 +36,16 @@ END_ID, STOP_WORDS, LENGTH, CANCELLED = "end_id", "stop_words", "length", "cance
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step gave to one sequence. The last chunk has ``finish`` or ``error``, and may have no token."""
+    """What one step gave to one sequence. The last chunk has ``finish`` or ``error``, and may have no token.
+
+    ``context_logits`` [prompt, vocabulary]: with the first one, where they were asked for.
+    """
 
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     finish: str | None = None
     error: str | None = None
+    context_logits: Logits | None = None
 
     @property
     def is_last(self) -> bool:
@@ -67,6 +75,7 @@ class Generation:
     deliver: Callable[[Chunk], None]
     times: Times
     token_ids: list[int] = field(default_factory=list)
+    context_logits: Logits | None = None
     handle: Any = None
     cancelled: bool = False
     answered: bool = False
@@ -80,7 +89,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts at one moment. ``context``: let in and without a token yet; ``generating``: the other ones let in."""
+    """Counts at one moment. ``context``: let in and without a token yet; ``generating``: the other ones let in.
+
+    ``waiting`` counts those whose context logits are being computed, too.
+    """
 
     waiting: int
     context: int
@@ -114,12 +126,14 @@ class Engine:
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
+        self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
         self._ids = itertools.count(1)
         self._steps = self._faults = 0
         self._closing = False
         self._pipeline: Any = open_pipeline()
         self._warm_up()
+        self._context_logits = ContextLogits(lambda: pipeline.PlainModel(config), config.vocab_size)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -162,11 +176,16 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise Refused("The engine is stopping")
-            self._waiting.append(generation)
+            line = self._before if request.context_logits else self._waiting
+            line.append(generation)
             self._admit()
-            if 0 < self._max_queue < len(self._waiting):
-                self._waiting.pop()
+            if 0 < self._max_queue < len(self._waiting) + len(self._before):
+                line.pop()
                 raise Refused(f"Maximum queue size of {self._max_queue} has been reached, please try again later")
+            if request.context_logits:
+                self._context_logits.submit(
+                    request.prompt, lambda: not generation.cancelled, lambda result: self._go_on(generation, result)
+                )
             self._changed.notify()
         return generation
 
@@ -187,11 +206,35 @@ class Engine:
         """End a generation before its next token; its last chunk says so. Nothing happens where it is over."""
         with self._changed:
             generation.cancelled = True
-            waited = generation in self._waiting
-            if waited:
-                self._waiting.remove(generation)
+            waited = self._leaves_line(generation)
         if waited:
             _answer(generation, Chunk(finish=CANCELLED))
+
+    def _leaves_line(self, generation: Generation) -> bool:
+        """Take a generation out of the line that it waits in; whether there is one."""
+        for line in (self._waiting, self._before):
+            if generation in line:
+                line.remove(generation)
+                return True
+        return False
+
+    def _go_on(self, generation: Generation, logits: Logits | Exception | None) -> None:
+        """Take in the logits of a generation's prompt; where one token was asked for, they are the answer."""
+        with self._changed:
+            if not self._leaves_line(generation):
+                return  # cancelled, and answered
+            if isinstance(logits, np.ndarray):
+                generation.context_logits = logits
+                if not generation.request.is_the_likeliest_alone:
+                    self._waiting.append(generation)
+                    self._admit()
+                    self._changed.notify()
+                    return
+        if isinstance(logits, np.ndarray):
+            _answer(generation, _likeliest(generation, logits[-1]))
+        else:
+            log.error("the logits of a prompt could not be computed (%s)", _one_line(logits))
+            _answer(generation, Chunk(error=f"The logits of the prompt could not be computed: {_one_line(logits)}"))
 
     def stats(self) -> Stats:
         """Counts at this moment."""
@@ -199,7 +242,7 @@ class Engine:
             active = list(self._active.values())
             context = [generation for generation in active if not generation.token_ids]
             return Stats(
-                waiting=len(self._waiting),
+                waiting=len(self._waiting) + len(self._before),
                 context=len(context),
                 generating=len(active) - len(context),
                 max_requests=self.config.max_batch_size,
@@ -214,11 +257,12 @@ class Engine:
         """Take no more requests, cancel those that are there, end the thread, let go of the library."""
         with self._changed:
             self._closing = True
-            there = [*self._waiting, *self._active.values()]
+            there = [*self._before, *self._waiting, *self._active.values()]
             self._changed.notify()
         for generation in there:
             self.cancel(generation)
         self._thread.join()
+        self._context_logits.close()
         self._pipeline = None
 
     def _used_blocks(self) -> int:
@@ -364,7 +408,20 @@ def _finish_after_token(generation: Generation) -> str | None:
     return LENGTH if len(ids) == request.max_new_tokens else None
 
 
+def _likeliest(generation: Generation, logits: Logits) -> Chunk:
+    """The answer of one token that the logits behind a prompt name: its prompt need not be read again."""
+    generation.times.first_scheduled_ns = generation.times.arrival_ns
+    generation.times.first_token_ns = generation.times.last_token_ns = time.monotonic_ns()
+    token = int(logits.argmax())
+    if token in generation.request.end_ids:
+        return Chunk(finish=END_ID)
+    generation.token_ids.append(token)
+    return Chunk((token,), (float(log_softmax(logits)[token]),), _finish_after_token(generation))
+
+
 def _answer(generation: Generation, chunk: Chunk) -> None:
+    if generation.context_logits is not None and chunk.error is None:
+        chunk, generation.context_logits = replace(chunk, context_logits=generation.context_logits), None
     generation.answered = chunk.is_last
     try:
         generation.deliver(chunk)
@@ -383,7 +440,7 @@ def _to_nobody(chunk: Chunk) -> None:
     """
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: object) -> str:
     """An exception's own words, without the lines that only name places in the library's sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

@@ -13,7 +13,8 @@ import triton_python_backend_utils as pb_utils
 from reply import Reply
 
 from .context_logits import Logits
-from .cpu_engine import Chunk, Engine, Generation, Times
+from .cpu_engine import Engine
+from .generation import Chunk, Generation, Times
 from .generation_request import Refused, Request
 from .metrics import Metrics
 from .request_tensors import Wanted

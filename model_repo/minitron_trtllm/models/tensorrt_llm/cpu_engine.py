@@ -18,73 +18,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import pipeline
-from .context_logits import ContextLogits, Logits, log_softmax
-from .engine_config import BLOCK_TOKENS, EngineConfig
+from .context_logits import ContextLogits, Logits
+from .engine_config import EngineConfig
+from .generation import CANCELLED, END_ID, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
 
 log = logging.getLogger(__name__)
-
-END_ID, STOP_WORDS, LENGTH, CANCELLED = "end_id", "stop_words", "length", "cancelled"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one step gave to one sequence. The last chunk has ``finish`` or ``error``, and may have no token.
-
-    ``context_logits`` [prompt, vocabulary]: with the first one, where they were asked for.
-    """
-
-    token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()
-    finish: str | None = None
-    error: str | None = None
-    context_logits: Logits | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the sequence is over."""
-        return self.finish is not None or self.error is not None
-
-
-@dataclass
-class Times:
-    """Moments of a sequence's life, in ns of the monotonic clock; 0 = not yet."""
-
-    arrival_ns: int
-    first_scheduled_ns: int = 0
-    first_token_ns: int = 0
-    last_token_ns: int = 0
-
-
-@dataclass(eq=False)
-class Generation:
-    """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
-
-    ``lingers``: it is answered, and the pipeline still reads its prompt (see ``_end``).
-    """
-
-    id: int
-    request: Request
-    deliver: Callable[[Chunk], None]
-    times: Times
-    token_ids: list[int] = field(default_factory=list)
-    context_logits: Logits | None = None
-    handle: Any = None
-    cancelled: bool = False
-    answered: bool = False
-    lingers: bool = False
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of the KV cache that its prompt and its longest output fill."""
-        return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -208,7 +154,7 @@ class Engine:
             generation.cancelled = True
             waited = self._leaves_line(generation)
         if waited:
-            _answer(generation, Chunk(finish=CANCELLED))
+            generation.answer(Chunk(finish=CANCELLED))
 
     def _leaves_line(self, generation: Generation) -> bool:
         """Take a generation out of the line that it waits in; whether there is one."""
@@ -231,10 +177,10 @@ class Engine:
                     self._changed.notify()
                     return
         if isinstance(logits, np.ndarray):
-            _answer(generation, _likeliest(generation, logits[-1]))
+            generation.answer(generation.likeliest(logits[-1]))
         else:
             log.error("the logits of a prompt could not be computed (%s)", _one_line(logits))
-            _answer(generation, Chunk(error=f"The logits of the prompt could not be computed: {_one_line(logits)}"))
+            generation.answer(Chunk(error=f"The logits of the prompt could not be computed: {_one_line(logits)}"))
 
     def stats(self) -> Stats:
         """Counts at this moment."""
@@ -331,7 +277,7 @@ class Engine:
             config = pipeline.generation_config(request)
             generation.handle = self._pipeline.add_request(key, pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
-            _answer(generation, Chunk(error=_one_line(error)))
+            generation.answer(Chunk(error=_one_line(error)))
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
@@ -340,7 +286,7 @@ class Engine:
         for generation in batch.values():
             generation.handle, generation.lingers = None, False
             if not generation.answered:
-                _answer(generation, Chunk(error=f"The engine failed: {_one_line(error)}"))
+                generation.answer(Chunk(error=f"The engine failed: {_one_line(error)}"))
         self._pipeline = None
 
     def _collect(self, generation: Generation) -> None:
@@ -358,7 +304,7 @@ class Engine:
                         generation.token_ids.append(token)
                         ids.append(token)
                         log_probs.append(log_prob)
-                        finish = _finish_after_token(generation)
+                        finish = generation.finish_after_token()
                     if finish:
                         break
         if ids:
@@ -370,7 +316,7 @@ class Engine:
         if finish or error:
             self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
-            _answer(generation, Chunk(tuple(ids), tuple(log_probs)))
+            generation.answer(Chunk(tuple(ids), tuple(log_probs)))
 
     def _end(self, generation: Generation, last: Chunk) -> None:
         """Answer for the last time, and make the pipeline forget the sequence where it would go on.
@@ -388,7 +334,7 @@ class Engine:
             handle.cancel()
         else:
             generation.lingers = True
-        _answer(generation, last)
+        generation.answer(last)
 
 
 def _let_go_after_prompt(generation: Generation) -> None:
@@ -399,45 +345,6 @@ def _let_go_after_prompt(generation: Generation) -> None:
         generation.handle.read()
         generation.handle.cancel()
         generation.lingers = False
-
-
-def _finish_after_token(generation: Generation) -> str | None:
-    request, ids = generation.request, generation.token_ids
-    if any(tuple(ids[-len(word) :]) == word for word in request.stop_words):
-        return STOP_WORDS
-    return LENGTH if len(ids) == request.max_new_tokens else None
-
-
-def _likeliest(generation: Generation, logits: Logits) -> Chunk:
-    """The answer of one token that the logits behind a prompt name: its prompt need not be read again."""
-    generation.times.first_scheduled_ns = generation.times.arrival_ns
-    generation.times.first_token_ns = generation.times.last_token_ns = time.monotonic_ns()
-    token = int(logits.argmax())
-    if token in generation.request.end_ids:
-        return Chunk(finish=END_ID)
-    generation.token_ids.append(token)
-    return Chunk((token,), (float(log_softmax(logits)[token]),), _finish_after_token(generation))
-
-
-def _answer(generation: Generation, chunk: Chunk) -> None:
-    if generation.context_logits is not None and chunk.error is None:
-        chunk, generation.context_logits = replace(chunk, context_logits=generation.context_logits), None
-    generation.answered = chunk.is_last
-    try:
-        generation.deliver(chunk)
-    except Exception:
-        log.exception("a chunk could not be delivered; its request is cancelled")
-        generation.cancelled = True
-    if generation.answered:
-        generation.deliver = _to_nobody
-
-
-def _to_nobody(chunk: Chunk) -> None:
-    """Who takes the chunks after the last one.
-
-    A receiver that knows its generation would be kept alive by it until Python's garbage collector comes; with it, in
-    Triton, a response sender, and one that is left to the end of the process crashes there.
-    """
 
 
 def _one_line(error: object) -> str:

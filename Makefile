@@ -15,8 +15,9 @@ PRECISION ?= auto
 EXECUTION ?= exact
 # Extra options for a target: make test ARGS="-k layout", make bench-cpu ARGS="--shape 4b"
 ARGS ?=
-# Tests at the same time.
-JOBS ?= 2
+# Tests at the same time: more than there are cores, because most of them wait for servers.
+JOBS ?= 4
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## list the targets
@@ -133,9 +134,13 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 # --- tests and checks ---------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.ready ## all tests but those that need torch (test-reference)
-	@echo "Left out here: tests marked 'reference' and 'clients' (make test-reference, test-clients) and 'browser' (.ci/run)."
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not reference and not clients and not browser" $(ARGS)
+test: $(VENV)/.ready ## all tests but the slow ones and those that need more than this machine has for certain
+	@echo "Left out here, and run by .ci/run: make test-slow, test-reference (torch), test-clients, test-browser."
+	@$(PYTEST) -m "not slow and not reference and not clients and not browser" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.ready ## longer looks: thousands of fuzzed inputs, hundreds of streams, an A100 of doubles
+	@$(PYTEST) -m "slow and not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)
@@ -176,7 +181,7 @@ check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run 'make format'."; exit 1; }
 	@$(BIN)/mypy core build model_repo clients models tools tests benches
-	@$(BIN)/python -m pytest -q tests/test_house_*.py
+	@$(BIN)/python -m pytest -q -m "not slow" tests/test_house_*.py
 
 .PHONY: format
 format: $(VENV)/.ready ## format the code

@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from conftest import ROOMS, ROOT
 
 @contextlib.contextmanager
 def server(repository: Path, *flags: str) -> Iterator[dict[str, Any]]:
-    """Run ``minitron serve`` on free ports; yields its state document (urls: grpc, http, metrics; pid)."""
+    """Run ``minitron serve`` on free ports; yields its state document (urls: grpc, http, metrics; pid) and ``log``.
+
+    State and log lie in a folder of this server's own: others serve the same repository, and stop what is theirs.
+    """
+    own = Path(tempfile.mkdtemp(prefix=f"{repository.name}-", dir=repository.parent))
     words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", str(repository), "--json", *flags]
     words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    words += ["--state", str(repository.parent / "state")]
+    words += ["--state", str(own / "state")]
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    log = repository.parent / f"{repository.name}.log"
+    log = own / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"PYTHONPATH": rooms}

@@ -272,6 +272,7 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         yield machine
 
 
+@pytest.mark.slow
 def test_on_an_a100_of_doubles_every_line_passes(a100: A100) -> None:
     document = json.loads((a100.output / "acceptance.json").read_text())
     assert lines_of(document, "FAIL") == {}
@@ -348,6 +349,7 @@ DISAGREEMENTS: dict[str, tuple[Disagree, tuple[str, ...], dict[str, tuple[str, .
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISAGREEMENTS)
 def test_a_double_that_disagrees_fails_exactly_its_lines(
     a100: A100, name: str, monkeypatch: pytest.MonkeyPatch
@@ -363,6 +365,7 @@ def test_a_double_that_disagrees_fails_exactly_its_lines(
         assert catalogue()[line].remedy.split(":")[0].replace("'", "&#39;") in page
 
 
+@pytest.mark.slow
 def test_a_stored_reference_counts_for_its_own_checkpoint_alone(a100: A100, on_cpu: OnCpu, tmp_path: Path) -> None:
     """The recipes cpu and a100-int8 make the same checkpoint of the small Minitron, which is in bfloat16."""
     words = ("--recipe", "a100-int8", "--baseline", a100.folder / "baseline.json", "--reference")

@@ -41,6 +41,7 @@ def either(request: pytest.FixtureRequest, whole: bytes) -> bytes:
     return whole if request.param == "plain" else (DATA / "gguf" / "tiny-Q4_K_M.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_thousand_fuzzed_variants(either: bytes, tmp_path: Path) -> None:
     """Truncated, bytes changed, numbers of the header replaced by lying ones, pieces moved: never another error."""
     pick = np.random.default_rng(11)

@@ -239,7 +239,7 @@ def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, An
     repository = small_repository("bfloat16")
     with serving.server(repository) as document:
         yield document
-    minitron("stop", "--all", "--state", repository.parent / "state", check=False)
+    minitron("stop", "--all", "--state", Path(document["folder"]).parent, check=False)
 
 
 def test_load_over_a_stall_and_the_death_of_the_server(own_server: dict[str, Any], tmp_path: Path) -> None:

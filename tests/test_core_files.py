@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +87,47 @@ def test_a_killed_run_leaves_no_result_and_its_rest_is_removed_by_the_next(tmp_p
     assert len(list(tmp_path.glob(".result.partial-*"))) == 1
     with files.new_folder(tmp_path / "result", force=True) as folder:
         assert [folder] == list(tmp_path.glob(".result.partial-*"))
+
+
+def test_whatever_step_a_run_is_killed_at_the_next_one_cleans_up(tmp_path: Path) -> None:
+    """Killed at its first step that Python's audit events tell of (PEP 578: mkdir, open, rename …), its second, …"""
+    code = (
+        "import itertools, os, pathlib, signal, sys; from minitron_trtllm import files\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "def make():\n"
+        "    with files.new_folder(path, force=True) as f: (f / 'a').write_text('x')\n"
+        "for killed in itertools.count(1):\n"
+        "    if not (pid := os.fork()):\n"
+        "        left = iter(range(killed - 1))\n"
+        "        sys.addaudithook(lambda *_: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))\n"
+        "        make()\n"
+        "        os._exit(0)\n"
+        "    if os.waitpid(pid, 0)[1] == 0: break\n"
+        "    make()\n"
+        "    assert os.listdir(path.parent) == [path.name], (killed, os.listdir(path.parent))\n"
+        "print(killed)"
+    )
+    words = [sys.executable, "-c", code, tmp_path / "work" / "result"]
+    core = os.environ | {"PYTHONPATH": str(ROOT / "core")}
+    done = subprocess.run(words, env=core, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10  # that many steps were tried
+
+
+def test_a_folder_that_is_taken_for_a_dead_run_s_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its making and its lock another run may remove it."""
+    made, make = [], tempfile.mkdtemp
+
+    def make_and_lose(**words: Any) -> str:
+        made.append(make(**words))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    with files.new_folder(tmp_path / "result") as folder:
+        assert [str(folder)] == made[1:]
+    assert (tmp_path / "result").is_dir()
 
 
 def test_write_text_replaces_whole(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]
     assert ours(output) == []
 
 
+@pytest.mark.slow
 def test_a_gguf_file_goes_the_whole_way_and_says_the_same(
     first_run: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ _BODIES = st.one_of(_COMPLETIONS.map(json.dumps), _CHATS.map(json.dumps), _ANY.m
 _PATHS = st.sampled_from(["/v1/completions", "/v1/chat/completions"])
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(asked=st.lists(st.tuples(_PATHS, _BODIES), min_size=20, max_size=20))
 def test_ten_thousand_bodies_of_any_kind_are_answered_or_refused(gateway: Gateway, asked: list[Any]) -> None:

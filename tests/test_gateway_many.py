@@ -60,6 +60,7 @@ async def wave(address: str, leaving: set[int]) -> list[str | None]:
     return await asyncio.gather(*(stream(address, number, number in leaving) for number in range(STREAMS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1", "20ms"])
 def test_five_hundred_streams_some_of_which_leave(tmp_path: Path, interval: str) -> None:
     server = Bare(tmp_path, "--tokenizer", str(SMALL_MODEL))

@@ -11,6 +11,8 @@ import pytest
 
 from conftest import ROOT, SMALL_MODEL
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("nvidia-pytriton", "openvino", "openvino-genai", "torch", "transformers", "tensorrt-llm")
 
 

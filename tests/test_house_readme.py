@@ -63,6 +63,7 @@ def on_free_ports(script: str) -> str:
     return re.sub(r"^(minitron (?:generate|latency)\b.*)$", rf"\1 --url 127.0.0.1:{grpc}", script, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_the_commands_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outside_make(monkeypatch)

@@ -247,6 +247,7 @@ def faults(path: Path) -> Iterator[tuple[str, str]]:
                 yield f"retype {place}", retyped(plain, broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_change_of_a_config_is_named_or_reviewed(
     repository: Path, model: str, monkeypatch: pytest.MonkeyPatch

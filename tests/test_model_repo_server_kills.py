@@ -66,6 +66,31 @@ def test_a_crashed_server_comes_back_until_it_crashes_too_often(echo: Path, serv
     assert only_the_log(one.state).read_text() == log
 
 
+def test_a_server_that_crashes_while_it_loads_is_started_again(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    """As Triton 2.51 was seen to do on a busy machine: it aborted over the lock of a model's process that it had killed
+    for being late."""
+    one = serve(echo, "--restarts", "1", ready=False)
+    assert within(60, lambda: bool(loading(one.state)))
+    os.kill(loading(one.state)[0], signal.SIGABRT)
+    one.wait_until_ready()
+    assert one.written["restarts"] == 1
+    assert ask(one.url, 2) == ["0 ", "1 "]
+
+
+def test_a_server_that_crashes_at_every_start_stays_down(echo: Path, serve: Callable[..., Supervisor]) -> None:
+    (echo / "echo" / "1" / "model.py").write_text("import os\nos.kill(os.getppid(), 6)\n")
+    one = serve(echo, "--restarts", "1", ready=False)
+    code, said = one.end()
+    assert code == 7
+    assert said.count("tritonserver ended with signal 6 before it was ready") == 3  # twice on the way, once at the end
+    assert "crashed 2 times" in said
+
+
+def loading(state: Path) -> list[int]:
+    """The tritonserver that was started with this folder for its state."""
+    return [pid for pid, words in command_lines(str(state)).items() if "/bin/tritonserver " in words]
+
+
 def test_a_server_that_hangs_in_its_crash_comes_back(echo: Path, serve: Callable[..., Supervisor]) -> None:
     """Triton's own handler of signals was seen to deadlock behind its first line, with the process alive and ready."""
     one = serve(echo)
@@ -158,6 +183,7 @@ def test_what_two_killed_ones_left_is_removed_by_the_next_command(
     assert nothing_is_left(one.mark)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_each_followed_by_serve(echo: Path, tmp_path: Path) -> None:
     """A piece of ``make drill-kill``."""
     drill = kill_drill.Drill(echo, tmp_path / "state", seed=6)

@@ -7,6 +7,7 @@ the same output removes (a lock tells a dead run's folder from a living one's).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -55,17 +56,20 @@ def _make_partial(path: Path) -> tuple[Path, int]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_dead_partials(path)
-        # Locked first and named after: whoever sees the name ".partial-" sees the lock too.
-        unlocked = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
-        unlocked.chmod(0o777 & ~_umask())
-        lock = os.open(unlocked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        partial = unlocked.rename(path.parent / f".{path.name}.partial-{unlocked.name[-8:]}")
+        while True:
+            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # Another run may have taken it for a dead one's before it was locked: then there is another try.
+                if partial.exists():
+                    partial.chmod(0o777 & ~_umask())
+                    return partial, lock
+                os.close(lock)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutputError(f"cannot write into {path.parent}: {error.strerror}; choose another --output") from error
-    return partial, lock
 
 
 def _remove_dead_partials(path: Path) -> None:

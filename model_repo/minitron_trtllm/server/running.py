@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.errors import ServerError
+from minitron_trtllm.errors import MinitronError, ServerError
 from minitron_trtllm.server import leftovers, readiness
 from minitron_trtllm.server.launch import RESTARTS_VARIABLE, Launch, Options, Served
 from minitron_trtllm.server.leftovers import Process
@@ -25,6 +25,16 @@ _POLL_S = 0.1
 _LAST_WORDS_S = 5.0  # for tritonserver to say itself that a model's process died
 _BACKTRACE_S = 5.0  # for tritonserver to write it; its handler of signals may hang over it
 _PR_SET_PDEATHSIG = 1
+#: What kills a program that goes wrong; SIGKILL is not among them: somebody, or a machine without memory, meant it.
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+
+
+class Crashed(ServerError):
+    """tritonserver died of a signal before it was ready: no fault of the models, so another start may do better.
+
+    Its Python backend (2.51) gives the process of a model 10 s to come up and 5 s to show that it lives while it loads,
+    kills it where a busy machine takes longer, and may abort over the lock that the killed process held.
+    """
 
 
 class Running:
@@ -42,7 +52,7 @@ class Running:
     def wait_until_ready(self, served: Served, options: Options, port: int, asked: Callable[[], object]) -> bool:
         """Wait for all models, then warm up over HTTP at ``port``; False when ``asked`` to stop meanwhile.
 
-        Raises ServerError and PortBusy where it does not become ready.
+        Raises Crashed, another ServerError or PortBusy where it does not become ready.
         """
         deadline = time.monotonic() + options.ready_timeout_s
         bereft_since: float | None = None
@@ -56,7 +66,9 @@ class Running:
                 now = time.monotonic()
                 if self.child.poll() is not None:
                     self.log.new_errors()
-                    raise self.log.explain(f"tritonserver ended with {self.child.returncode} before it was ready")
+                    raise self._died()
+                if self._hangs_over_signal():
+                    raise Crashed(f"tritonserver hangs since signal {self.log.struck} (log: {self.log.path})")
                 bereft_since = self._bereft_since(bereft_since, now)
                 if now > deadline:
                     raise ServerError(
@@ -67,6 +79,11 @@ class Running:
         readiness.warm_up(served, options, port, timeout_s=options.ready_timeout_s)
         self._stubs = leftovers.stubs(self.mark)
         return not asked()
+
+    def _died(self) -> MinitronError:
+        code = self.child.returncode
+        error = self.log.explain(f"tritonserver ended with {ending(code)} before it was ready")
+        return Crashed(str(error)) if signal_of(code) in _CRASHES else error
 
     def _bereft_since(self, since: float | None, now: float) -> float | None:
         """Since when a model's process is dead and tritonserver silent; raises ServerError when it stays so."""
@@ -99,9 +116,14 @@ class Running:
         return [name for name, process in self._stubs.items() if not process.lives()]
 
 
+def signal_of(code: int) -> int:
+    """The signal that an exit code tells of, or 0; a shell and docker write 128 + N for signal N."""
+    return -code if code < 0 else code - 128 if code > 128 else 0
+
+
 def ending(code: int) -> str:
-    """What an exit code says, in words; a shell and docker write 128 + N for signal N."""
-    number = -code if code < 0 else code - 128 if code > 128 else 0
+    """What an exit code says, in words."""
+    number = signal_of(code)
     return f"signal {number}" if number else f"exit code {code}"
 
 

@@ -21,7 +21,7 @@ from minitron_trtllm.server.draining import Drain
 from minitron_trtllm.server.launch import Launch, Options, Served
 from minitron_trtllm.server.openai import OpenAi
 from minitron_trtllm.server.restarts import WINDOW_S, Restarts
-from minitron_trtllm.server.running import Running
+from minitron_trtllm.server.running import Crashed, Running
 from minitron_trtllm.server.state import State
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Supervisor:
         self._asked.append(number)
 
     def _live(self, on_ready: Callable[[State], None]) -> int:
-        running = self._bring_up()
+        running = self._start()
         if self._openai:
             self._state = self._state.enter("ready", urls=self._state.urls | {"openai": self._openai.start()})
         on_ready(self._state)
@@ -118,6 +118,15 @@ class Supervisor:
                 self._openai.look()
             time.sleep(_POLL_S)
         return self._drain(running)
+
+    def _start(self) -> Running:
+        try:
+            return self._bring_up()
+        except Crashed as error:
+            log.error("%s", error)
+            if running := self._bring_back():
+                return running
+            raise
 
     def _bring_up(self) -> Running:
         """A server that is ready; raises ServerError, PortBusy, _AskedToStop."""

@@ -174,7 +174,7 @@ class CompletionBody(_Body):
             raise ValueError(f"best_of: {self.best_of} is less than n ({self.choices})")
         if self.streams and self.sequences > self.choices:
             raise ValueError("best_of: the best are known at the end; it cannot be streamed")
-        if not (self.echo and self.max_tokens == 0):  # of the prompt alone there are any number
+        if not (self.echo and self.max_tokens == 0):  # a prompt's tokens have all of them
             _check_alternatives(self, "logprobs", self.logprobs or 0)
         return self
 

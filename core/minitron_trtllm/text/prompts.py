@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.tensors import Arrays
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
@@ -52,6 +53,19 @@ class PromptMaker:
         self._max_seq_len = int(parameters["max_seq_len"])
         self._vocab_size = int(parameters["vocab_size"])
         self._context_logits = parameters.get("context_logits", "none")
+
+    def of_request(self, arrays: Arrays) -> Prompt:
+        """The prompts of a request by the names of the text model's inputs; raises RequestError."""
+        return self.make(
+            arrays["text_input"],
+            arrays["max_tokens"],
+            stop_words=arrays.get("stop_words"),
+            bad_words=arrays.get("bad_words"),
+            bias_words=arrays.get("embedding_bias_words"),
+            bias_weights=arrays.get("embedding_bias_weights"),
+            end_id=arrays.get("end_id"),
+            pad_id=arrays.get("pad_id"),
+        )
 
     def make(
         self,

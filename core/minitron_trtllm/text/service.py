@@ -52,16 +52,7 @@ class TextService:
         request and EngineError, at any moment.
         """
         request = TextRequest.read(arrays, excludes_input=self._excludes_input)
-        prompt = self._prompts.make(
-            arrays["text_input"],
-            arrays["max_tokens"],
-            stop_words=arrays.get("stop_words"),
-            bad_words=arrays.get("bad_words"),
-            bias_words=arrays.get("embedding_bias_words"),
-            bias_weights=arrays.get("embedding_bias_weights"),
-            end_id=arrays.get("end_id"),
-            pad_id=arrays.get("pad_id"),
-        )
+        prompt = self._prompts.of_request(arrays)
         answers = Answers(self._tokenizer, prompt, request)
         # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)

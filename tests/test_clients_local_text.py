@@ -15,7 +15,7 @@ import pytest
 
 from conftest import SMALL_MODEL, minitron
 from gateway_process import within
-from minitron_trtllm.client import AsyncClient, Client
+from minitron_trtllm.client import AsyncClient, Client, Request
 from minitron_trtllm.errors import InputError, InvalidRequest, UsageError
 from serving import Stream, text_of
 from test_gateway_text import prompts
@@ -61,7 +61,8 @@ def test_two_hundred_texts_are_the_text_model_s_streamed_and_whole(echo_server: 
 def test_a_stop_string_ends_answer_and_request_wherever_it_stands(echo_server: dict[str, Any]) -> None:
     """The engine of this server would go on for 1900 tokens, 2 ms each (its temperature)."""
     steps = Path(echo_server["steps"])
-    url, asked = echo_server["urls"]["grpc"], {"max_tokens": 1900, "stop_words": ["ick br"], "temperature": 2.0}
+    url = echo_server["urls"]["grpc"]
+    asked: dict[str, Any] = {"max_tokens": 1900, "stop_words": ["ick br"], "temperature": 2.0}
     own = Stream(url)
     expected = text_of(own.responses(BLS, text_input="the quick brown", **asked))
     own.close()
@@ -100,7 +101,7 @@ def test_what_cannot_be_is_said_before_it_is_sent(client: Client, server: dict[s
     with pytest.raises(InvalidRequest, match="was not sent: the prompt's 11 tokens and 5000 new ones are more"):
         client.generate(PROMPT, max_tokens=5000)
     with pytest.raises(InvalidRequest, match=r"takes text \(prompt\)"):
-        client.generate(None, input_ids=[5, 6], max_tokens=5)
+        client.generate(Request(input_ids=[5, 6], max_tokens=5))
     with pytest.raises(InvalidRequest, match="no input for no_repeat_ngram_size"):
         client.generate(PROMPT, no_repeat_ngram_size=3)
     with (

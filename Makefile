@@ -147,7 +147,7 @@ test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures wit
 	@$(REFERENCE_VENV)/bin/python -m pytest -q -m reference $(ARGS)
 
 .PHONY: test-clients
-test-clients: $(VENV)/.ready $(CLIENTS_VENV)/.ready ## OpenAI's own client and curl against the gateway
+test-clients: $(VENV)/.ready $(CLIENTS_VENV)/.ready ## OpenAI's own client, lm-eval, aiperf and curl against the gateway
 	@CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest -q -m clients tests/test_gateway_clients.py $(ARGS)
 
 .PHONY: test-browser

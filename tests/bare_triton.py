@@ -47,6 +47,7 @@ class Behaviour:
     silent: bool = False
     first_id: int = 300  # with --tokenizer: the first token's id, the others follow
     log_probs: int | None = None  # how many log probs each response has, where that is not one a token
+    context_rows: int | None = None  # of how many tokens the logits of the prompt are, where that is not all of them
     unfinished: bool = False  # ends the stream in good order, but without the last response
 
     @classmethod
@@ -58,9 +59,11 @@ class Behaviour:
 
 
 class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, version: str, models: list[str], events: Path, tokenizer: str | None = None) -> None:
+    def __init__(
+        self, version: str, models: list[str], events: Path, tokenizer: str | None = None, context_logits: str = "none"
+    ) -> None:
         self._version, self._models, self._events = version, models, events.open("a", buffering=1)
-        self._tokenizer_dir, self._decode = tokenizer, _decoder(tokenizer)
+        self._tokenizer_dir, self._decode, self._context_logits = tokenizer, _decoder(tokenizer), context_logits
         self._contract = json.loads(CONTRACT.read_text())["models"]
         self._stops: dict[str, asyncio.Event] = {}
         self._refused: dict[str, int] = {}
@@ -98,7 +101,8 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             config.input.add(name=tensor["name"], data_type=kind, dims=tensor["dims"])
         config.model_transaction_policy.decoupled = True
         if self._tokenizer_dir and request.name == "tensorrt_llm_bls":
-            for key, value in _parameters(self._tokenizer_dir).items():
+            parameters = _parameters(self._tokenizer_dir) | {"context_logits": self._context_logits}
+            for key, value in parameters.items():
                 config.parameters[key].string_value = value
         if request.name == "ensemble":
             config.platform = "ensemble"
@@ -202,6 +206,9 @@ class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             count = len(tokens) if behaviour.log_probs is None else behaviour.log_probs
             outputs["output_log_probs"] = np.array([[[-0.5] * count]], np.float32).reshape(1, 1, -1)
             outputs["cum_log_probs"] = np.array([[-0.5 * sent]], np.float32)
+        if inputs.get("return_context_logits"):
+            rows = inputs["input_lengths"] if behaviour.context_rows is None else behaviour.context_rows
+            outputs["context_logits"] = np.zeros((1, rows, 1024), np.float32)
         return outputs
 
 
@@ -258,7 +265,14 @@ async def serve(arguments: argparse.Namespace) -> None:
     """Serve until killed; the port goes to stdout."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-        BareTriton(arguments.version, arguments.models.split(","), arguments.events, arguments.tokenizer), server
+        BareTriton(
+            arguments.version,
+            arguments.models.split(","),
+            arguments.events,
+            arguments.tokenizer,
+            arguments.context_logits,
+        ),
+        server,
     )
     address = f"127.0.0.1:{arguments.port}"
     if arguments.tls:
@@ -279,6 +293,7 @@ if __name__ == "__main__":
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--events", type=Path, required=True)
     parser.add_argument("--tokenizer", help="folder: prompts of ids are read with it, as those of a model that has it")
+    parser.add_argument("--context-logits", default="none", help="what the text model says of the engine's")
     parser.add_argument("--tls")
     parser.add_argument("--mutual", action="store_true")
     asyncio.run(serve(parser.parse_args()))

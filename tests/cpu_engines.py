@@ -16,8 +16,9 @@ from answers import Answers, dtype_of, make_model
 from minitron_trtllm import shape
 from minitron_trtllm.checkpoint.convert import convert
 from minitron_trtllm.engine import openvino as cpu
-from minitron_trtllm.models.tensorrt_llm.cpu_engine import Chunk, Engine
+from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
 from minitron_trtllm.models.tensorrt_llm.engine_config import BLOCK_TOKENS
+from minitron_trtllm.models.tensorrt_llm.generation import Chunk
 from minitron_trtllm.models.tensorrt_llm.generation_request import Request
 from minitron_trtllm.precision import Precision
 from nemotron_reference import checkpoint_weights, logits

@@ -38,6 +38,7 @@ def engine_folder(
     limits: dict[str, int] | None = None,
     plugins: dict[str, Any] | None = None,
     logits_dtype: str = "float32",
+    build_config: dict[str, Any] | None = None,
 ) -> Path:
     """Write an engine folder: config.json with a TensorRT-LLM engine's three keys, empty engine files, manifest."""
     folder.mkdir(parents=True)
@@ -52,7 +53,7 @@ def engine_folder(
         "build_config": {
             "max_batch_size": 16, "max_input_len": 128, "max_seq_len": 256, "max_num_tokens": 1024,
             "max_beam_width": 1, "plugin_config": plugins or {},
-        } | (limits or {}),
+        } | (limits or {}) | (build_config or {}),
     }  # fmt: skip
     if cpu:
         config["cpu"] = {"execution": "exact", "lm_head": "as_is"}

@@ -128,6 +128,18 @@ def test_limits_of_the_shipped_int8_recipe() -> None:
     assert made.memory.sequences_that_fit == int(free * 0.9) // 131_072 // 2048 == 260
 
 
+@pytest.mark.parametrize(
+    ("flags", "size"), [({}, 2 * 8192 * 256_000 * 4), ({"logits_dtype": "float16"}, 2 * 8192 * 256_000 * 2)]
+)
+def test_logits_of_whole_prompts_are_planned_for(flags: dict[str, Any], size: int) -> None:
+    """Two of max_num_tokens rows: TensorRT-LLM makes a step's while the last one's are there (runtimeBuffers.cpp)."""
+    plain = planned("a100-int8")
+    made = planned("a100-int8", trtllm_build={"gather_context_logits": True, **flags})
+    assert made.memory.activation_bytes == plain.memory.activation_bytes + size
+    assert plain.memory.free_bytes is not None and made.memory.free_bytes == plain.memory.free_bytes - size
+    assert any("gather_context_logits takes" in note for note in made.notes) and not plain.notes
+
+
 def test_limits_that_the_recipe_sets_are_kept() -> None:
     made = planned("a100-int8", limits__max_batch_size=7, limits__max_num_tokens=1024, memory__kv_cache_fraction=0.5)
     assert (made.limits.max_batch_size, made.limits.max_num_tokens) == (7, 1024)

@@ -163,7 +163,7 @@ class Letters:
 def ends(*more: int) -> Prompt:
     none = np.zeros((1, 2, 0), np.int32)
     one = np.ones((1, 1), np.int32)
-    return Prompt([[0]], more, one * 0, one, one * 9, one * 25, one, none, none, np.zeros((1, 0), np.float32))
+    return Prompt([[0]], more, one * 0, one, one * 9, one * 25, one, none, none, np.zeros((1, 0), np.float32), 32)
 
 
 def sent(*ids: int) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def text(count: int, first: int = 300) -> str:
         ({"prompt": "x" * 30_000}, 413, "more than the 20000 bytes"),
         ({"model": "gpt-5"}, 404, "the model 'gpt-5' does not exist; 'minitron' does"),
         ({"max_token": 5}, 400, "max_token: is no parameter of this endpoint"),
-        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": -1}, 400, "max_tokens"),
         ({"max_tokens": 2.5}, 400, "max_tokens"),
         ({"max_tokens": "5"}, 400, "max_tokens"),
         ({"max_tokens": 2**40}, 400, "max_tokens"),
@@ -112,7 +112,8 @@ def text(count: int, first: int = 300) -> str:
         ({"suffix": "x"}, 400, "suffix"),
         ({"logprobs": 5}, 400, "logprobs: tensorrt_llm gives the log prob of the chosen token alone"),
         ({"logprobs": 1}, 400, "logprobs: tensorrt_llm gives"),  # what is sampled need not be the likeliest
-        ({"echo": True, "logprobs": 0}, 400, "gather_context_logits"),
+        ({"echo": True, "logprobs": 0}, 400, "gather_context_logits"),  # which this server's engine is told not to have
+        ({"echo": True, "logprobs": 5}, 400, "logprobs: tensorrt_llm gives"),  # of generated tokens not even then
         ({"stream_options": {"include_usage": True}}, 400, "only with stream=true"),
     ],
 )
@@ -189,6 +190,22 @@ def test_log_probs_of_the_wrong_length_are_never_sent(gateway: Gateway) -> None:
     status, message = gateway.refusal(prompt(tokens=3, log_probs=2), logprobs=0)
     assert status == 500 and "2 log probs for 3 tokens" in message
     assert gateway.refusal(prompt(tokens=3, log_probs=2), logprobs=0, stream=True)[0] == 500
+
+
+def test_logits_of_another_length_than_the_prompt_are_never_sent(
+    start_bare: Callable[..., Bare], start: Callable[..., Gateway]
+) -> None:
+    server = start_bare("--tokenizer", str(SMALL_MODEL), "--context-logits", "FP32")
+    gateway = start("--upstream", server.url)
+    asked: dict[str, Any] = {"echo": True, "logprobs": 0, "max_tokens": 1}
+    assert gateway.complete(prompt(tokens=1), **asked)["choices"][0]["logprobs"]["token_logprobs"][0] is None
+    # Who scores takes the last entry off (lm-eval's openai_completions.py), so no end token may take its place.
+    gateway.complete(prompt(tokens=1), **asked | {"max_tokens": 2})
+    assert ["end_id" in one["inputs"] for one in server.events("request")] == [False, True]
+    for rows in (0, 5):
+        for stream in (False, True):
+            status, message = gateway.refusal(prompt(tokens=1, context_rows=rows), stream=stream, **asked)
+            assert status == 500 and f"the engine gave logits of shape [1, {rows}, 1024]" in message
 
 
 def test_every_choice_s_tokens_are_counted_and_none_after_a_stop_string(gateway: Gateway) -> None:

@@ -176,6 +176,31 @@ def test_more_is_told_only_on_request(stream: Stream) -> None:
     assert set(last) == text_outputs - absent
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_logits_of_a_prompt_come_with_the_first_response(stream: Stream, streaming: bool) -> None:
+    """Type and shape are the contract's; the judge of their values is transformers (``answers``)."""
+    asked = tensors(PROMPTS[0], 3, return_context_logits=True, return_log_probs=True, streaming=streaming)
+    first, *others = stream.responses(MODEL, **asked)
+    logits = first["context_logits"]
+    assert logits.dtype == np.float32 and logits.shape == (1, len(PROMPTS[0]), 1024)
+    assert len(others) == (2 if streaming else 0) and not any("context_logits" in one for one in others)
+    for row, (prompt, position) in enumerate(ANSWERS.places):
+        if prompt == 0:
+            assert np.abs(logits[0, position] - ANSWERS.variants[Precision.BFLOAT16].logits[row]).max() < 1e-3
+    assert int(logits[0, -1].argmax()) == EXPECTED[0][0]
+
+
+def test_each_prompt_and_sequence_has_its_own_logits(stream: Stream) -> None:
+    ids = np.zeros((2, 8), np.int32)
+    ids[0, :3], ids[1] = [5, 6, 7], range(300, 308)
+    lengths, outputs = np.array([[3], [8]], np.int32), np.array([[1], [1]], np.int32)
+    flags = np.array([[True], [True]])
+    found = stream.responses(MODEL, input_ids=ids, input_lengths=lengths, request_output_len=outputs,
+                             return_context_logits=flags)  # fmt: skip
+    shapes = {int(one["batch_index"][0, 0]): one["context_logits"].shape for one in found}
+    assert shapes == {0: (1, 3, 1024), 1: (1, 8, 1024)}
+
+
 BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": np.zeros((1, 0), np.int32), "input_lengths": 0}, "Prompt is empty"),
     ({"input_ids": np.array([[5, 1024]], np.int32), "input_lengths": 2}, "token id 1024: it must be from 0 to 1023"),
@@ -194,7 +219,6 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 0.5}, "presence_penalty is 0.5: that is not supported by the CPU engine"),
     ({"frequency_penalty": -0.5}, "frequency_penalty is -0.5: that is not supported by the CPU engine"),
     ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size .* not supported"),
-    ({"return_context_logits": True}, "return_context_logits .* not supported"),
     ({"return_generation_logits": True}, "return_generation_logits .* not supported"),
     ({"runtime_top_p_decay": 0.5}, "runtime_top_p_decay .* not supported"),
     ({"num_return_sequences": 0}, "num_return_sequences is 0"),

@@ -47,6 +47,7 @@ OWN_KEYS = {
         "max_concurrency": "threads of the one instance",
         "max_queue_size": "requests that wait for a thread",
         "cancellation_check_period_ms": "how often it looks for clients that left",
+        "context_logits": "whether log probs of the prompt can be had, so that who wants them is told before",
     },
 }
 
@@ -165,6 +166,9 @@ def test_only_the_backend_and_what_runs_it_differ_between_cpu_and_gpu(tmp_path: 
         render(engine, tmp_path / kind, RepositoryOptions(), root="/models")
     for model in MODELS:
         cpu, gpu = ((tmp_path / kind / model / "config.pbtxt").read_text() for kind in ("cpu", "gpu"))
+        if model == "tensorrt_llm_bls":  # this GPU engine gathers no logits of prompts
+            cpu = cpu.replace('key: "context_logits" value: { string_value: "FP32" }',
+                              'key: "context_logits" value: { string_value: "none" }')  # fmt: skip
         assert cpu.replace('backend: "python"', 'backend: "tensorrtllm"', model == "tensorrt_llm") == gpu
     assert list((tmp_path / "gpu" / "tensorrt_llm" / "1").iterdir()) == []
     assert (tmp_path / "gpu" / "ensemble" / "1").is_dir()
@@ -193,6 +197,39 @@ def test_the_logits_type_is_the_engine_s(tmp_path: Path) -> None:
         assert types == (
             {model_config_pb2.TYPE_FP16} if name in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls") else set()
         )
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "expected"),
+    [
+        ("cpu", None, ("true", "FP32")),
+        ("cpu", False, ("false", "FP32")),
+        ("gpu", None, ("true", "none")),
+        ("gpu that gathers", None, ("false", "FP16")),
+        ("gpu that gathers", False, ("false", "FP16")),
+        ("gpu that gathers", True, ("true", "none")),  # what comes for reused tokens is no logits
+    ],
+)
+def test_who_wants_the_prompt_s_logits_is_told_whether_they_are_right(
+    tmp_path: Path, engine: str, asked: bool | None, expected: tuple[str, str]
+) -> None:
+    """TensorRT-LLM computes none for tokens from its cache and says so in its log alone (handleContextLogits.cpp of
+    1.2: "Because of KV cache reuse, not all context logits could be produced")."""
+    reuses, logits = expected
+    made = hand_made.engine_folder(
+        tmp_path / "engine", cpu=engine == "cpu", logits_dtype="float16",
+        build_config={"gather_context_logits": engine == "gpu that gathers"},
+    )  # fmt: skip
+    render(made, tmp_path / "out", RepositoryOptions(enable_kv_cache_reuse=asked), copy=True)
+    ours = configs(tmp_path / "out")
+    assert ours["tensorrt_llm"].parameters["enable_kv_cache_reuse"].string_value == reuses
+    assert ours["tensorrt_llm_bls"].parameters["context_logits"].string_value == logits
+    assert not [finding for finding in check(tmp_path / "out") if finding.is_error]
+    path, key = tmp_path / "out" / "tensorrt_llm" / "config.pbtxt", '"enable_kv_cache_reuse" value: { string_value: '
+    other = "false" if reuses == "true" else "true"
+    path.write_text(path.read_text().replace(f'{key}"{reuses}"', f'{key}"{other}"'))
+    found = [finding.field for finding in check(tmp_path / "out") if finding.is_error]
+    assert found == (["parameters context_logits"] if engine == "gpu that gathers" else [])
 
 
 def test_engine_files_are_links_or_copies_and_survive_a_move(tmp_path: Path) -> None:

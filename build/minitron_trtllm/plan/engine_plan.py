@@ -9,6 +9,7 @@ from minitron_trtllm import cpu_execution
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
+from minitron_trtllm.output import human_bytes
 from minitron_trtllm.plan import memory, weights
 from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, Limits, derive, lengths
 from minitron_trtllm.plan.memory import MemoryPlan
@@ -154,7 +155,7 @@ def _plan(case: _Case) -> EnginePlan:
     recipe, gpu = case.recipe, case.gpu
     limits = derive(recipe, case.shape, recipe.limits.max_batch_size or recipe.workload.concurrency)
     needed = _memory(case, limits)
-    notes = _notes(recipe, needed, limits)
+    notes = _notes(case, needed, limits)
     fitting = needed.sequences_that_fit
     if fitting is not None and recipe.limits.max_batch_size is None and fitting < limits.max_batch_size:
         limits = derive(recipe, case.shape, max(1, fitting))
@@ -187,7 +188,15 @@ def _memory(case: _Case, limits: Limits) -> MemoryPlan:
     return memory.on_gpu(
         case.shape, case.precision, case.parallel, limits,
         typical_tokens=typical, memory=case.recipe.memory, capacity_bytes=case.gpu.memory_bytes,
+        context_logits=_context_logits(case.recipe),
     )  # fmt: skip
+
+
+def _context_logits(recipe: Recipe) -> int:
+    """Bytes of one of the logits that a TensorRT engine gathers of whole prompts; 0: it does not."""
+    if recipe.backend != "engine" or recipe.trtllm_build.get("gather_context_logits") is not True:
+        return 0
+    return 2 if recipe.trtllm_build.get("logits_dtype") == "float16" else 4
 
 
 def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
@@ -221,8 +230,8 @@ def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     )
 
 
-def _notes(recipe: Recipe, needed: MemoryPlan, limits: Limits) -> list[str]:
-    notes = []
+def _notes(case: _Case, needed: MemoryPlan, limits: Limits) -> list[str]:
+    notes, recipe = [], case.recipe
     fits, wanted = needed.sequences_that_fit, recipe.limits.max_batch_size or recipe.workload.concurrency
     if fits == 0:
         notes.append(f"not one sequence of {limits.max_seq_len} tokens fits beside the weights on {recipe.target}")
@@ -233,6 +242,11 @@ def _notes(recipe: Recipe, needed: MemoryPlan, limits: Limits) -> list[str]:
         )
     if limits.max_num_tokens > MANY_NUM_TOKENS:
         notes.append(f"max_num_tokens {limits.max_num_tokens} is above {MANY_NUM_TOKENS}: trtllm-build warns about it")
+    if gathered := memory.context_logits_bytes(case.shape, limits, _context_logits(recipe)):
+        notes.append(
+            f"gather_context_logits takes {human_bytes(gathered)} of the activations; a smaller limits.max_num_tokens "
+            f"than {limits.max_num_tokens} takes less"
+        )
     return notes
 
 

@@ -55,6 +55,16 @@ def activation_bytes(shape: ModelShape, limits: Limits, tp: int, margin: float, 
     return math.ceil((limits.max_num_tokens * per_token * element_bytes + logits) * (1 + margin))
 
 
+def context_logits_bytes(shape: ModelShape, limits: Limits, element_bytes: int) -> int:
+    """What logits of whole prompts take (gather_context_logits), 0 for ``element_bytes`` 0.
+
+    A step's are a tensor [tokens of the step, vocabulary] of their own, made anew for each while the last one is still
+    there (RuntimeBuffers::reshape in cpp/tensorrt_llm/batch_manager/runtimeBuffers.cpp): two of max_num_tokens. What is
+    returned lies in the host's memory.
+    """
+    return 2 * limits.max_num_tokens * shape.vocab_size * element_bytes
+
+
 def on_gpu(
     shape: ModelShape,
     precision: Precision,
@@ -64,12 +74,18 @@ def on_gpu(
     typical_tokens: int,
     memory: Memory,
     capacity_bytes: int,
+    context_logits: int = 0,
 ) -> MemoryPlan:
-    """The GPU that holds the fewest sequences, of all ranks; ``typical_tokens`` is the median sequence's length."""
+    """The GPU that holds the fewest sequences, of all ranks; ``typical_tokens`` is the median sequence's length.
+
+    ``context_logits``: bytes of one of the logits that the engine gathers of prompts, 0 where it does not.
+    """
     plans = []
     for stage in range(parallel.pipeline):
         weights = stage_bytes(shape, precision, parallel, stage).total
         activation = activation_bytes(shape, limits, parallel.tensor, memory.activation_margin)
+        if stage == parallel.pipeline - 1:
+            activation += context_logits_bytes(shape, limits, context_logits)
         free = max(0, capacity_bytes - weights - activation - memory.runtime_bytes)
         kv_bytes = kv_bytes_per_token(shape, parallel.tensor, layers_of_stage(shape, parallel, stage))
         tokens = int(free * (memory.kv_cache_fraction or memory.max_kv_cache_fraction)) // kv_bytes

@@ -8,6 +8,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -39,9 +40,11 @@ class AsyncClient:
         deadline_s: float | None = None,
         retry: Retry | None = None,
         keepalive_s: float = PATIENT_KEEPALIVE_S,
+        tokenizer: Path | str | None = None,
     ) -> None:
         self._endpoint = url if isinstance(url, Endpoint) else Endpoint(url, tls, api_key, keepalive_s)
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
+        self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata
         self._models: dict[str | None, ServedModel] = {}
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
@@ -146,7 +149,9 @@ class AsyncClient:
     async def _served_model(self, name: str | None, deadline: Deadline) -> ServedModel:
         name = name or self._model
         if name not in self._models:
-            self._models[name] = await self._follow(questions.find_model(name, self._endpoint.url), deadline)
+            steps = questions.find_model(name, self._endpoint.url, self._tokenizer)
+            found = await self._follow(steps, deadline)
+            self._models[name] = self._models[found.name] = found
         return self._models[name]
 
     async def _follow(self, steps: Generator[Question, Any, ServedModel], deadline: Deadline) -> ServedModel:
@@ -292,6 +297,9 @@ class AsyncStream(AsyncIterator[Chunk]):
                 self._sent.check_whole()
             else:
                 self._ready.extend(self._sent.take(response))
+                if self._sent.leaves_engine:
+                    self._stop()
+                    self._end()
         except asyncio.CancelledError:
             if early := self._sent.ended_early():  # our own cancel of the call, not one of the caller's task
                 self._end()
@@ -342,7 +350,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._timer.cancel()
         if self._exchange is None or self._call is None:
             return
-        if self._exchange.model.takes_stops and self._exchange.stopped and not self._exchange.final:
+        if self._exchange.runs_on:
             self._client._later(_drain, self._call, self._reading)
         else:
             self._call.cancel()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minitron_trtllm.client import dialect, failures
+from minitron_trtllm.client import dialect, failures, local_text
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import Deadline, Retry
 from minitron_trtllm.client.request import Request
@@ -106,13 +106,19 @@ class Exchange:
         self.streaming = stream and model.decoupled
         self.request_id = request.request_id or uuid.uuid4().hex
         self.message = dialect.message(model, request, self.request_id, stream=self.streaming)
-        self.final = self.stopped = self.expired = False
+        self._local = model.text.begin(self.message) if model.text else None
+        self.final = self.stopped = self.expired = self.leaves_engine = False
         self.deadline = deadline
         self._tried = 0
         self._sent_ns = 0
         self._chunks: list[Chunk] = []
         self._times: list[tuple[int, int | None]] = []
         self._texts: dict[int, str] = {}
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether the engine, told to stop, is to be waited for."""
+        return self.model.takes_stops and (self.leaves_engine or (self.stopped and not self.final))
 
     @property
     def call_timeout_s(self) -> float | None:
@@ -132,10 +138,21 @@ class Exchange:
             raise self.ended_early() or failures.of_text(response.error_message, self.url)
         infer = response.infer_response
         self.final = bool(infer.parameters["triton_final_response"].bool_param)
-        chunks = [self._finished(chunk) for chunk in self._new_text(_chunks(infer, now_ns))]
+        chunks = [self._finished(chunk) for chunk in self._new_text(self._read(infer, now_ns))]
         self._times.append((now_ns, _sum_counts(chunks)))
         self._chunks += chunks
         return chunks
+
+    def _read(self, infer: Any, now_ns: int) -> list[Chunk]:
+        """The chunks in a response; where text is made here, an answer ends with its last stop string."""
+        if self._local is None:
+            return _chunks(*_values(infer), now_ns)
+        arrays = _checked(infer, local_text.arrays_of)
+        responses = self._local.take(arrays, is_final=self.final)
+        self.leaves_engine = self._local.is_over and not self.final
+        self.final = self._local.is_over
+        chunks = [chunk for one in responses for chunk in _chunks(*local_text.as_values(one), now_ns)]
+        return chunks or _chunks({}, {}, now_ns)
 
     def failure(self, error: Any) -> ClientError:
         """The error that a failed call means."""
@@ -211,24 +228,35 @@ def _sum_counts(chunks: Sequence[Chunk]) -> int | None:
     return None if None in counts or not counts else sum(count or 0 for count in counts)
 
 
-def _chunks(infer: Any, received_ns: int) -> list[Chunk]:
-    """One chunk per sequence in a ``ModelInferResponse``: one, or as many as there are beams."""
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in infer.outputs}
+_Values = dict[str, list[Any]]
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def _values(infer: Any) -> tuple[_Values, _Shapes]:
+    """Flat values and shapes of a ``ModelInferResponse``."""
+
+    def read(infer: Any) -> _Values:
+        tensors = zip(infer.outputs, infer.raw_output_contents, strict=True)
+        return {tensor.name: unpack(tensor.datatype, raw) for tensor, raw in tensors}
+
+    return _checked(infer, read), {tensor.name: tuple(tensor.shape) for tensor in infer.outputs}
+
+
+def _checked(infer: Any, read: Callable[[Any], Any]) -> Any:
     try:
-        values = {
-            tensor.name: unpack(tensor.datatype, raw)
-            for tensor, raw in zip(infer.outputs, infer.raw_output_contents, strict=True)
-        }
+        return read(infer)
     except ValueError as error:
         raise StreamBroken(f"a response of model {infer.model_name!r} cannot be read: {error}") from error
+
+
+def _chunks(values: _Values, shapes: _Shapes, received_ns: int) -> list[Chunk]:
+    """One chunk per sequence in a response: one, or as many as there are beams."""
     sizes = values.get("sequence_length")
     beams = max(len(sizes or ()), len(values.get("text_output", ())), 1)
     return [_chunk(values, shapes, beam, beams, received_ns) for beam in range(beams)]
 
 
-def _chunk(
-    values: dict[str, list[Any]], shapes: dict[str, tuple[int, ...]], beam: int, beams: int, received_ns: int
-) -> Chunk:
+def _chunk(values: _Values, shapes: _Shapes, beam: int, beams: int, received_ns: int) -> Chunk:
     def one(name: str) -> Any:
         return values[name][0] if values.get(name) else None
 

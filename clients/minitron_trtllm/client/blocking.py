@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -35,6 +36,7 @@ class Client:
     ``deadline_s``: for each request unless it says otherwise, retries included; None waits for ever.
     ``keepalive_s``: how often a silent server is asked whether it lives (see ``Endpoint``). ``url`` may be an Endpoint,
     which says how to connect by itself.
+    ``tokenizer``: the served tokenizer's folder; text is then made here, over tensorrt_llm, without the text model.
 
     Every method that talks to the server may raise a ClientError: NotReady, Rejected, InvalidRequest,
     DeadlineExceeded, StreamBroken, Cancelled.
@@ -50,9 +52,11 @@ class Client:
         deadline_s: float | None = None,
         retry: Retry | None = None,
         keepalive_s: float = PATIENT_KEEPALIVE_S,
+        tokenizer: Path | str | None = None,
     ) -> None:
         self._endpoint = url if isinstance(url, Endpoint) else Endpoint(url, tls, api_key, keepalive_s)
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
+        self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata
         self._channel = self._endpoint.channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -60,6 +64,7 @@ class Client:
             INFER_RPC, pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
         )
         self._models: dict[str | None, ServedModel] = {}
+        self._finding = threading.RLock()  # again where a stream that is collected meanwhile is stopped
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
     def __enter__(self) -> Client:
@@ -151,9 +156,12 @@ class Client:
 
     def _served_model(self, name: str | None, deadline: Deadline) -> ServedModel:
         name = name or self._model
-        if name not in self._models:
-            self._models[name] = self._follow(questions.find_model(name, self._endpoint.url), deadline)
-        return self._models[name]
+        with self._finding:  # threads that begin together: a tokenizer is loaded once, and not while it is loaded
+            if name not in self._models:
+                steps = questions.find_model(name, self._endpoint.url, self._tokenizer)
+                found = self._follow(steps, deadline)
+                self._models[name] = self._models[found.name] = found
+            return self._models[name]
 
     def _follow(self, steps: Generator[Question, Any, ServedModel], deadline: Deadline) -> ServedModel:
         answer = None
@@ -260,6 +268,9 @@ class Stream(Iterator[Chunk]):
     def _receive(self) -> None:
         try:
             self._ready.extend(self._exchange.take(self._read()))
+            if self._exchange.leaves_engine:
+                self._stop()
+                self._end()
         except StopIteration:
             self._end()
             self._exchange.check_whole()
@@ -303,7 +314,7 @@ class Stream(Iterator[Chunk]):
         self._ended = True
         if self._timer:
             self._timer.cancel()
-        if self._exchange.model.takes_stops and self._exchange.stopped and not self._exchange.final:
+        if self._exchange.runs_on:
             watch = threading.Timer(STOP_GRACE_S, self._call.cancel)
             watch.daemon = True
             watch.start()

@@ -1,7 +1,8 @@
 """The four kinds of model that take a request, and the names their tensors have.
 
 ``bls`` and ``ensemble`` take text under one set of names, ``llmapi`` takes text under another, and ``tokens`` is
-``tensorrt_llm`` itself, which takes token ids. Which one a model is, its own config says.
+``tensorrt_llm`` itself, which takes token ids. Which one a model is, its own config says. ``local`` is ``tensorrt_llm``
+with the text model's part done here (``local_text``).
 
 Source: config.pbtxt of these models in NVIDIA/TensorRT-LLM, triton_backend, 1.2.
 """
@@ -9,14 +10,15 @@ Source: config.pbtxt of these models in NVIDIA/TensorRT-LLM, triton_backend, 1.2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
+from minitron_trtllm.client.local_text import INPUTS, LocalText
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.client.tensors import pack
-from minitron_trtllm.errors import InvalidRequest
+from minitron_trtllm.errors import InvalidRequest, UsageError
 
 # The models that may stand in front, best first, in the repositories of this toolkit and of NVIDIA.
 FRONTS = ("tensorrt_llm_bls", "ensemble", "tensorrt_llm")
@@ -63,7 +65,8 @@ class ServedModel:
     """A model that takes requests, as far as the client must know it.
 
     ``inputs``: declared tensors and their Triton types. ``cumulative``: its streamed text repeats what came before.
-    ``engine``: of an ensemble, the model that generates.
+    ``engine``: of an ensemble, the model that generates. ``text``: what makes text of its tokens here (dialect
+    "local").
     """
 
     name: str
@@ -73,6 +76,7 @@ class ServedModel:
     inputs: dict[str, str]
     cumulative: bool = False
     engine: ServedModel | None = None
+    text: LocalText | None = None
 
     @property
     def takes_ids(self) -> bool:
@@ -122,6 +126,13 @@ def served_model(config: Any, engine_config: Any) -> ServedModel:
         cumulative=dialect == "llmapi" or accumulates.lower() in ("true", "1"),
         engine=engine,
     )  # fmt: skip
+
+
+def with_local_text(engine: ServedModel, text: LocalText) -> ServedModel:
+    """A model that takes ids, as one that takes text; raises UsageError for one that takes text anyway."""
+    if not engine.takes_ids:
+        raise UsageError(f"model {engine.name!r} takes text; a tokenizer here is for one that takes ids")
+    return replace(engine, dialect="local", inputs=dict(INPUTS), engine=engine, text=text)
 
 
 def _type_name(data_type: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -11,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from minitron_trtllm.client import dialect
 from minitron_trtllm.client.dialect import FRONTS, ServedModel
+from minitron_trtllm.client.local_text import LocalText
 from minitron_trtllm.errors import NotReady
 
 
@@ -71,10 +73,13 @@ def _config_message(name: str) -> Question:
     return Question("ModelConfig", pb.ModelConfigRequest(name=name), lambda answer: answer.config)
 
 
-def find_model(name: str | None, url: str) -> Generator[Question, Any, ServedModel]:
-    """Ask what must be known of the model ``name`` (None: the best front there is) before it can be sent requests."""
+def find_model(name: str | None, url: str, tokenizer: Path | None = None) -> Generator[Question, Any, ServedModel]:
+    """Ask what must be known of the model ``name`` (None: the best front there is) before it can be sent requests.
+
+    ``tokenizer``: the folder of one with which text is made here, over a model that takes ids.
+    """
     if name is None:
-        for front in FRONTS:
+        for front in FRONTS if tokenizer is None else FRONTS[-1:]:
             if (yield model_ready(front)):
                 name = front
                 break
@@ -83,4 +88,11 @@ def find_model(name: str | None, url: str) -> Generator[Question, Any, ServedMod
     model_config = yield _config_message(name)
     engine = dialect.engine_step(model_config)
     engine_config = (yield _config_message(engine)) if engine else model_config
-    return dialect.served_model(model_config, engine_config)
+    found = dialect.served_model(model_config, engine_config)
+    if tokenizer is None:
+        return found
+    limits = {}
+    if (yield model_ready(FRONTS[0])):
+        config = yield _config_message(FRONTS[0])
+        limits = {key: value.string_value for key, value in config.parameters.items()}
+    return dialect.with_local_text(found, LocalText(tokenizer, limits))

@@ -36,6 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("prompt", nargs="?", help="the prompt; without it and --file, stdin is read")
     add("--file", type=Path, metavar="FILE", help="read the prompt from a file")
     add("--ids", metavar="ID,ID,…", help="token ids in place of a prompt, for --model tensorrt_llm")
+    add("--tokenizer", type=Path, metavar="DIR",
+        help="make the text here, with the served tokenizer in this folder, over tensorrt_llm itself")  # fmt: skip
     add("--no-stream", action="store_true", help="wait for the whole answer")
     add("--deadline", type=float, metavar="SECONDS", help="give up after so long")
     add("--json", action="store_true", help="print the answer with its counts and times as JSON")
@@ -51,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send the prompt and print what comes back."""
     request = _request(args)
-    with Client(endpoint(args), model=args.model, deadline_s=args.deadline) as client:
+    with Client(endpoint(args), model=args.model, deadline_s=args.deadline, tokenizer=args.tokenizer) as client:
         if args.no_stream:
             response = client.generate(request)
         else:

@@ -162,7 +162,7 @@ class CompletionBody(_Body):
     """``/v1/completions``."""
 
     prompt: Annotated[Any, BeforeValidator(_prompt), Field(json_schema_extra=_PROMPT_SCHEMA)]
-    max_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -174,12 +174,8 @@ class CompletionBody(_Body):
             raise ValueError(f"best_of: {self.best_of} is less than n ({self.choices})")
         if self.streams and self.sequences > self.choices:
             raise ValueError("best_of: the best are known at the end; it cannot be streamed")
-        if self.echo and self.logprobs is not None:
-            raise ValueError(
-                "echo: log probs of the prompt need an engine that returns them (TensorRT-LLM: one built with "
-                "gather_context_logits), which no engine of this toolkit does yet; ask for echo or logprobs"
-            )
-        _check_alternatives(self, "logprobs", self.logprobs or 0)
+        if not (self.echo and self.max_tokens == 0):  # a prompt's tokens have all of them
+            _check_alternatives(self, "logprobs", self.logprobs or 0)
         return self
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from minitron_trtllm.gateway.bodies import ChatBody, CompletionBody
 from minitron_trtllm.gateway.problems import Problem
@@ -26,7 +26,7 @@ _SEEDS = 2**64
 class Generation:
     """What is to be generated: ``sequences`` for each prompt, of which the best ``choices`` are answered.
 
-    ``leads``: the text of each prompt, where it is to stand before its answers. ``tokens`` counts what was made.
+    ``tokens`` counts what was made.
     """
 
     prompts: list[list[int]]
@@ -37,7 +37,6 @@ class Generation:
     streams: bool
     includes_usage: bool
     shows_log_probs: bool
-    leads: list[str] = field(default_factory=list)
     tokens: int = 0
 
     @property
@@ -63,8 +62,6 @@ class Generation:
                 joined = Piece.join(waiting)
                 if not (joined.text or joined.log_probs or joined.finish):
                     continue
-                if index not in begun and self.leads:
-                    joined = replace(joined, text=self.leads[index // self.sequences] + joined.text)
                 begun.add(index)
                 waiting.clear()
                 yield self.answer.part(index, joined)
@@ -84,13 +81,10 @@ class Generation:
 
     def _best(self, row: int, made: Sequence[Piece]) -> list[Piece]:
         """The choices of a prompt: by the mean log prob of their tokens where there are more sequences."""
-        own = made[row * self.sequences : (row + 1) * self.sequences]
+        own = list(made[row * self.sequences : (row + 1) * self.sequences])
         if self.sequences > self.choices:
             own = sorted(own, key=_mean_log_prob, reverse=True)[: self.choices]
-        if not self.shows_log_probs:
-            own = [replace(piece, log_probs=()) for piece in own]
-        lead = self.leads[row] if self.leads else ""
-        return [replace(piece, text=lead + piece.text) for piece in own]
+        return own if self.shows_log_probs else [replace(piece, log_probs=()) for piece in own]
 
     def _usage(self) -> dict[str, int]:
         prompt = self.prompt_tokens
@@ -130,14 +124,16 @@ async def of_completion(
     asked = body.prompts()
     _check_count(len(asked) * body.sequences, most_sequences)
     rows = [await _encode(one, tokenizer, prompts) for one in asked]
-    ranks = body.sequences > body.choices
+    sampling = body.sampling(
+        _OPENAI_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        log_probs=body.logprobs is not None or body.sequences > body.choices,
+    )
     return Generation(
         rows,
-        body.sampling(body.max_tokens or _OPENAI_MAX_TOKENS, log_probs=body.logprobs is not None or ranks),
+        replace(sampling, echo=bool(body.echo), prompt_log_probs=body.logprobs if body.echo else None),
         Answer(body.model, includes_usage=body.includes_usage, alternatives=body.logprobs or 0),
         choices=body.choices, sequences=body.sequences, streams=body.streams, includes_usage=body.includes_usage,
         shows_log_probs=body.logprobs is not None,
-        leads=[tokenizer.decode(row) for row in rows] if body.echo else [],
     )  # fmt: skip
 
 
@@ -175,7 +171,7 @@ async def _encode(prompt: str | list[int], tokenizer: TextTokenizer, prompts: Pr
 
 
 def _mean_log_prob(piece: Piece) -> float:
-    return sum(token.log_prob for token in piece.log_probs) / max(len(piece.log_probs), 1)
+    return sum(token.log_prob or 0.0 for token in piece.log_probs) / max(len(piece.log_probs), 1)
 
 
 async def _merged(streams: list[AsyncGenerator[Piece]]) -> AsyncGenerator[tuple[int, Piece]]:

@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minitron_trtllm.text.completion import Piece, Token
+from minitron_trtllm.text.completion import Piece
+from minitron_trtllm.text.log_probs import Token
 
 DONE = b"data: [DONE]\n\n"
 
@@ -52,19 +53,24 @@ class Answer:
         return self._choice(index, piece)
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        log_probs = self._log_probs(piece.log_probs)
+        log_probs = self._log_probs((*piece.prompt, *piece.log_probs))
         return {"index": index, "text": piece.text, "logprobs": log_probs, "finish_reason": piece.finish}
 
     def _log_probs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not tokens:
             return None
-        top = [{token.text: token.log_prob} for token in tokens] if self._alternatives else None
+        top = [_likeliest(token) for token in tokens] if self._alternatives else None
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.log_prob for token in tokens],
             "top_logprobs": top,
             "text_offset": [token.offset for token in tokens],
         }
+
+
+def _likeliest(token: Token) -> dict[str, float] | None:
+    """The likeliest texts in a token's place; of a generated one its own, of a prompt's first nothing."""
+    return {token.text: token.log_prob} if token.likeliest is None and token.log_prob is not None else token.likeliest
 
 
 class ChatAnswer(Answer):

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from minitron_trtllm.text import log_probs
 from minitron_trtllm.text.detokenizer import Decoder
 from minitron_trtllm.text.engine import EngineError
+from minitron_trtllm.text.log_probs import Token
 from minitron_trtllm.text.prompts import Prompt, PromptMaker
 from minitron_trtllm.text.request import TextRequest
 from minitron_trtllm.text.sequence import SequenceText, without_end
@@ -28,6 +30,8 @@ class Sampling:
 
     ``temperature`` 0 takes the likeliest token each time; ``top_k`` 0 and ``top_p`` 1 cut nothing. ``bias`` is added
     to the logits of these ids. ``ignore_end``: no token ends the sequence. ``streams``: the text as it comes.
+    ``echo``: the prompt's text comes first. ``prompt_log_probs``: so do the log probs of its tokens, each with so many
+    of the likeliest ones; the answer then comes whole. ``max_tokens`` 0: the prompt alone is of interest.
     """
 
     max_tokens: int
@@ -44,6 +48,8 @@ class Sampling:
     ignore_end: bool = False
     log_probs: bool = False
     streams: bool = False
+    echo: bool = False
+    prompt_log_probs: int | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -70,41 +76,45 @@ class Sampling:
         arrays: Tensors = {name: np.array([[value]], kind) for name, (value, kind) in numbers.items()}
         if self.log_probs:
             arrays["return_log_probs"] = np.array([[True]])
-        return TextRequest(arrays, 1, self.streams, echoes=False, sequences=1, stop_words=[list(self.stop_words)])
+        stop_words, streams = list(self.stop_words), self.streams
+        if self.prompt_log_probs is not None:
+            arrays["return_context_logits"] = np.array([[True]])
+            # TensorRT-LLM sends the logits of the prompt with every response (LlmRequest::createResult): let it be one.
+            stop_words, streams = [], False
+        return TextRequest(arrays, 1, streams, echoes=False, sequences=1, stop_words=[stop_words])
 
     def prompt(self, maker: PromptMaker, ids: list[int]) -> Prompt:
-        """The prompt's tensors; raises RequestError where it does not fit."""
+        """The prompt's tensors; raises RequestError where it does not fit.
+
+        An engine makes one token at least. Where log probs of the prompt are asked for and one is all that it may make,
+        that is no end token's place: clients count on a log prob for it.
+        """
+        if self.prompt_log_probs is not None:
+            maker.check_context_logits(len(ids))
+        goes_on = self.ignore_end or (self.prompt_log_probs is not None and self.max_tokens < 2)
         stop_words = np.array([[word.encode() for word in self.stop_words]], dtype=object) if self.stop_words else None
         return maker.of_ids(
             [ids],
-            np.array([[self.max_tokens]], np.int32),
+            np.array([[max(self.max_tokens, 1)]], np.int32),
             stop_words=stop_words,
-            end_id=np.array([[-1]], np.int32) if self.ignore_end else None,
+            end_id=np.array([[-1]], np.int32) if goes_on else None,
             bias=maker.bias_of_ids(self.bias) if self.bias else None,
         )
-
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token: what it added to the text, where that begins (characters of the answer), its log prob."""
-
-    id: int
-    text: str
-    offset: int
-    log_prob: float
 
 
 @dataclass(frozen=True)
 class Piece:
     """The text that became certain, how many tokens came, and ``finish`` (STOP, LENGTH) on the last one.
 
-    ``log_probs``: where asked for, of the tokens whose text is out; those of a stop string are left out.
+    ``log_probs``: where asked for, of the tokens whose text is out; those of a stop string are left out. ``prompt``:
+    the prompt's, in the first piece.
     """
 
     text: str
     tokens: int
     finish: str | None = None
     log_probs: tuple[Token, ...] = ()
+    prompt: tuple[Token, ...] = ()
 
     @classmethod
     def join(cls, pieces: Sequence[Piece]) -> Piece:
@@ -114,6 +124,7 @@ class Piece:
             sum(piece.tokens for piece in pieces),
             pieces[-1].finish,
             tuple(token for piece in pieces for token in piece.log_probs),
+            tuple(token for piece in pieces for token in piece.prompt),
         )
 
 
@@ -121,44 +132,77 @@ class Completion:
     """Pieces from the responses of tensorrt_llm to one prompt and one sequence."""
 
     def __init__(self, decoder: Decoder, prompt: Prompt, sampling: Sampling) -> None:
+        self._decoder, self._prompt = decoder, prompt
         self._text = SequenceText(decoder, prompt.rows[0], sampling.stop_words)
         self._sampling, self._ends = sampling, prompt.more_end_ids
-        self._tokens = self._raw = self._given = 0  # ids that came; characters that they made, and that are out
+        self._lead = decoder.decode(prompt.rows[0]) if sampling.echo else ""
+        self._tokens = 0  # ids that came
+        self._raw = self._given = len(self._lead)  # characters that are there, and that are out
         self._ended = False
         self._held: list[Token] = []
+        self._context: tuple[Token, ...] = ()
+        self.wants_context = sampling.prompt_log_probs is not None
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string was met, so that the engine works for nothing."""
         return self._text.stopped
 
+    def read_context(self, responses: Sequence[Arrays]) -> None:
+        """Take the prompt's log probs, while ``wants_context``, from the logits that a response has: half a second's
+        work for 500 tokens of a vocabulary of 256,000. Raises EngineError for logits that cannot be the prompt's.
+        """
+        ids, size = self._prompt.rows[0], self._prompt.vocab_size
+        for logits in (one["context_logits"] for one in responses if "context_logits" in one):
+            if logits.ndim != 3 or logits.shape[1] != len(ids) or logits.shape[2] < size:
+                raise EngineError(
+                    f"the engine gave logits of shape {list(logits.shape)} for {len(ids)} tokens of the prompt and a "
+                    f"vocabulary of {size}"
+                )
+            # TensorRT-LLM pads the vocabulary where the GPUs cannot share it evenly.
+            self._context = log_probs.of_prompt(
+                self._decoder, ids, logits[0, :, :size], self._sampling.prompt_log_probs or 0
+            )
+            self.wants_context = False
+            return
+
     def feed(self, responses: Sequence[Arrays]) -> Piece:
         """What some responses gave; raises EngineError for ones that cannot be."""
         ids: list[int] = []
-        log_probs: list[float] = []
+        values: list[float] = []
         for response in responses:
             if "output_ids" not in response:
                 continue
-            new, probs = self._read(response)
+            new, of_new = self._read(response)
             ids += new
-            log_probs += probs
-        text, count = self._feed(ids, log_probs)
+            values += of_new
+        text, count = self._feed(ids, values)
         self._tokens += count
         self._given += len(text)
-        return Piece(text, count, log_probs=self._released())
+        return self._first(Piece(text, count, log_probs=self._released()))
 
     def finish(self) -> Piece:
-        """The last piece."""
+        """The last piece. Raises EngineError where the prompt's logits did not come."""
+        if self.wants_context:
+            raise EngineError("the engine gave no logits of the prompt")
         rest, text = self._text.finish_one()
         self._given += len(text)
         if rest and self._held:
             self._held[-1] = replace(self._held[-1], text=self._held[-1].text + rest)
         held = tuple(token for token in self._held if not self.stopped or token.offset < self._given)
         reached = self._tokens >= self._sampling.max_tokens and not (self.stopped or self._ended)
-        return Piece(text, 0, LENGTH if reached else STOP, held)
+        return self._first(Piece(text, 0, LENGTH if reached else STOP, held))
+
+    def _first(self, piece: Piece) -> Piece:
+        """The piece, with what comes before the answer where it is the first."""
+        lead, context = self._lead, self._context
+        self._lead, self._context = "", ()
+        return replace(piece, text=lead + piece.text, prompt=context) if lead or context else piece
 
     def _read(self, response: Arrays) -> tuple[list[int], list[float]]:
         """New ids and their log probs."""
+        if not self._sampling.max_tokens:
+            return [], []
         if self._ends:
             shorter = without_end(response, self._ends)
             self._ended = self._ended or shorter is not response
@@ -167,21 +211,21 @@ class Completion:
         ids = response["output_ids"].reshape(-1)[:length].tolist()
         if not self._sampling.log_probs:
             return ids, []
-        log_probs = response["output_log_probs"].reshape(-1).tolist() if "output_log_probs" in response else []
-        if len(log_probs) != len(ids):
-            raise EngineError(f"the engine gave {len(log_probs)} log probs for {len(ids)} tokens")
-        return ids, log_probs
+        values = response["output_log_probs"].reshape(-1).tolist() if "output_log_probs" in response else []
+        if len(values) != len(ids):
+            raise EngineError(f"the engine gave {len(values)} log probs for {len(ids)} tokens")
+        return ids, values
 
-    def _feed(self, ids: list[int], log_probs: list[float]) -> tuple[str, int]:
+    def _feed(self, ids: list[int], values: list[float]) -> tuple[str, int]:
         """The text that became certain, and how many ids it took: none behind a stop string counts."""
-        if not (self._sampling.stop_words or log_probs):
+        if not (self._sampling.stop_words or values):
             return self._text.feed(ids), len(ids)
         text = ""
         for count, token in enumerate(ids, 1):
             piece, certain = self._text.feed_one(token)
             text += certain
-            if log_probs:
-                self._held.append(Token(token, piece, self._raw, log_probs[count - 1]))
+            if values:
+                self._held.append(Token(token, piece, self._raw, values[count - 1]))
                 self._raw += len(piece)
             if self.stopped:
                 return text, count

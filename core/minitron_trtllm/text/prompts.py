@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.tensors import Arrays
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]
+
+#: Bytes of a logit, by what the text model's parameter ``context_logits`` says.
+_LOGIT_BYTES = {"FP32": 4, "FP16": 2}
+_MESSAGE_BYTES = (2 << 30) - (1 << 20)  # what a response may hold, with room for its other tensors
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Prompt:
     stop_words_list: Ints
     bad_words_list: Ints
     embedding_bias: NDArray[np.float32]
+    vocab_size: int
 
 
 class PromptMaker:
@@ -46,6 +52,20 @@ class PromptMaker:
         self._max_input_len = int(parameters["max_input_len"])
         self._max_seq_len = int(parameters["max_seq_len"])
         self._vocab_size = int(parameters["vocab_size"])
+        self._context_logits = parameters.get("context_logits", "none")
+
+    def of_request(self, arrays: Arrays) -> Prompt:
+        """The prompts of a request by the names of the text model's inputs; raises RequestError."""
+        return self.make(
+            arrays["text_input"],
+            arrays["max_tokens"],
+            stop_words=arrays.get("stop_words"),
+            bad_words=arrays.get("bad_words"),
+            bias_words=arrays.get("embedding_bias_words"),
+            bias_weights=arrays.get("embedding_bias_weights"),
+            end_id=arrays.get("end_id"),
+            pad_id=arrays.get("pad_id"),
+        )
 
     def make(
         self,
@@ -93,6 +113,7 @@ class PromptMaker:
             self._word_lists(stop_words, batch, "stop_words", [[token] for token in more_ends]),
             self._word_lists(bad_words, batch, "bad_words"),
             np.zeros((batch, 0), np.float32) if bias is None else bias,
+            self._vocab_size,
         )  # fmt: skip
 
     def check_ids(self, ids: Sequence[int], what: str) -> None:
@@ -100,6 +121,23 @@ class PromptMaker:
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise RequestError(f"{what} has the token id {token}, and ids go from 0 to {self._vocab_size - 1}")
+
+    def check_context_logits(self, prompt: int) -> None:
+        """Whether the engine gives the logits of a prompt of so many tokens; raises RequestError that says which does.
+
+        A response is one message of protobuf, and so less than 2 GiB.
+        """
+        if self._context_logits not in _LOGIT_BYTES:
+            raise RequestError(
+                "this engine gives no log probs of the prompt: TensorRT-LLM needs one that is built with "
+                "gather_context_logits (trtllm_build: {gather_context_logits: true} in a recipe) and served without "
+                "enable_kv_cache_reuse; a CPU engine gives them, in a repository that is rendered again"
+            )
+        most = _MESSAGE_BYTES // (_LOGIT_BYTES[self._context_logits] * self._vocab_size)
+        if prompt > most:
+            raise RequestError(
+                f"the prompt has {prompt} tokens, and a response of the engine holds the logits of at most {most}"
+            )
 
     def bias_of_ids(self, weights: Mapping[int, float]) -> NDArray[np.float32]:
         """``embedding_bias`` [1, vocabulary] of one prompt; raises RequestError for ids that are not there."""

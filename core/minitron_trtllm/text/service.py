@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -51,16 +52,7 @@ class TextService:
         request and EngineError, at any moment.
         """
         request = TextRequest.read(arrays, excludes_input=self._excludes_input)
-        prompt = self._prompts.make(
-            arrays["text_input"],
-            arrays["max_tokens"],
-            stop_words=arrays.get("stop_words"),
-            bad_words=arrays.get("bad_words"),
-            bias_words=arrays.get("embedding_bias_words"),
-            bias_weights=arrays.get("embedding_bias_weights"),
-            end_id=arrays.get("end_id"),
-            pad_id=arrays.get("pad_id"),
-        )
+        prompt = self._prompts.of_request(arrays)
         answers = Answers(self._tokenizer, prompt, request)
         # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
@@ -82,10 +74,13 @@ class TextService:
         """
         prompt = sampling.prompt(self._prompts, ids)
         completion = Completion(self._tokenizer, prompt, sampling)
-        outputs = [*_TOKENS, "output_log_probs"] if sampling.log_probs else _TOKENS
+        outputs = [*_TOKENS, *(["output_log_probs"] if sampling.log_probs else [])]
+        outputs += ["context_logits"] if sampling.prompt_log_probs is not None else []
         batches = self._engine.batches(sampling.request().engine_inputs(prompt), outputs, uuid.uuid4().hex)
         async with contextlib.aclosing(batches):
             async for batch in batches:
+                if completion.wants_context:
+                    await asyncio.to_thread(completion.read_context, batch)
                 yield completion.feed(batch)
                 if completion.stopped:
                     break

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from minitron_trtllm.repository import parameters
 from minitron_trtllm.repository.engine_folder import EngineFacts
 from minitron_trtllm.repository.ensemble import STEPS
 from minitron_trtllm.repository.finding import Finding, error, warning
@@ -82,8 +83,13 @@ def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Finding]:
     if mode is not None and (mode == "beam_search") != (engine.max_beam_width > 1):
         yield _at("tensorrt_llm", "parameters decoding_mode", f"is {mode!r}, with {engine.max_beam_width} beams")
     chunked = _parameter(configs, "tensorrt_llm", "enable_chunked_context")
-    if chunked in ("true", "True", "TRUE", "1") and not (engine.paged_context or engine.is_cpu):
+    if parameters.is_true(chunked) and not (engine.paged_context or engine.is_cpu):
         yield _at("tensorrt_llm", "parameters enable_chunked_context", "needs an engine built with paged context FMHA")
+    reuses = _parameter(configs, "tensorrt_llm", "enable_kv_cache_reuse")
+    logits = _parameter(configs, "tensorrt_llm_bls", "context_logits")
+    if None not in (reuses, logits) and logits != (right := engine.context_logits(str(reuses))):
+        message = f"is {logits!r}, and {right!r} is what the engine gives with enable_kv_cache_reuse {reuses!r}"
+        yield _at("tensorrt_llm_bls", "parameters context_logits", message)
 
 
 def _front(configs: Configs) -> Iterator[Finding]:

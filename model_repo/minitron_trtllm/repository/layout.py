@@ -75,12 +75,13 @@ def plan(engine: EngineFacts, options: RepositoryOptions, *, root: str, add_spec
         "max_seq_len": str(engine.max_seq_len),
         "vocab_size": str(engine.vocab_size),
     }
+    tensorrt_llm = _tensorrt_llm(batch, engine, options, root)
     models = (
         _preprocessing(batch, tokenizer | prompt, options),
-        _tensorrt_llm(batch, engine, options, root),
+        tensorrt_llm,
         _postprocessing(batch, tokenizer, options),
         _ensemble(batch, engine.logits_dtype),
-        _bls(batch, tokenizer | prompt, options, engine.logits_dtype),
+        _bls(batch, tokenizer | prompt, options, engine, tensorrt_llm.parameters),
     )
     return Repository(models, root, engine, options, batch)
 
@@ -126,6 +127,8 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
     chunked = engine.paged_context if options.enable_chunked_context is None else options.enable_chunked_context
     if chunked and not (engine.paged_context or engine.is_cpu):
         raise UsageError("enable_chunked_context needs an engine built with --use_paged_context_fmha enable")
+    reuses = options.enable_kv_cache_reuse
+    reuses = not engine.loses_context_logits if reuses is None else reuses
     values = {
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": f"{root}/engine",
@@ -136,7 +139,7 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
         "kv_cache_free_gpu_mem_fraction": str(
             options.kv_cache_free_gpu_mem_fraction or engine.kv_cache_fraction or _BACKEND_KV_CACHE_FRACTION
         ),
-        "enable_kv_cache_reuse": _bool(options.enable_kv_cache_reuse),
+        "enable_kv_cache_reuse": _bool(reuses),
         "batch_scheduler_policy": options.batch_scheduler_policy,
         "enable_chunked_context": _bool(chunked),
         "decoding_mode": "top_k_top_p" if engine.max_beam_width == 1 else "beam_search",
@@ -156,7 +159,13 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
     return values
 
 
-def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits: str) -> ModelConfig:
+def _bls(
+    batch: int,
+    prompt: dict[str, str],
+    options: RepositoryOptions,
+    engine: EngineFacts,
+    engine_parameters: Mapping[str, str],
+) -> ModelConfig:
     values = {
         "tensorrt_llm_model_name": "tensorrt_llm",
         **prompt,
@@ -165,9 +174,11 @@ def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits:
         "max_concurrency": str(options.bls_max_concurrency),
         "max_queue_size": str(options.max_queue_size),
         "cancellation_check_period_ms": str(options.cancellation_check_period_ms),
+        "context_logits": engine.context_logits(engine_parameters["enable_kv_cache_reuse"]),
     }
+    outputs = tensors.with_logits(tensors.TEXT_OUTPUTS, engine.logits_dtype)
     return ModelConfig(
-        FRONT, "python", batch, tensors.BLS_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits), values,
+        FRONT, "python", batch, tensors.BLS_INPUTS, outputs, values,
         decoupled=True,
     )  # fmt: skip
 

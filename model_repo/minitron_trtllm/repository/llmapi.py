@@ -105,7 +105,7 @@ def _arguments(recipe: Recipe, options: RepositoryOptions, dtype: str, model: st
         **limits,
         "kv_cache_config": {
             "free_gpu_memory_fraction": fraction,
-            "enable_block_reuse": options.enable_kv_cache_reuse,
+            "enable_block_reuse": options.enable_kv_cache_reuse is not False,
         },
         "triton_config": {
             "max_batch_size": 0,

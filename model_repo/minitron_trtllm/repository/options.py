@@ -43,7 +43,11 @@ class RepositoryOptions:
         "share of the GPU memory left after loading that the KV cache takes; unset: what the engine was planned for",
     )
     max_tokens_in_paged_kv_cache: int | None = _option(None, "tokens that the KV cache holds; unset: bounded by memory")
-    enable_kv_cache_reuse: bool = _option(True, "share the KV cache of equal prompt beginnings")
+    enable_kv_cache_reuse: bool | None = _option(
+        None,
+        "share the KV cache of equal prompt beginnings; unset: yes, save for a TensorRT engine that gathers context "
+        "logits, which it has not for what it shares",
+    )
     batch_scheduler_policy: str = _option("guaranteed_no_evict", "or max_utilization, which pauses requests when full")
     enable_chunked_context: bool | None = _option(None, "split long prompts; unset: where the engine can")
     exclude_input_in_output: bool = _option(True, "leave the prompt out of non-streamed answers, unless a request asks")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _BOOLS = ("True", "true", "TRUE", "1", "False", "false", "FALSE", "0")
+_TRUE = _BOOLS[:4]
 _PATTERNS = {
     "bool": "|".join(_BOOLS),
     "int": r"-?\d{1,10}",
@@ -119,6 +120,8 @@ BLS: Mapping[str, Parameter] = {
     "max_concurrency": Parameter("count", required=True),
     "max_queue_size": Parameter("size", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
+    # Of the logits of a whole prompt that the engine returns, which log probs of the prompt are made of.
+    "context_logits": Parameter("text", ("FP32", "FP16", "none"), required=True),
     # Where the server itself listens, for a Triton that 'minitron serve' did not start.
     "grpc_url": Parameter("text"),
     **{f"grpc_{name}": Parameter("path") for name in ("ca", "cert", "key", "api_key_file")},
@@ -136,6 +139,11 @@ BY_MODEL: Mapping[str, Mapping[str, Parameter]] = {
     "ensemble": ENSEMBLE,
     "tensorrt_llm_bls": BLS,
 }
+
+
+def is_true(value: str | None) -> bool:
+    """Whether a parameter is one of the spellings of true."""
+    return value in _TRUE
 
 
 def problems(model: str, values: Mapping[str, str], known: Mapping[str, Parameter]) -> list[tuple[str, str]]:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from reply import Reply
 
-from .cpu_engine import Chunk, Engine, Generation, Times
+from .context_logits import Logits
+from .cpu_engine import Engine
+from .generation import Chunk, Generation, Times
 from .generation_request import Refused, Request
 from .metrics import Metrics
 from .request_tensors import Wanted
@@ -32,6 +34,7 @@ class _Sequence:
     generation: Generation | None = None
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    context_logits: Logits | None = None
 
 
 class Call:
@@ -100,6 +103,8 @@ class Call:
             return
         sequence.token_ids += chunk.token_ids
         sequence.log_probs += chunk.log_probs
+        if chunk.context_logits is not None:
+            sequence.context_logits = chunk.context_logits
         if chunk.is_last:
             self._unfinished -= 1
             self._metrics.observe(len(sequence.request.prompt), len(sequence.token_ids))
@@ -144,6 +149,8 @@ class Call:
             log_probs = list(chunk.log_probs) if wanted.streaming else sequence.log_probs
             tensors["output_log_probs"] = np.array([[log_probs]], np.float32).reshape(1, 1, -1)
             tensors["cum_log_probs"] = _scalar(sum(sequence.log_probs), np.float32)
+        if sequence.context_logits is not None:  # once
+            tensors["context_logits"], sequence.context_logits = sequence.context_logits[None], None
         if len(wanted.rows) > 1:
             tensors["batch_index"] = _scalar(sequence.batch_index, np.int32)
         if len(wanted.rows[sequence.batch_index]) > 1:

@@ -2,7 +2,8 @@
 
 One thread steps the pipeline and hands on what each step gave. A request is let in when its prompt and its longest
 output have room in the KV cache ("guaranteed no evict"); until then it waits, first come, first served. A fault inside
-a step is answered to every request that was let in, and the pipeline is opened anew.
+a step is answered to every request that was let in, and the pipeline is opened anew. A request for the logits of its
+prompt has them computed first (``context_logits``), and then takes its place among those that wait.
 
 ``step()`` holds the interpreter's lock to its end; other threads get their turn between steps.
 """
@@ -17,70 +18,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import pipeline
-from .engine_config import BLOCK_TOKENS, EngineConfig
+from .context_logits import ContextLogits, Logits
+from .engine_config import EngineConfig
+from .generation import CANCELLED, END_ID, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
 
 log = logging.getLogger(__name__)
 
-END_ID, STOP_WORDS, LENGTH, CANCELLED = "end_id", "stop_words", "length", "cancelled"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one step gave to one sequence. The last chunk has ``finish`` or ``error``, and may have no token."""
-
-    token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()
-    finish: str | None = None
-    error: str | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the sequence is over."""
-        return self.finish is not None or self.error is not None
-
-
-@dataclass
-class Times:
-    """Moments of a sequence's life, in ns of the monotonic clock; 0 = not yet."""
-
-    arrival_ns: int
-    first_scheduled_ns: int = 0
-    first_token_ns: int = 0
-    last_token_ns: int = 0
-
-
-@dataclass(eq=False)
-class Generation:
-    """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
-
-    ``lingers``: it is answered, and the pipeline still reads its prompt (see ``_end``).
-    """
-
-    id: int
-    request: Request
-    deliver: Callable[[Chunk], None]
-    times: Times
-    token_ids: list[int] = field(default_factory=list)
-    handle: Any = None
-    cancelled: bool = False
-    answered: bool = False
-    lingers: bool = False
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of the KV cache that its prompt and its longest output fill."""
-        return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
-
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts at one moment. ``context``: let in and without a token yet; ``generating``: the other ones let in."""
+    """Counts at one moment. ``context``: let in and without a token yet; ``generating``: the other ones let in.
+
+    ``waiting`` counts those whose context logits are being computed, too.
+    """
 
     waiting: int
     context: int
@@ -114,12 +72,14 @@ class Engine:
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
+        self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
         self._ids = itertools.count(1)
         self._steps = self._faults = 0
         self._closing = False
         self._pipeline: Any = open_pipeline()
         self._warm_up()
+        self._context_logits = ContextLogits(lambda: pipeline.PlainModel(config), config.vocab_size)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -162,11 +122,16 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise Refused("The engine is stopping")
-            self._waiting.append(generation)
+            line = self._before if request.context_logits else self._waiting
+            line.append(generation)
             self._admit()
-            if 0 < self._max_queue < len(self._waiting):
-                self._waiting.pop()
+            if 0 < self._max_queue < len(self._waiting) + len(self._before):
+                line.pop()
                 raise Refused(f"Maximum queue size of {self._max_queue} has been reached, please try again later")
+            if request.context_logits:
+                self._context_logits.submit(
+                    request.prompt, lambda: not generation.cancelled, lambda result: self._go_on(generation, result)
+                )
             self._changed.notify()
         return generation
 
@@ -187,11 +152,35 @@ class Engine:
         """End a generation before its next token; its last chunk says so. Nothing happens where it is over."""
         with self._changed:
             generation.cancelled = True
-            waited = generation in self._waiting
-            if waited:
-                self._waiting.remove(generation)
+            waited = self._leaves_line(generation)
         if waited:
-            _answer(generation, Chunk(finish=CANCELLED))
+            generation.answer(Chunk(finish=CANCELLED))
+
+    def _leaves_line(self, generation: Generation) -> bool:
+        """Take a generation out of the line that it waits in; whether there is one."""
+        for line in (self._waiting, self._before):
+            if generation in line:
+                line.remove(generation)
+                return True
+        return False
+
+    def _go_on(self, generation: Generation, logits: Logits | Exception | None) -> None:
+        """Take in the logits of a generation's prompt; where one token was asked for, they are the answer."""
+        with self._changed:
+            if not self._leaves_line(generation):
+                return  # cancelled, and answered
+            if isinstance(logits, np.ndarray):
+                generation.context_logits = logits
+                if not generation.request.is_the_likeliest_alone:
+                    self._waiting.append(generation)
+                    self._admit()
+                    self._changed.notify()
+                    return
+        if isinstance(logits, np.ndarray):
+            generation.answer(generation.likeliest(logits[-1]))
+        else:
+            log.error("the logits of a prompt could not be computed (%s)", _one_line(logits))
+            generation.answer(Chunk(error=f"The logits of the prompt could not be computed: {_one_line(logits)}"))
 
     def stats(self) -> Stats:
         """Counts at this moment."""
@@ -199,7 +188,7 @@ class Engine:
             active = list(self._active.values())
             context = [generation for generation in active if not generation.token_ids]
             return Stats(
-                waiting=len(self._waiting),
+                waiting=len(self._waiting) + len(self._before),
                 context=len(context),
                 generating=len(active) - len(context),
                 max_requests=self.config.max_batch_size,
@@ -214,11 +203,12 @@ class Engine:
         """Take no more requests, cancel those that are there, end the thread, let go of the library."""
         with self._changed:
             self._closing = True
-            there = [*self._waiting, *self._active.values()]
+            there = [*self._before, *self._waiting, *self._active.values()]
             self._changed.notify()
         for generation in there:
             self.cancel(generation)
         self._thread.join()
+        self._context_logits.close()
         self._pipeline = None
 
     def _used_blocks(self) -> int:
@@ -287,7 +277,7 @@ class Engine:
             config = pipeline.generation_config(request)
             generation.handle = self._pipeline.add_request(key, pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
-            _answer(generation, Chunk(error=_one_line(error)))
+            generation.answer(Chunk(error=_one_line(error)))
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
@@ -296,7 +286,7 @@ class Engine:
         for generation in batch.values():
             generation.handle, generation.lingers = None, False
             if not generation.answered:
-                _answer(generation, Chunk(error=f"The engine failed: {_one_line(error)}"))
+                generation.answer(Chunk(error=f"The engine failed: {_one_line(error)}"))
         self._pipeline = None
 
     def _collect(self, generation: Generation) -> None:
@@ -314,7 +304,7 @@ class Engine:
                         generation.token_ids.append(token)
                         ids.append(token)
                         log_probs.append(log_prob)
-                        finish = _finish_after_token(generation)
+                        finish = generation.finish_after_token()
                     if finish:
                         break
         if ids:
@@ -326,7 +316,7 @@ class Engine:
         if finish or error:
             self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
-            _answer(generation, Chunk(tuple(ids), tuple(log_probs)))
+            generation.answer(Chunk(tuple(ids), tuple(log_probs)))
 
     def _end(self, generation: Generation, last: Chunk) -> None:
         """Answer for the last time, and make the pipeline forget the sequence where it would go on.
@@ -344,7 +334,7 @@ class Engine:
             handle.cancel()
         else:
             generation.lingers = True
-        _answer(generation, last)
+        generation.answer(last)
 
 
 def _let_go_after_prompt(generation: Generation) -> None:
@@ -357,33 +347,7 @@ def _let_go_after_prompt(generation: Generation) -> None:
         generation.lingers = False
 
 
-def _finish_after_token(generation: Generation) -> str | None:
-    request, ids = generation.request, generation.token_ids
-    if any(tuple(ids[-len(word) :]) == word for word in request.stop_words):
-        return STOP_WORDS
-    return LENGTH if len(ids) == request.max_new_tokens else None
-
-
-def _answer(generation: Generation, chunk: Chunk) -> None:
-    generation.answered = chunk.is_last
-    try:
-        generation.deliver(chunk)
-    except Exception:
-        log.exception("a chunk could not be delivered; its request is cancelled")
-        generation.cancelled = True
-    if generation.answered:
-        generation.deliver = _to_nobody
-
-
-def _to_nobody(chunk: Chunk) -> None:
-    """Who takes the chunks after the last one.
-
-    A receiver that knows its generation would be kept alive by it until Python's garbage collector comes; with it, in
-    Triton, a response sender, and one that is left to the end of the process crashes there.
-    """
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: object) -> str:
     """An exception's own words, without the lines that only name places in the library's sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

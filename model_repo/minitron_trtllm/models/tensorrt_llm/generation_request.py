@@ -15,6 +15,8 @@ from .engine_config import EngineConfig
 # A logit is multiplied or divided by the repetition penalty, in float32: beyond these it would be infinite, and what is
 # sampled from that is anything.
 _PENALTIES = (1e-28, 1e28)
+#: What is left of the 2 GiB of a protobuf message beside a response's other tensors.
+_MESSAGE_BYTES = (2 << 30) - (1 << 20)
 
 
 class Refused(ValueError):
@@ -29,6 +31,7 @@ class Request:
     ``min_tokens``; empty: generation does not stop on a token. Stop words are part of the output.
     ``top_k`` 0 and ``top_p`` 0 mean "not given"; with neither, or with ``temperature`` 0, the most probable token is
     taken. ``log_probs``: natural logarithms over the whole vocabulary, before temperature and penalties.
+    ``context_logits``: the first chunk brings the logits of the prompt.
     """
 
     prompt: Sequence[int]
@@ -41,11 +44,17 @@ class Request:
     repetition_penalty: float = 1.0
     min_tokens: int = 0
     seed: int = 0
+    context_logits: bool = False
 
     @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is taken each time."""
         return self.temperature == 0 or self.top_k == 1 or (self.top_k == 0 and self.top_p == 0)
+
+    @property
+    def is_the_likeliest_alone(self) -> bool:
+        """Whether the answer is the one token that the prompt's last logits name."""
+        return self.max_new_tokens == 1 and self.is_greedy and self.repetition_penalty == 1 and self.min_tokens == 0
 
 
 def check(request: Request, engine: EngineConfig) -> None:
@@ -70,6 +79,11 @@ def _check_lengths(request: Request, engine: EngineConfig) -> None:
         raise Refused(
             f"Prompt length ({length}) and requested output length ({wanted}) together exceed the maximum sequence "
             f"length ({engine.max_seq_len})"
+        )
+    if request.context_logits and (size := 4 * length * engine.vocab_size) > _MESSAGE_BYTES:
+        raise Refused(
+            f"context_logits of {length} tokens are {size:,} bytes, and a response holds at most {_MESSAGE_BYTES:,}: "
+            f"at most {_MESSAGE_BYTES // (4 * engine.vocab_size)} tokens can have them"
         )
     if not 0 <= request.min_tokens <= wanted:
         raise Refused(f"min_tokens is {request.min_tokens}: it must be from 0 to request_output_len ({wanted})")

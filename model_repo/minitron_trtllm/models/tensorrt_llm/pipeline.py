@@ -1,4 +1,5 @@
-"""OpenVINO GenAI's continuous batching pipeline, opened with the engine's settings: the only user of the library here.
+"""OpenVINO GenAI's continuous batching pipeline and OpenVINO's plain model, opened with the engine's settings: the only
+users of the libraries here.
 
 ``import openvino`` queues a usage event and writes a folder into the home directory unless the module
 ``openvino_telemetry`` cannot be imported; a None in ``sys.modules`` makes that so.
@@ -10,6 +11,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitron_trtllm.memory import available_bytes
 
@@ -35,6 +37,31 @@ def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool)
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = reuse_kv_cache
     return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", engine.properties)
+
+
+class PlainModel:
+    """The engine's model by itself, all logits of what it is given; keys and values are kept until ``reset_state``."""
+
+    def __init__(self, engine: EngineConfig) -> None:
+        """Load it; blocks the caller for seconds to a minute."""
+        path = engine.folder / "openvino" / "openvino_model.xml"
+        self._request = ov.Core().compile_model(str(path), "CPU", engine.properties).create_infer_request()
+
+    def reset_state(self) -> None:
+        """Begin another text."""
+        self._request.reset_state()
+
+    def infer(self, ids: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Logits [n, vocabulary] of ``ids``, which stand behind ``start`` others."""
+        stop = start + len(ids)
+        inputs = {
+            "input_ids": ids[None],
+            "attention_mask": np.ones((1, stop), np.int64),
+            "position_ids": np.arange(start, stop, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        logits: NDArray[np.float32] = self._request.infer(inputs, share_outputs=True)["logits"][0]
+        return logits
 
 
 def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:

@@ -79,6 +79,7 @@ def _row(tensors: Tensors, index: int, batch: int, own_end_ids: Sequence[int]) -
             repetition_penalty=row.number("repetition_penalty", 1.0),
             min_tokens=row.integer("min_tokens", 0),
             seed=(seed + number) % _SEED_RANGE,
+            context_logits=_flag(tensors, "return_context_logits"),
         )
         for number in range(count)
     )
@@ -102,7 +103,6 @@ def _refuse_unsupported(row: _Row) -> None:
         ("frequency_penalty", f"is {frequency:g}", frequency != 0),
         ("no_repeat_ngram_size", f"is {ngrams}", ngrams != 0),
         ("runtime_top_p_decay", "is not 1", row.number("runtime_top_p_decay", 1.0) != 1.0),
-        ("return_context_logits", "is true", _flag(row.tensors, "return_context_logits")),
         ("return_generation_logits", "is true", _flag(row.tensors, "return_generation_logits")),
     ]
     for name, what, is_asked in asked:

@@ -113,9 +113,7 @@ def test_whatever_step_a_run_is_killed_at_the_next_one_cleans_up(tmp_path: Path)
     assert int(done.stdout) > 10  # that many steps were tried
 
 
-def test_a_folder_that_is_taken_for_a_dead_run_s_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_taken_for_a_dead_run_s_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its making and its lock another run may remove it."""
     made, make = [], tempfile.mkdtemp
 

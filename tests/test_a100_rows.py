@@ -1,0 +1,115 @@
+"""What a real A100 will say first: each row's fault and its right behaviour, played by doubles; the verdicts differ.
+
+Sources stand with each double: what of them is public text of TensorRT-LLM (file and commit), and what was reported by
+users. Nothing here ran on a GPU; docs/a100.md says what was only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line
+from minitron_trtllm.audit.judging import judge_all
+from minitron_trtllm.audit.runtime_log import RuntimeLog
+from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subject
+from minitron_trtllm.conformance.suite import run
+from test_model_repo_audit import running
+
+BUILT = Limits(max_batch_size=32, max_input_len=1024, max_seq_len=2048, vocab_size=256_000, max_num_tokens=8192)
+
+
+class Backend(Subject):
+    """TensorRT-LLM's C++ backend as far as a row needs it: it takes prompts up to ``longest``, and ``log_prob`` each.
+
+    Refusals in the words of llmRequest.cpp (119c6e60).
+    """
+
+    def __init__(self, *, longest: int = 2047, chunked: bool = True, log_prob: float = -0.5) -> None:
+        self.engine, self.limits = TENSORRT, BUILT
+        self.prompt, self.greedy = [7, 8, 9], list(range(100, 124))  # type: ignore[misc]
+        self.takes_up_to, self.chunked, self.log_prob = longest, chunked, log_prob
+
+    def _parameters(self, model: str) -> dict[str, str]:
+        return {"enable_chunked_context": "true" if self.chunked else "false"}
+
+    def ask(self, tensors: Any, **how: Any) -> Answer:
+        length, wanted = tensors["input_ids"].size, tensors["request_output_len"]
+        if length > self.takes_up_to:
+            text = f"Prompt length ({length}) exceeds maximum input length ({self.takes_up_to})."
+            return Answer([], f"Executor failed process requestId 1 due to the following error: {text}", [True])
+        outputs = {"output_ids": np.array([[self.greedy[:wanted]]], np.int32)}
+        if tensors.get("return_log_probs"):
+            outputs["output_log_probs"] = np.full((1, 1, wanted), self.log_prob, np.float32)
+            outputs["cum_log_probs"] = np.array([[self.log_prob * wanted]], np.float32)
+        return Answer([outputs], None, [True])
+
+
+def behaviour(case: str, **manners: Any) -> Line:
+    (line,) = run(Backend(**manners), [f"behaviour.{case}"])
+    return line
+
+
+#: What begins a line of the C++ logger (logger.h 4f91d4ab, 00f83d1b), and one that no source knows.
+BEGINNINGS = {
+    "old": ("[TensorRT-LLM][INFO] ", "[TensorRT-LLM][WARNING] "),
+    "old, of a rank": ("[TensorRT-LLM][INFO][0] ", "[TensorRT-LLM][WARNING][0] "),
+    "new": ("2026-01-31 09:37:44 [TRT-LLM] [I] ", "2026-01-31 09:37:44 [TRT-LLM] [W] "),
+    "new, of a rank": ("2026-01-31 09:37:44 [TRT-LLM] [I] [0] ", "2026-01-31 09:37:44 [TRT-LLM] [W] [0] "),
+    "Python": ("[01/31/2026-09:37:44] [TRT-LLM] [RANK 0] [I] ", "[01/31/2026-09:37:44] [TRT-LLM] [RANK 0] [W] "),
+}
+LIMITS = ("TRTGptModel maxBatchSize: 32", "TRTGptModel maxSequenceLen: 2048", "TRTGptModel maxNumTokens: 8192")
+LONGEST = "TRTGptModel maxInputLen: {}  = maxSequenceLen - 1 since chunked context is enabled"
+NOT_READ = (
+    "batch_scheduler_policy parameter was not found or is invalid (must be max_utilization or guaranteed_no_evict)"
+)
+
+
+def audited(form: str, *, longest: int = 2047, not_read: bool = False, silent: bool = False) -> Line:
+    """What ``audit`` says of a server of recipe a100-int8 whose runtime logs in that form."""
+    info, warning = BEGINNINGS[form]
+    lines = [] if silent else [*(info + text for text in LIMITS), info + LONGEST.format(longest)]
+    return judge_all(running(RuntimeLog.parse(lines + [warning + NOT_READ] * not_read)))[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``seen`` and ``right`` make the line that a double's manners lead to; ``says``: what must stand in the first."""
+
+    number: int
+    what: str
+    seen: Callable[[], Line]
+    right: Callable[[], Line]
+    says: str
+    verdicts: tuple[str, str] = (FAIL, PASS)
+
+
+ROWS = [
+    Row(1, "a runtime that takes the build's max_input_len for its limit",
+        lambda: behaviour("prompt_limit", longest=1024), lambda: behaviour("prompt_limit"), "trtGptModel.h"),
+    Row(1, "a prompt of max_num_tokens without chunked context",
+        lambda: behaviour("prompt_limit", longest=9000, chunked=False), lambda: behaviour("prompt_limit", chunked=False),
+        "it was answered, and should be refused"),
+    Row(1, "a runtime whose log names another prompt limit",
+        lambda: audited("old", longest=1024), lambda: audited("old"), "1024 tokens in the runtime, and 2047"),
+    *(
+        Row(6, f"a parameter that was not read, logged in the form {form!r}",
+            lambda form=form: audited(form, not_read=True), lambda form=form: audited(form), NOT_READ)
+        for form in BEGINNINGS
+    ),
+    Row(6, "a log in which not one line of the backend is known",
+        lambda: audited("old", silent=True), lambda: audited("old"), "not one line", (SKIPPED, PASS)),
+    Row(9, "log probs that are no numbers",
+        lambda: behaviour("log_probs", log_prob=float("nan")), lambda: behaviour("log_probs"), "nan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.number}: {row.what}")
+def test_a_row(row: Row) -> None:
+    seen, right = row.seen(), row.right()
+    assert (seen.status, right.status) == row.verdicts, (seen.evidence, right.evidence)
+    assert row.says in seen.evidence

@@ -7,17 +7,21 @@ users. Nothing here ran on a GPU; docs/a100.md says what was only read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line
+from minitron_trtllm import recipe
+from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, judge
+from minitron_trtllm.activations import Activations
 from minitron_trtllm.audit.judging import judge_all
 from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_trtllm.conformance.suite import run
+from minitron_trtllm.plan.engine_plan import plan
+from minitron_trtllm.plan.model import look_up
 from test_model_repo_audit import running
 
 BUILT = Limits(max_batch_size=32, max_input_len=1024, max_seq_len=2048, vocab_size=256_000, max_num_tokens=8192)
@@ -76,6 +80,19 @@ def audited(form: str, *, longest: int = 2047, not_read: bool = False, silent: b
     return judge_all(running(RuntimeLog.parse(lines + [warning + NOT_READ] * not_read)))[0]
 
 
+def planned(**changes: Any) -> Line:
+    """The plan of recipe a100-bfloat16 with changes: PASS where it says no more than is known, FAIL with its notes."""
+    measured = changes.pop("measured", None)
+    wanted = recipe.load("a100-bfloat16", {}, changes).recipe
+    notes = plan(wanted, replace(look_up(wanted.model), activations=measured)).notes
+    return judge("convert.done", notes, "no note")  # any line: a plan has none of its own
+
+
+def reaching(fc: float) -> Activations:
+    """A measurement of two layers, the second of which reaches ``fc``."""
+    return Activations((12.0, fc), (30.0, 40.0), (50.0, 60.0))
+
+
 @dataclass(frozen=True)
 class Row:
     """``seen`` and ``right`` make the line that a double's manners lead to; ``says``: what must stand in the first."""
@@ -96,6 +113,12 @@ ROWS = [
         "it was answered, and should be refused"),
     Row(1, "a runtime whose log names another prompt limit",
         lambda: audited("old", longest=1024), lambda: audited("old"), "1024 tokens in the runtime, and 2047"),
+    Row(2, "float16 and a layer that passes 255.9",
+        lambda: planned(precision="float16", measured=reaching(256.0)),
+        lambda: planned(precision="float16", measured=reaching(255.8)), "layer 1: mlp.fc reaches 256.0"),
+    Row(2, "float16 that nobody measured", lambda: planned(precision="float16"), planned, "were not measured"),
+    Row(2, "bfloat16, whatever it reaches",
+        lambda: planned(precision="float16", measured=reaching(1e5)), lambda: planned(measured=reaching(1e5)), "bfloat16"),
     *(
         Row(6, f"a parameter that was not read, logged in the form {form!r}",
             lambda form=form: audited(form, not_read=True), lambda form=form: audited(form), NOT_READ)

@@ -27,6 +27,9 @@ class Model(_Section):
         "nvidia/Minitron-4B-Base", "local folder, GGUF file or Hugging Face id", flag="--model", dest="model"
     )
     revision: str | None = _field(None, "branch, tag or commit of a Hugging Face id; none takes its main branch")
+    activations: str | None = _field(
+        None, "what 'minitron quality --activations' measured of this model: the plan and convert warn of float16 by it"
+    )
     published_shape: str = _field(
         "minitron-4b-base", "data file with the published sizes, used for planning while no config.json is at hand"
     )
@@ -91,6 +94,9 @@ class Cpu(_Section):
         "exact", "exact: float32 arithmetic, what the checkpoint says; fast: bf16 arithmetic and 8-bit KV cache"
     )
     lm_head: Literal["as_is", "int8"] = _field("as_is", "int8 quantises the head, which the checkpoint does not hold")
+    overflow: Literal["none", "float16"] = _field(
+        "none", "float16: what a float16 network could not hold becomes infinite, as it would on a GPU"
+    )
 
 
 class Serving(_Section):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import Counter
 from typing import Any
 
-from minitron_trtllm import memory, output, recipe
+from minitron_trtllm import activations, memory, output, recipe
 from minitron_trtllm.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="model folder, GGUF file, or a Hugging Face id (default: the recipe's)")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the checkpoint")
     recipe.add_flags(
-        parser, "model.revision", "precision", "dtype", "tensor_parallel", "pipeline_parallel",
+        parser, "model.revision", "model.activations", "precision", "dtype", "tensor_parallel", "pipeline_parallel",
         "use_parallel_embedding", "embedding_sharding_dim",
     )  # fmt: skip
     parser.add_argument("--quantize-at-build", action="store_true",
@@ -34,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = effective.recipe
     if effective.name == "defaults" and effective.origins["model.source"] == "default":
         raise UsageError("say which MODEL to convert, or a --recipe that does")
+    measured = activations.read(wanted.model.activations) if wanted.model.activations else None
     done = convert(
         wanted.model.source,
         args.output,
@@ -46,9 +50,12 @@ def run(args: argparse.Namespace) -> int:
         embedding_sharding_dim=wanted.embedding_sharding_dim,
         quantize_at_build=args.quantize_at_build,
         tokenizer=args.tokenizer,
+        measured=measured,
         force=args.force,
     )
     details = done.manifest.details
+    for warning in activations.warnings(details["dtype"], measured):
+        log.warning("%s", warning)
     summary: dict[str, Any] = {
         "output": str(done.folder),
         "digest": done.manifest.digest,

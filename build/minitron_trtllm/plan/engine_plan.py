@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from minitron_trtllm import activations
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
@@ -72,6 +73,7 @@ class EnginePlan:
     def document(self) -> dict[str, Any]:
         """JSON values, with the sums that readers want."""
         raw = asdict(self)
+        del raw["model"]["activations"]  # the notes say what follows from them
         for part in raw["weights"].values():
             part["matrices"] = part["embedding"] + part["layers"] + part["lm_head"]
             part["total"] = part["matrices"] + part["small"]
@@ -154,6 +156,8 @@ def _plan(case: _Case) -> EnginePlan:
     limits = derive(recipe, case.shape, recipe.limits.max_batch_size or recipe.workload.concurrency)
     needed = _memory(case, limits)
     notes = _notes(recipe, needed, limits)
+    if gpu:
+        notes += activations.warnings(case.dtype, case.model.activations)
     fitting = needed.sequences_that_fit
     if fitting is not None and recipe.limits.max_batch_size is None and fitting < limits.max_batch_size:
         limits = derive(recipe, case.shape, max(1, fitting))

@@ -25,7 +25,8 @@ _WORKSPACE = {
 }
 _KV_CACHE = re.compile(rf"Allocated {_SIZE} for max tokens in paged KV cache \((?P<tokens>\d+)\)")
 _LIMIT = re.compile(
-    r"TRTGptModel (?P<name>maxBatchSize|maxBeamWidth|maxSequenceLen|maxNumTokens|maxInputLen|normalizeLogProbs): (?P<value>\d+)"
+    r"TRTGptModel (?P<name>maxBatchSize|maxBeamWidth|maxSequenceLen|maxNumTokens|maxInputLen|normalizeLogProbs)"
+    r": (?P<value>\d+)"
 )
 _POLICY = re.compile(r"Capacity Scheduler Policy: (?P<value>\w+)")
 _WARNING = r"(?:\[TensorRT-LLM\]\[WARNING\]|\[TRT-LLM\] (?:\[RANK \d+\] )?\[W\])(?: ?\[\d+\])?"

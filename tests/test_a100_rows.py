@@ -22,6 +22,9 @@ from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subjec
 from minitron_trtllm.conformance.suite import run
 from minitron_trtllm.plan.engine_plan import plan
 from minitron_trtllm.plan.model import look_up
+from minitron_trtllm.text.errors import RequestError
+from minitron_trtllm.text.prompts import PromptMaker
+from minitron_trtllm.text.request import TextRequest
 from test_model_repo_audit import running
 
 BUILT = Limits(max_batch_size=32, max_input_len=1024, max_seq_len=2048, vocab_size=256_000, max_num_tokens=8192)
@@ -88,6 +91,31 @@ def planned(**changes: Any) -> Line:
     return judge("convert.done", notes, "no note")  # any line: a plan has none of its own
 
 
+class Letters:
+    """A tokenizer of one id a letter, for the text model's own checks."""
+
+    end_ids, pad_id = (1,), 0
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    encode_word = encode
+
+
+def logits_asked(most: int, tokens: int = 1024) -> Line:
+    """A text request of 1,024 tokens with their logits, to a text model that lets one ask for ``most`` bytes."""
+    parameters = {"max_input_len": "1024", "max_seq_len": "2048", "vocab_size": "256000", "max_logits_bytes": str(most)}
+    prompts = PromptMaker(Letters(), parameters)  # type: ignore[arg-type]
+    arrays = {"text_input": np.array([["abc"]], object), "return_generation_logits": np.array([[True]])}
+    request = TextRequest.read(arrays, excludes_input=True)
+    prompt = prompts.make(arrays["text_input"], np.array([[tokens]], np.int32))
+    try:
+        prompts.check_logits(request.tokens_with_logits(prompt))
+    except RequestError as error:
+        return Line("behaviour.refusal", FAIL, str(error))
+    return Line("behaviour.refusal", PASS, "taken")
+
+
 def reaching(fc: float) -> Activations:
     """A measurement of two layers, the second of which reaches ``fc``."""
     return Activations((12.0, fc), (30.0, 40.0), (50.0, 60.0))
@@ -109,7 +137,7 @@ ROWS = [
     Row(1, "a runtime that takes the build's max_input_len for its limit",
         lambda: behaviour("prompt_limit", longest=1024), lambda: behaviour("prompt_limit"), "trtGptModel.h"),
     Row(1, "a prompt of max_num_tokens without chunked context",
-        lambda: behaviour("prompt_limit", longest=9000, chunked=False), lambda: behaviour("prompt_limit", chunked=False),
+NOT_READ = "batch_scheduler_policy parameter was not found or is invalid (must be max_utilization or ...)"
         "it was answered, and should be refused"),
     Row(1, "a runtime whose log names another prompt limit",
         lambda: audited("old", longest=1024), lambda: audited("old"), "1024 tokens in the runtime, and 2047"),
@@ -119,6 +147,10 @@ ROWS = [
     Row(2, "float16 that nobody measured", lambda: planned(precision="float16"), planned, "were not measured"),
     Row(2, "bfloat16, whatever it reaches",
         lambda: planned(precision="float16", measured=reaching(1e5)), lambda: planned(measured=reaching(1e5)), "bfloat16"),
+    Row(3, "logits of 1,024 tokens where no recipe asks", lambda: logits_asked(0), lambda: logits_asked(1_048_576_000),
+        "the logits of 1024 tokens take 1,048,576,000 bytes"),  # the issue's figure: 1,024 x 256,000 x 4
+    Row(3, "a token more than a request's limit", lambda: logits_asked(1_048_576_000, 1025),
+        lambda: logits_asked(1_048_576_000, 1024), "1,049,600,000 bytes"),
     *(
         Row(6, f"a parameter that was not read, logged in the form {form!r}",
             lambda form=form: audited(form, not_read=True), lambda form=form: audited(form), NOT_READ)

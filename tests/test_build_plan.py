@@ -119,6 +119,11 @@ def test_a_large_batch_is_bound_by_arithmetic() -> None:
 def test_limits_of_the_shipped_int8_recipe() -> None:
     made = planned("a100-int8")
     assert made.limits == Limits(32, max_input_len=1024, max_seq_len=2048, max_num_tokens=8192)
+    assert made.logits_bytes == 0
+    offered = recipe.load("a100-int8", {}, {"serving.max_logits_bytes": 1024 * 256_000 * 4}).recipe
+    assert (
+        plan(offered, model.look_up(offered.model)).logits_bytes == 33_554_432_000
+    )  # 32 streams of 1,024 tokens: 33.6 GB
     # activations: 8192 tokens x (6144 + 5120 + 3072 + 18432) x 2 bytes + 32 x 256000 x 8, and 30 %
     assert made.memory.activation_bytes == -(-(8192 * 32768 * 2 + 65_536_000) * 13 // 10)
     free = 85_198_897_152 - 5_767_180_416 - made.memory.activation_bytes - (1 << 30)

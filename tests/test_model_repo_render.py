@@ -46,6 +46,7 @@ OWN_KEYS = {
         "exclude_input_in_output": "the BLS writes the prompt into the answer itself",
         "max_concurrency": "threads of the one instance",
         "max_queue_size": "requests that wait for a thread",
+        "max_logits_bytes": "what one request may ask for",
         "cancellation_check_period_ms": "how often it looks for clients that left",
     },
 }
@@ -66,6 +67,10 @@ def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     engine = hand_made.engine_folder(folder / "engine", cpu=request.param == "cpu")
     render(engine, folder / "repository", RepositoryOptions())
     return folder / "repository"
+
+
+#: Tensors that a repository has only where a recipe offers logits.
+LOGITS = {f"{before}{kind}_logits" for kind in ("context", "generation") for before in ("", "return_")}
 
 
 def declared(tensor: Any) -> tuple[Any, ...]:
@@ -89,7 +94,7 @@ def test_declared_tensors_are_those_of_the_contract(repository: Path, model: str
     wanted = {
         tensor["name"]: expected(tensor)
         for tensor in CONTRACT[model][side + "s"]
-        if tensor.get("text_only_needed", True) and "since" not in tensor
+        if tensor.get("text_only_needed", True) and "since" not in tensor and tensor["name"] not in LOGITS
     }
     if (model, side) == ("tensorrt_llm", "input"):
         wanted["no_repeat_ngram_size"] = ("INT32", [1], [], True, False)
@@ -187,12 +192,36 @@ def test_paths_are_rendered_for_the_root_that_the_server_sees(tmp_path: Path) ->
 
 def test_the_logits_type_is_the_engine_s(tmp_path: Path) -> None:
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=False, logits_dtype="float16")
-    render(engine, tmp_path / "out", RepositoryOptions())
+    config = json.loads((engine / "config.json").read_text())
+    config["build_config"]["gather_generation_logits"] = True
+    (engine / "config.json").write_text(json.dumps(config))
+    render(engine, tmp_path / "out", RepositoryOptions(max_logits_bytes=1 << 30))
     for name, config in configs(tmp_path / "out").items():
         types = {t.data_type for t in config.output if t.name in ("context_logits", "generation_logits")}
         assert types == (
             {model_config_pb2.TYPE_FP16} if name in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls") else set()
         )
+
+
+@pytest.mark.parametrize("offered", [set(), {"context"}, {"generation"}, {"context", "generation"}])
+def test_logits_are_offered_where_a_recipe_asks_and_the_engine_has_them(tmp_path: Path, offered: set[str]) -> None:
+    """As the contract declares them, in the three models that take requests, and wired through the ensemble."""
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
+    config = json.loads((engine / "config.json").read_text())
+    config["build_config"] |= {f"gather_{kind}_logits": kind in offered for kind in ("context", "generation")}
+    (engine / "config.json").write_text(json.dumps(config))
+    render(engine, tmp_path / "out", RepositoryOptions(max_logits_bytes=1 << 30))
+    names = {f"{before}{kind}_logits" for kind in offered for before in ("", "return_")}
+    ours = configs(tmp_path / "out")
+    for model in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls"):
+        wanted = {
+            tensor["name"]: expected(tensor) for side in ("inputs", "outputs") for tensor in CONTRACT[model][side]
+        }
+        found = {tensor.name: declared(tensor) for tensor in (*ours[model].input, *ours[model].output)}
+        assert {name: found[name] for name in found if name in LOGITS} == {name: wanted[name] for name in names}
+    step = ours["ensemble"].ensemble_scheduling.step[1]
+    assert names == {*step.input_map, *step.output_map} & LOGITS
+    assert ours["tensorrt_llm_bls"].parameters["max_logits_bytes"].string_value == str(bool(offered) << 30)
 
 
 def test_engine_files_are_links_or_copies_and_survive_a_move(tmp_path: Path) -> None:

@@ -112,6 +112,12 @@ class Serving(_Section):
         "queue policy only, and with one Triton at times holds requests that come together for up to half a second; "
         "without, the text model's limit is the only one. (A CPU engine reads max_queue_size itself.)",
     )
+    max_logits_bytes: int = _field(
+        0,
+        "bytes of logits that one request may ask for (vocabulary x 4 for each token: 1.02 MB for Minitron-4B); with 0 "
+        "the server does not offer them",
+        ge=0,
+    )
     preprocessing_instances: int = _field(1, "processes that tokenize", ge=1)
     postprocessing_instances: int = _field(1, "processes that detokenize for the ensemble", ge=1)
     bls_max_concurrency: int = _field(128, "requests that the front works on at the same time", ge=1)

@@ -45,6 +45,7 @@ class EnginePlan:
     """All that is decided before building. ``document()`` is what manifests and ``--json`` hold.
 
     ``weights``: bytes of the undivided model for every precision. ``fits``: whether at least one sequence does.
+    ``logits_bytes``: host memory that a full batch may fill with logits.
     ``remedies``: what would hold the whole workload where this does not.
     """
 
@@ -62,6 +63,7 @@ class EnginePlan:
     memory: MemoryPlan
     roofline: Roofline | None
     concurrency: int
+    logits_bytes: int = 0
     notes: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
 
@@ -85,9 +87,11 @@ class EnginePlan:
     def identity(self) -> dict[str, Any]:
         """The document without what may differ for the same engine: paths, remarks and, for cpu, this machine."""
         kept = self.document()
-        for name in ("notes", "remedies", "fits", *(() if self.gpu else ("memory", "roofline"))):
+        for name in ("notes", "remedies", "fits", "logits_bytes", *(() if self.gpu else ("memory", "roofline"))):
             del kept[name]
         kept["model"] = kept["model"]["shape"]
+        if self.logits_bytes:
+            kept["gathers_logits"] = True
         return kept
 
 
@@ -176,6 +180,7 @@ def _plan(case: _Case) -> EnginePlan:
         memory=needed,
         roofline=_roofline(case, limits, case.machine) if case.machine else None,
         concurrency=recipe.workload.concurrency,
+        logits_bytes=memory.logits_bytes(case.shape, limits, recipe.serving.max_logits_bytes) if gpu else 0,
         notes=tuple(notes),
     )
 

@@ -66,6 +66,8 @@ def _memory(plan: EnginePlan) -> str:
             (f"sequences of {longest} tokens that fit", f"{need.sequences_that_fit:,}"),
             ("sequences of median length that fit", f"{need.typical_sequences_that_fit:,}"),
         ]
+    if plan.logits_bytes:
+        rows.append(("logits that a full batch may ask for (host memory)", human_bytes(plan.logits_bytes)))
     return output.table(rows, ("fullest GPU" if plan.gpu else "this machine", ""))
 
 

@@ -14,6 +14,7 @@ from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
 Texts = NDArray[np.object_]
+_LOGIT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class PromptMaker:
         self._max_input_len = int(parameters["max_input_len"])
         self._max_seq_len = int(parameters["max_seq_len"])
         self._vocab_size = int(parameters["vocab_size"])
+        self._max_logits_bytes = int(parameters.get("max_logits_bytes", 0))
 
     def make(
         self,
@@ -100,6 +102,15 @@ class PromptMaker:
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise RequestError(f"{what} has the token id {token}, and ids go from 0 to {self._vocab_size - 1}")
+
+    def check_logits(self, tokens: int) -> None:
+        """Refuse a request for the logits of so many tokens that it takes too much; raises RequestError."""
+        wanted = tokens * self._vocab_size * _LOGIT_BYTES
+        if wanted > self._max_logits_bytes:
+            raise RequestError(
+                f"the logits of {tokens} tokens take {wanted:,} bytes, and a request may ask for "
+                f"{self._max_logits_bytes:,} (serving.max_logits_bytes)"
+            )
 
     def bias_of_ids(self, weights: Mapping[int, float]) -> NDArray[np.float32]:
         """``embedding_bias`` [1, vocabulary] of one prompt; raises RequestError for ids that are not there."""

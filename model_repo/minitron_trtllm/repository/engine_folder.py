@@ -31,6 +31,8 @@ class EngineFacts:
     world_size: int
     logits_dtype: str
     paged_context: bool
+    gather_context_logits: bool
+    gather_generation_logits: bool
     kv_cache_fraction: float | None
 
 
@@ -70,6 +72,8 @@ def _facts(raw: Mapping[str, Any], details: Mapping[str, Any]) -> EngineFacts:
         vocab_size=_count(model, "vocab_size"),
         world_size=_count(model.get("mapping") or {"world_size": 1}, "world_size"),
         logits_dtype="FP32" if "cpu" in raw else _LOGITS[model.get("logits_dtype", "float32")],
+        gather_context_logits=bool(build.get("gather_context_logits", False)),
+        gather_generation_logits=bool(build.get("gather_generation_logits", False)),
         paged_context=bool(plugins.get("use_paged_context_fmha", False)),
         kv_cache_fraction=details.get("kv_cache_free_gpu_mem_fraction"),
     )

@@ -79,8 +79,8 @@ def plan(engine: EngineFacts, options: RepositoryOptions, *, root: str, add_spec
         _preprocessing(batch, tokenizer | prompt, options),
         _tensorrt_llm(batch, engine, options, root),
         _postprocessing(batch, tokenizer, options),
-        _ensemble(batch, engine.logits_dtype),
-        _bls(batch, tokenizer | prompt, options, engine.logits_dtype),
+        _ensemble(batch, engine, options),
+        _bls(batch, tokenizer | prompt, options, engine),
     )
     return Repository(models, root, engine, options, batch)
 
@@ -101,11 +101,22 @@ def _postprocessing(batch: int, tokenizer: dict[str, str], options: RepositoryOp
     )  # fmt: skip
 
 
+def _logits(engine: EngineFacts, options: RepositoryOptions) -> tuple[str, ...]:
+    """The kinds of logits that clients may ask for: those that the engine was built to gather.
+
+    None without a limit: one answer of 1,024 tokens takes 1 GB.
+    """
+    gathered = {"context": engine.gather_context_logits, "generation": engine.gather_generation_logits}
+    return tuple(kind for kind, there in gathered.items() if there and options.max_logits_bytes)
+
+
 def _tensorrt_llm(batch: int, engine: EngineFacts, options: RepositoryOptions, root: str) -> ModelConfig:
+    # An engine that gathers context logits was built so by the recipe, for a text model to ask for them.
+    kinds = {*_logits(engine, options), *(["context"] if engine.gather_context_logits else [])}
     return ModelConfig(
         "tensorrt_llm", "python" if engine.is_cpu else "tensorrtllm", batch,
-        tensors.with_logits(tensors.ENGINE_INPUTS, engine.logits_dtype),
-        tensors.with_logits(tensors.ENGINE_OUTPUTS, engine.logits_dtype),
+        tensors.offered(tensors.ENGINE_INPUTS, kinds),
+        tensors.with_logits(tensors.offered(tensors.ENGINE_OUTPUTS, kinds), engine.logits_dtype),
         _engine_parameters(engine, options, root),
         decoupled=True, queue=_executor_queue(engine, options),
     )  # fmt: skip
@@ -156,7 +167,8 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
     return values
 
 
-def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits: str) -> ModelConfig:
+def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, engine: EngineFacts) -> ModelConfig:
+    kinds = _logits(engine, options)
     values = {
         "tensorrt_llm_model_name": "tensorrt_llm",
         **prompt,
@@ -164,19 +176,19 @@ def _bls(batch: int, prompt: dict[str, str], options: RepositoryOptions, logits:
         "exclude_input_in_output": _bool(options.exclude_input_in_output),
         "max_concurrency": str(options.bls_max_concurrency),
         "max_queue_size": str(options.max_queue_size),
+        "max_logits_bytes": str(options.max_logits_bytes if kinds else 0),
         "cancellation_check_period_ms": str(options.cancellation_check_period_ms),
     }
-    return ModelConfig(
-        FRONT, "python", batch, tensors.BLS_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits), values,
-        decoupled=True,
-    )  # fmt: skip
+    outputs = tensors.with_logits(tensors.offered(tensors.TEXT_OUTPUTS, kinds), engine.logits_dtype)
+    inputs = tensors.offered(tensors.BLS_INPUTS, kinds)
+    return ModelConfig(FRONT, "python", batch, inputs, outputs, values, decoupled=True)
 
 
-def _ensemble(batch: int, logits: str) -> ModelConfig:
-    return ModelConfig(
-        "ensemble", "", batch, tensors.ENSEMBLE_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits),
-        steps=ensemble.STEPS,
-    )  # fmt: skip
+def _ensemble(batch: int, engine: EngineFacts, options: RepositoryOptions) -> ModelConfig:
+    kinds = _logits(engine, options)
+    outputs = tensors.with_logits(tensors.offered(tensors.TEXT_OUTPUTS, kinds), engine.logits_dtype)
+    inputs = tensors.offered(tensors.ENSEMBLE_INPUTS, kinds)
+    return ModelConfig("ensemble", "", batch, inputs, outputs, steps=ensemble.steps(kinds))
 
 
 def _bool(value: bool) -> str:

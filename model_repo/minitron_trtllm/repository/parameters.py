@@ -118,6 +118,7 @@ BLS: Mapping[str, Parameter] = {
     "exclude_input_in_output": Parameter("bool", required=True),
     "max_concurrency": Parameter("count", required=True),
     "max_queue_size": Parameter("size", required=True),
+    "max_logits_bytes": Parameter("size", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
     # Where the server itself listens, for a Triton that 'minitron serve' did not start.
     "grpc_url": Parameter("text"),

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minitron_trtllm import recipe
+from minitron_trtllm import compat, recipe
 from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, judge
 from minitron_trtllm.activations import Activations
 from minitron_trtllm.audit.judging import judge_all
 from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_trtllm.conformance.suite import run
+from minitron_trtllm.errors import UsageError
 from minitron_trtllm.plan.engine_plan import plan
 from minitron_trtllm.plan.model import look_up
 from minitron_trtllm.text.errors import RequestError
@@ -71,9 +72,7 @@ BEGINNINGS = {
 }
 LIMITS = ("TRTGptModel maxBatchSize: 32", "TRTGptModel maxSequenceLen: 2048", "TRTGptModel maxNumTokens: 8192")
 LONGEST = "TRTGptModel maxInputLen: {}  = maxSequenceLen - 1 since chunked context is enabled"
-NOT_READ = (
-    "batch_scheduler_policy parameter was not found or is invalid (must be max_utilization or guaranteed_no_evict)"
-)
+NOT_READ = "batch_scheduler_policy parameter was not found or is invalid (must be max_utilization or ...)"
 
 
 def audited(form: str, *, longest: int = 2047, not_read: bool = False, silent: bool = False) -> Line:
@@ -116,6 +115,15 @@ def logits_asked(most: int, tokens: int = 1024) -> Line:
     return Line("behaviour.refusal", PASS, "taken")
 
 
+def engine_of(version: str) -> Line:
+    """An engine whose config.json has that version, to be served in the image of 25.11 ("1.0.3.2510" in compat.yaml)."""
+    try:
+        compat.check_engine({"tensorrt_llm": version}, "engine", compat.image("25.11-trtllm-python-py3"))
+    except UsageError as error:
+        return Line("serve.ready", FAIL, str(error))
+    return Line("serve.ready", PASS, "served")
+
+
 def reaching(fc: float) -> Activations:
     """A measurement of two layers, the second of which reaches ``fc``."""
     return Activations((12.0, fc), (30.0, 40.0), (50.0, 60.0))
@@ -137,7 +145,7 @@ ROWS = [
     Row(1, "a runtime that takes the build's max_input_len for its limit",
         lambda: behaviour("prompt_limit", longest=1024), lambda: behaviour("prompt_limit"), "trtGptModel.h"),
     Row(1, "a prompt of max_num_tokens without chunked context",
-NOT_READ = "batch_scheduler_policy parameter was not found or is invalid (must be max_utilization or ...)"
+        lambda: behaviour("prompt_limit", longest=9000, chunked=False), lambda: behaviour("prompt_limit", chunked=False),
         "it was answered, and should be refused"),
     Row(1, "a runtime whose log names another prompt limit",
         lambda: audited("old", longest=1024), lambda: audited("old"), "1024 tokens in the runtime, and 2047"),
@@ -151,6 +159,8 @@ NOT_READ = "batch_scheduler_policy parameter was not found or is invalid (must b
         "the logits of 1024 tokens take 1,048,576,000 bytes"),  # the issue's figure: 1,024 x 256,000 x 4
     Row(3, "a token more than a request's limit", lambda: logits_asked(1_048_576_000, 1025),
         lambda: logits_asked(1_048_576_000, 1024), "1,049,600,000 bytes"),
+    Row(5, "an engine of another release", lambda: engine_of("1.0.2"), lambda: engine_of("1.0.3"), "1.0.2"),
+    Row(5, "an engine of a candidate", lambda: engine_of("1.0.3rc1"), lambda: engine_of("1.0.3+cuda13"), "1.0.3rc1"),
     *(
         Row(6, f"a parameter that was not read, logged in the form {form!r}",
             lambda form=form: audited(form, not_read=True), lambda form=form: audited(form), NOT_READ)

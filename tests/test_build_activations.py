@@ -11,16 +11,16 @@ import shutil
 from pathlib import Path
 
 import ml_dtypes
-import nemotron_reference
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
+import nemotron_reference
 from conftest import SMALL_MODEL, minitron_here
 from minitron_trtllm import activations, shape
 from minitron_trtllm.activations import FC_MAX, Activations
 from minitron_trtllm.quality.compare import compare
-from tokenizers import Tokenizer
 
 LOUD, FACTOR, TOKENS = 1, 64, 200
 #: 255.875 is a float16 whose square is one; the next float16, 256, squares to infinity.

@@ -141,7 +141,7 @@ def test_a_damaged_engine_is_no_hit(small_checkpoint: Any, doubles: Path, run: R
     ],
     ids=lambda fault: fault[0],
 )
-def test_a_build_that_goes_wrong_leaves_nothing(
+def test_a_build_that_goes_wrong_leaves_no_engine(
     fault: tuple[str, type[MinitronError], str],
     small_checkpoint: Any,
     doubles: Path,
@@ -154,7 +154,12 @@ def test_a_build_that_goes_wrong_leaves_nothing(
     assert code == kind.exit_code
     assert said in err.splitlines()[-1]
     assert out == ""
-    assert [path.name for path in Path("out").iterdir()] == ["engine.build.log"]
+    # What trtllm-build ended well with is kept for a look, with the reason; what it did not is gone.
+    ended_well = not said.startswith(("Engine", "was", "CUDA"))
+    left = ["engine.build.log", *(["engine.rejected"] if ended_well else [])]
+    assert sorted(path.name for path in Path("out").iterdir()) == left
+    if ended_well:
+        assert said in (Path("out") / "engine.rejected" / "REJECTED.txt").read_text() and "engine.rejected" in err
     assert not (doubles / "cache" / "minitron-trtllm" / "timing-tensorrt-llm-1.2.1-sm80.cache").exists()
 
 
@@ -165,7 +170,21 @@ def test_an_engine_of_another_version_is_refused(
     code, _, err = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
     assert code == ToolError.exit_code
     assert "version '1.1.0', and '1.2.1' was asked" in err
-    assert not Path("engine").exists()
+    assert not Path("engine").exists() and Path("engine.rejected", "rank0.engine").exists()
+    # The next one takes its place; what is not a rejected engine never makes room.
+    assert run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")[0] == code
+    Path("engine.rejected", "REJECTED.txt").unlink()
+    _, _, err = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    assert "it was not kept" in err and Path("engine.rejected", "rank0.engine").exists()
+
+
+def test_another_spelling_of_the_same_version_is_taken(
+    small_checkpoint: Any, doubles: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the image of 25.11 calls its 1.0.3 (compat.yaml)."""
+    monkeypatch.setenv("TRTLLM_BUILD_DOUBLE_VERSION", "1.2.1.2607")
+    words = ("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    assert run(*words)[0] == 0 and run(*words)[1].startswith("engine is there already")
 
 
 def test_a_build_that_hangs_is_stopped(

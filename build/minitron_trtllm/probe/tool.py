@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minitron_trtllm.acceptance.lines import Line, judge
-from minitron_trtllm.compat import Image, version_key
+from minitron_trtllm.compat import Image, same_version, version_key
 from minitron_trtllm.engine.tensorrt_flags import Flag, Value, flags
 from minitron_trtllm.probe.asking import Place, answers
 
@@ -101,12 +101,13 @@ def _shown(value: Value | None) -> str:
 
 
 def _version_problems(versions: Mapping[str, str | None], image: Image) -> list[str]:
-    """TensorRT-LLM and TensorRT must be equal; of CUDA and Triton, major and minor version."""
-    problems = [
-        f"{name} is {versions.get(name)}, and compat.yaml says {wanted}"
-        for name, wanted in (("tensorrt_llm", image.tensorrt_llm), ("tensorrt", image.tensorrt))
-        if versions.get(name) != wanted
-    ]
+    """TensorRT-LLM must be the same release and TensorRT equal; of CUDA and Triton, major and minor version."""
+    llm, tensorrt = versions.get("tensorrt_llm") or "", versions.get("tensorrt") or ""
+    problems = []
+    if not same_version(llm, image.tensorrt_llm):
+        problems.append(f"tensorrt_llm is {llm}, and compat.yaml says {image.tensorrt_llm}")
+    if version_key(tensorrt) != version_key(image.tensorrt):
+        problems.append(f"tensorrt is {tensorrt}, and compat.yaml says {image.tensorrt}")
     for name, wanted in (("cuda", image.cuda), ("server", image.server)):
         found = versions.get(name)
         if found and wanted and version_key(found)[:2] != version_key(wanted)[:2]:

@@ -6,9 +6,15 @@ users. Nothing here ran on a GPU; docs/a100.md says what was only read.
 
 from __future__ import annotations
 
+import getpass
+import os
+import pwd
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +29,8 @@ from minitron_trtllm.conformance.suite import run
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.plan.engine_plan import plan
 from minitron_trtllm.plan.model import look_up
+from minitron_trtllm.server import container
+from minitron_trtllm.server.launch import Options, Ports, Served
 from minitron_trtllm.text.errors import RequestError
 from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.request import TextRequest
@@ -124,6 +132,19 @@ def engine_of(version: str) -> Line:
     return Line("serve.ready", PASS, "served")
 
 
+def torch_in_the_container(dropped: str = "") -> Line:
+    """What ``import torch`` asks for under a user id that passwd lacks, with the environment of 'minitron serve'."""
+    served = Served(Path("/r"), "llmapi", ("tensorrt_llm",), "tensorrt_llm", Path("/models"), 1, None)
+    argv = container.launch(served, Options(server_key=""), Ports(), Path("/run"), "mark").argv
+    given = dict(word.removeprefix("--env=").split("=", 1) for word in argv if re.match(r"--env=\w+=", word))
+    with mock.patch.dict(os.environ, {k: v for k, v in given.items() if k != dropped}, clear=True):
+        with mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 64321")):
+            try:
+                return Line("serve.ready", PASS, getpass.getuser())
+            except (KeyError, OSError) as error:
+                return Line("serve.ready", FAIL, str(error))
+
+
 def reaching(fc: float) -> Activations:
     """A measurement of two layers, the second of which reaches ``fc``."""
     return Activations((12.0, fc), (30.0, 40.0), (50.0, 60.0))
@@ -168,6 +189,8 @@ ROWS = [
     ),
     Row(6, "a log in which not one line of the backend is known",
         lambda: audited("old", silent=True), lambda: audited("old"), "not one line", (SKIPPED, PASS)),
+    Row(7, "a container that gives an unknown user no name", lambda: torch_in_the_container("USER"),
+        torch_in_the_container, "uid not found"),
     Row(9, "log probs that are no numbers",
         lambda: behaviour("log_probs", log_prob=float("nan")), lambda: behaviour("log_probs"), "nan"),
 ]  # fmt: skip

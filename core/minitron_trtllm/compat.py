@@ -101,7 +101,7 @@ def has_engine_path(tensorrt_llm: str) -> bool:
 def same_version(one: str, other: str) -> bool:
     """Whether two versions of TensorRT-LLM mean the same release, whatever else their builders wrote behind it.
 
-    The container of a month may add its release ("1.0.3.2510" in 25.11, which Triton's own table calls 1.0.3), a wheel a
+    The container of a month may add its release ("1.0.3.2510" in 25.11, which Triton's table calls 1.0.3), a wheel a
     local part ("1.2.1+cuda13"). Candidates and development versions are releases of their own.
     """
     found = [_RELEASE.match(version) for version in (one, other)]

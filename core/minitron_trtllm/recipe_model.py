@@ -6,9 +6,10 @@ would be a validator of our own for every nested field. How the layers of a reci
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def _field(default: Any, about: str, *, flag: str | None = None, dest: str | None = None, **limits: Any) -> Any:
@@ -130,7 +131,19 @@ class Container(_Section):
     """The pinned image that builds and serves on a GPU."""
 
     image_tag: str | None = _field(None, "tag of the Triton image; none takes the newest that can build engines")
+    environment: dict[str, str] = _field(
+        {},
+        "further environment of the containers that build and serve, such as {UCX_TLS: tcp} where UCX fails on a host "
+        "with InfiniBand (TensorRT-LLM#3112); no place for secrets",
+    )
     shm_bytes: int = _field(2 << 30, "size of /dev/shm in the container, in bytes", ge=64 << 20)
+
+    @field_validator("environment")
+    @classmethod
+    def _names(cls, environment: dict[str, str]) -> dict[str, str]:
+        if wrong := next((name for name in environment if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)), None):
+            raise ValueError(f"{wrong!r} is no name of an environment variable")
+        return environment
 
 
 class Recipe(_Section):

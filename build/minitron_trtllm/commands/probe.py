@@ -49,7 +49,7 @@ def _judged(args: argparse.Namespace, scratch: Path) -> list[Line]:
         return checkpoint.judge_files(args.folder)
     wanted = recipe.from_args(args).recipe
     image = compat.image(wanted.container.image_tag)
-    place = Place(image.reference if args.container else None, wanted.container.shm_bytes,
+    place = Place(image.reference if args.container else None, wanted.container,
                   args.log or scratch / "log", args.timeout)  # fmt: skip
     if args.subject == "tool":
         return tool.judge_tool(place, image)

@@ -83,8 +83,7 @@ class EngineBuild:
         argv = tensorrt_flags.argv(chosen)
         if where:
             mounts = tensorrt_container.Mounts(self.checkpoint, partial, known.parent)
-            shm = self.recipe.container.shm_bytes
-            argv = where.wrap(argv, self.image.reference, mounts, name=container, shm_bytes=shm)
+            argv = where.wrap(argv, self.image.reference, mounts, name=container, container=self.recipe.container)
         return argv, chosen
 
 

@@ -53,6 +53,9 @@ class RepositoryOptions:
     skip_special_tokens: bool = _option(True, "leave special tokens such as the end token out of the text")
     cancellation_check_period_ms: int = _option(100, "milliseconds between two looks for cancelled requests")
     stats_check_period_ms: int = _option(100, "milliseconds between two updates of the engine's metrics")
+    environment: Mapping[str, str] = field(
+        default_factory=dict, metadata={"about": "further environment of the container that serves (compose file)"}
+    )
     image: str = _option(IMAGE, "container image that serves a GPU engine")
     parameters: Mapping[str, str] = field(
         default_factory=dict, metadata={"about": "further parameters of the TensorRT-LLM backend"}
@@ -87,6 +90,7 @@ FROM_RECIPE = {
     "serving.preprocessing_instances": "preprocessing_instances",
     "serving.postprocessing_instances": "postprocessing_instances",
     "serving.bls_max_concurrency": "bls_max_concurrency",
+    "container.environment": "environment",
     "memory.kv_cache_fraction": "kv_cache_free_gpu_mem_fraction",
 }
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm.container_environment import environment
 from minitron_trtllm.errors import MissingDependency, RepositoryError
 from minitron_trtllm.repository.options import IMAGE
 from minitron_trtllm.server.flags import flags
@@ -63,7 +64,8 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
     return [
         "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
-        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--env={MARK_VARIABLE}={mark}",
+        f"--user={os.getuid()}:{os.getgid()}", f"--env={MARK_VARIABLE}={mark}",
+        *(f"--env={name}={value}" for name, value in environment(options.environment).items()),
         f"--env={RESTARTS_VARIABLE}", *(f"--env={name}={value}" for name, value in calls.items()),
         f"--stop-timeout={options.exit_timeout_s + GRACE_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``gpus`` is what ``docker run --gpus`` takes. ``api_key_file`` is where a model of the server reads ``api_key``.
+    ``gpus`` is what ``docker run --gpus`` takes, ``environment`` the recipe's for containers. ``api_key_file`` is where a model of the server reads ``api_key``.
     ``server_key`` guards the interfaces that no client needs; it is made anew for each server. Neither key is in any
     representation.
     """
@@ -103,6 +104,7 @@ class Options:
     ready_timeout_s: int = 600
     restarts: int = 3
     gpus: str = "all"
+    environment: Mapping[str, str] = field(default_factory=dict)
     verbose: bool = False
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 

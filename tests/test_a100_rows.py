@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 
 from minitron_trtllm import compat, recipe
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, judge
+from minitron_trtllm.acceptance import speed
+from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron_trtllm.activations import Activations
 from minitron_trtllm.audit.judging import judge_all
 from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_trtllm.conformance.suite import run
+from minitron_trtllm.engine import tensorrt_flags
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.plan.engine_plan import plan
 from minitron_trtllm.plan.model import look_up
@@ -124,7 +126,7 @@ def logits_asked(most: int, tokens: int = 1024) -> Line:
 
 
 def engine_of(version: str) -> Line:
-    """An engine whose config.json has that version, to be served in the image of 25.11 ("1.0.3.2510" in compat.yaml)."""
+    """An engine of that version, to be served in the image of 25.11, which says "1.0.3.2510" (compat.yaml)."""
     try:
         compat.check_engine({"tensorrt_llm": version}, "engine", compat.image("25.11-trtllm-python-py3"))
     except UsageError as error:
@@ -143,6 +145,22 @@ def torch_in_the_container(dropped: str = "") -> Line:
                 return Line("serve.ready", PASS, getpass.getuser())
             except (KeyError, OSError) as error:
                 return Line("serve.ready", FAIL, str(error))
+
+
+def beside_sixteen_bits(ttft_ms: float) -> Line:
+    """An int8 engine whose first token after 1,024 tokens comes that late; with 16 bits it takes 100 ms."""
+
+    def run(ttft: float) -> dict[str, Any]:
+        sizes = [(512, 256, 1), (1024, 2, 1)]
+        names = ("input_tokens", "output_tokens", "concurrency")
+        return {"points": [{"point": dict(zip(names, one, strict=True)), "tokens_per_s": {"value": 300.0},
+                            "metrics": {"ttft_ms": {"p50": {"value": ttft}}}} for one in sizes]}  # fmt: skip
+
+    return speed.judge_speed(run(ttft_ms), run(100.0), on_gpu=True)[-1]
+
+
+def remedy(name: str) -> str:
+    return catalogue()[name].remedy
 
 
 def reaching(fc: float) -> Activations:
@@ -191,6 +209,13 @@ ROWS = [
         lambda: audited("old", silent=True), lambda: audited("old"), "not one line", (SKIPPED, PASS)),
     Row(7, "a container that gives an unknown user no name", lambda: torch_in_the_container("USER"),
         torch_in_the_container, "uid not found"),
+    Row(8, "weight-only prefill far behind 16 bits", lambda: beside_sixteen_bits(200.0),
+        lambda: beside_sixteen_bits(120.0), "takes 2.00 times as long as with 16 bits"),
+    Row(8, "a bound of prefill that counts no unpacking", lambda: planned(precision="int8_weight_only", dtype="bfloat16"),
+        planned, "TensorRT-LLM#2553"),
+    Row(9, "more than one GPU", lambda: planned(tensor_parallel=2), planned, "tensorrtllm_backend#577"),
+    Row(10, "int4 with one scale a row", lambda: planned(precision="int4_weight_only", dtype="bfloat16"),
+        planned, "TensorRT-LLM#2735"),
     Row(9, "log probs that are no numbers",
         lambda: behaviour("log_probs", log_prob=float("nan")), lambda: behaviour("log_probs"), "nan"),
 ]  # fmt: skip
@@ -201,3 +226,14 @@ def test_a_row(row: Row) -> None:
     seen, right = row.seen(), row.right()
     assert (seen.status, right.status) == row.verdicts, (seen.evidence, right.evidence)
     assert row.says in seen.evidence
+
+
+def test_remedies_name_what_users_reported() -> None:
+    """NaN with paged context FMHA (TensorRT-LLM#2255, #2217), and a recipe can do what they say."""
+    for line in ("behaviour.log_probs", "words.same"):
+        assert all(issue in remedy(line) for issue in ("#2255", "#2217", "use_paged_context_fmha: disable"))
+    wanted = recipe.load("a100-bfloat16", {}, {"trtllm_build": {"use_paged_context_fmha": "disable"}}).recipe
+    chosen = tensorrt_flags.arguments(
+        plan(wanted, look_up(wanted.model)), "c", "e", output_timing_cache="t", more=wanted.trtllm_build
+    )
+    assert chosen["use_paged_context_fmha"] == "disable"

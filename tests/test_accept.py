@@ -32,6 +32,8 @@ pytestmark = pytest.mark.server
 
 GPU_LINES = {name for name, entry in catalogue().items() if entry.gpu}
 GRID = ("16:8:1", "16:8:2", "16:8:3")
+#: The point of a long prompt that every run has beside its grid.
+PREFILL = "1024:2:1"
 IN_A_CHILD = children.run
 
 
@@ -82,12 +84,13 @@ def steps_of(output: Path) -> dict[str, Any]:
 def slow(point: str) -> dict[str, Any]:
     """A point of a 16-bit run at one token a second."""
     sizes = dict(zip(("input_tokens", "output_tokens", "concurrency"), map(int, point.split(":")), strict=True))
-    return {"point": sizes, "tokens_per_s": {"value": 1.0, "low": None, "high": None}, "metrics": {}}
+    ttft = {"ttft_ms": {"p50": {"value": 1e6, "low": None, "high": None}}}
+    return {"point": sizes, "tokens_per_s": {"value": 1.0, "low": None, "high": None}, "metrics": ttft}
 
 
 def sixteen_bit_run(path: Path) -> Path:
     """A stored 16-bit run of one token a second."""
-    path.write_text(json.dumps({"kind": "latency", "schema": 1, "points": [slow(point) for point in GRID]}))
+    path.write_text(json.dumps({"kind": "latency", "schema": 1, "points": [slow(point) for point in (*GRID, PREFILL)]}))
     return path
 
 

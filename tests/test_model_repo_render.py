@@ -166,7 +166,9 @@ def test_no_model_has_a_batcher_that_holds_requests_unless_asked_for(tmp_path: P
 
 def test_only_the_backend_and_what_runs_it_differ_between_cpu_and_gpu(tmp_path: Path) -> None:
     for kind in ("cpu", "gpu"):
-        engine = hand_made.engine_folder(tmp_path / f"{kind}-engine", cpu=kind == "cpu")
+        engine = hand_made.engine_folder(
+            tmp_path / f"{kind}-engine", cpu=kind == "cpu", plugins={"use_paged_context_fmha": True}
+        )
         render(engine, tmp_path / kind, RepositoryOptions(), root="/models")
     for model in MODELS:
         cpu, gpu = ((tmp_path / kind / model / "config.pbtxt").read_text() for kind in ("cpu", "gpu"))

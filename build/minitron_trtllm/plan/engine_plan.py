@@ -239,8 +239,29 @@ def _notes(recipe: Recipe, needed: MemoryPlan, limits: Limits) -> list[str]:
             f"{wanted} sequences of {limits.max_seq_len} tokens do not fit on {recipe.target}, {fits} do; "
             "others wait in the queue"
         )
+    notes += _known_troubles(recipe) if recipe.target != "cpu" else []
     if limits.max_num_tokens > MANY_NUM_TOKENS:
         notes.append(f"max_num_tokens {limits.max_num_tokens} is above {MANY_NUM_TOKENS}: trtllm-build warns about it")
+    return notes
+
+
+def _known_troubles(recipe: Recipe) -> list[str]:
+    """What users of TensorRT-LLM reported of such an engine, and nobody here has seen."""
+    notes = []
+    if recipe.precision in _WEIGHT_ONLY:
+        notes.append(
+            "the bound of prefill counts no unpacking of codes: weight-only engines lost to 16 bits on long prompts "
+            "(TensorRT-LLM#2553, an A100); 'minitron accept' compares the first token after 1,024"
+        )
+    if recipe.precision == Precision.INT4_WEIGHT_ONLY.value:
+        notes.append(
+            "int4 with one scale a row is experimental: it was garbage for a user of an A100 (TensorRT-LLM#2735), and "
+            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int8 unless 'minitron quality' allows it"
+        )
+    if recipe.tensor_parallel * recipe.pipeline_parallel > 1:
+        notes.append(
+            "more than one GPU behind Triton was not tested, and is unproven upstream too (tensorrtllm_backend#577)"
+        )
     return notes
 
 

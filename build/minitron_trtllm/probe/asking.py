@@ -19,7 +19,10 @@ _SCRIPT, _OUTPUT = Path("/probe"), Path("/answers")
 
 @dataclass(frozen=True)
 class Place:
-    """Where TensorRT-LLM is asked: ``image`` of a container, or None for this machine, with the recipe's section; ``log`` gets what it prints."""
+    """Where TensorRT-LLM is asked: ``image`` of a container, or None for this machine; ``log`` gets what it prints.
+
+    ``container``: the recipe's section.
+    """
 
     image: str | None
     container: Container

@@ -290,9 +290,13 @@ class Way:
 
     def _latency(self, step: str, serving: Serving, repository: Path, *more: str | Path) -> Path:
         path = self._measured(step)
-        self.evidence.run(step, "latency", "--grid", *self.options.grid, "--url", serving.urls()["grpc"],
+        self.evidence.run(step, "latency", "--grid", *self._points(), "--url", serving.urls()["grpc"],
                           "--manifest", repository, "--output", path, *more)  # fmt: skip
         return path
+
+    def _points(self) -> list[str]:
+        """The points of the grid, and the one that shows what a long prompt's first token takes."""
+        return list(dict.fromkeys([*self.options.grid, speed.prefill_point(self.recipe)]))
 
     def _measured(self, step: str) -> Path:
         return self.evidence.folder / (LATENCY if step == "speed" else f"{step}-{LATENCY}")
@@ -317,7 +321,7 @@ class Way:
                 path = self._latency("baseline", serving, folder / "repository")
             return [judge("baseline.measured", [], speed.shown(speed.read(path)))]
 
-        inputs = [wanted.model_dump(), self.options.grid, self._source()]
+        inputs = [wanted.model_dump(), self._points(), self._source()]
         return self.evidence.do("baseline", inputs, work, made=self._measured("baseline"))
 
     def _source(self) -> str | None:
@@ -334,7 +338,7 @@ class Way:
             path = self._latency("speed", serving, self._path("repository"), *beside)
             return speed.judge_speed(speed.read(path), speed.read(baseline) if baseline else None, on_gpu=self.on_gpu)
 
-        inputs = [self._digest("repository"), self.options.grid, digest(baseline) if baseline else None]
+        inputs = [self._digest("repository"), self._points(), digest(baseline) if baseline else None]
         return self.evidence.do("speed", inputs, work)
 
 

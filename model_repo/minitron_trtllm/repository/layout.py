@@ -147,7 +147,8 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
         "kv_cache_free_gpu_mem_fraction": str(
             options.kv_cache_free_gpu_mem_fraction or engine.kv_cache_fraction or _BACKEND_KV_CACHE_FRACTION
         ),
-        "enable_kv_cache_reuse": _bool(options.enable_kv_cache_reuse),
+        # Shared blocks are read by paged context FMHA, as pieces of a prompt are.
+        "enable_kv_cache_reuse": _bool(options.enable_kv_cache_reuse and (engine.paged_context or engine.is_cpu)),
         "batch_scheduler_policy": options.batch_scheduler_policy,
         "enable_chunked_context": _bool(chunked),
         "decoding_mode": "top_k_top_p" if engine.max_beam_width == 1 else "beam_search",

@@ -91,9 +91,9 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``gpus`` is what ``docker run --gpus`` takes, ``environment`` the recipe's for containers. ``api_key_file`` is where a model of the server reads ``api_key``.
-    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. Neither key is in any
-    representation.
+    ``gpus`` is what ``docker run --gpus`` takes, ``environment`` the recipe's for containers. ``api_key_file`` is where
+    a model of the server reads ``api_key``. ``server_key`` guards the interfaces that no client needs; it is made anew
+    for each server. Neither key is in any representation.
     """
 
     host: str = _LOOPBACK

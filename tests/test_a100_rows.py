@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from minitron_trtllm import compat, recipe
+from minitron_trtllm import compat, gpus_here, manifest, recipe
 from minitron_trtllm.acceptance import speed
 from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron_trtllm.activations import Activations
@@ -28,7 +28,8 @@ from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_trtllm.conformance.suite import run
 from minitron_trtllm.engine import tensorrt_flags
-from minitron_trtllm.errors import UsageError
+from minitron_trtllm.errors import MinitronError, UsageError
+from minitron_trtllm.gpus_here import GpuHere
 from minitron_trtllm.plan.engine_plan import plan
 from minitron_trtllm.plan.model import look_up
 from minitron_trtllm.server import container
@@ -163,6 +164,23 @@ def remedy(name: str) -> str:
     return catalogue()[name].remedy
 
 
+def served_on(capability: str = "8.0", mib: int = 81_920, **more: Any) -> Line:
+    """'minitron serve' of an engine for sm80 that needs 8.7 GB, on a machine with such a GPU."""
+    memory = {"weight_bytes": 5_800_000_000, "activation_bytes": 1_900_000_000, "runtime_bytes": 1 << 30}
+    details = {"architecture": "sm80", "plan": {"memory": memory}}
+    served = Served(Path("/r"), "tensorrtllm", ("tensorrt_llm",), "tensorrt_llm_bls", Path("/models"), 1, None)
+    here = [GpuHere("a GPU", mib << 20, capability, "590.44.01", **more)]
+    with (
+        mock.patch.object(gpus_here, "gpus", return_value=here),
+        mock.patch.object(manifest, "read", return_value=mock.Mock(details=details)),
+    ):
+        try:
+            container._check_gpus(served)
+        except MinitronError as error:
+            return Line("serve.ready", FAIL, str(error))
+    return Line("serve.ready", PASS, "started")
+
+
 def reaching(fc: float) -> Activations:
     """A measurement of two layers, the second of which reaches ``fc``."""
     return Activations((12.0, fc), (30.0, 40.0), (50.0, 60.0))
@@ -170,7 +188,7 @@ def reaching(fc: float) -> Activations:
 
 @dataclass(frozen=True)
 class Row:
-    """``seen`` and ``right`` make the line that a double's manners lead to; ``says``: what must stand in the first."""
+    """``number``: the issue's row, 11 for a GPU that is not an A100. ``seen`` and ``right`` make the line that a double's manners lead to; ``says``: what must stand in the first."""
 
     number: int
     what: str
@@ -198,6 +216,10 @@ ROWS = [
         "the logits of 1024 tokens take 1,048,576,000 bytes"),  # the issue's figure: 1,024 x 256,000 x 4
     Row(3, "a token more than a request's limit", lambda: logits_asked(1_048_576_000, 1025),
         lambda: logits_asked(1_048_576_000, 1024), "1,049,600,000 bytes"),
+    Row(4, "a slice of MIG that the engine does not fit", lambda: served_on(mib=4864, mig=True, profile="1g.5gb"),
+        lambda: served_on(mib=40_192, mig=True, profile="3g.40gb"), "MIG 1g.5gb"),
+    Row(4, "MIG without an instance", lambda: served_on(mib=0, mig=True), served_on, "turn MIG off"),
+    Row(11, "a GPU that is not the engine's", lambda: served_on("9.0"), served_on, "was built for sm80"),
     Row(5, "an engine of another release", lambda: engine_of("1.0.2"), lambda: engine_of("1.0.3"), "1.0.2"),
     Row(5, "an engine of a candidate", lambda: engine_of("1.0.3rc1"), lambda: engine_of("1.0.3+cuda13"), "1.0.3rc1"),
     *(

@@ -305,7 +305,7 @@ def test_the_engine_is_rendered_for_the_image_that_built_it_only(
         (("--recipe", "a100-float16"), "holds precision int8_weight_only, and recipe a100-float16 says float16"),
         (("--recipe", "a100-int8", "--tp", "2"), "holds tensor_parallel 1, and flag --tp says 2"),
         (("--recipe", "a100-llmapi",), "backend llmapi needs no engine"),
-        (("--recipe", "a100-int8", "--target", "h100-80gb"), "convert the model with --quantize-at-build"),
+        (("--recipe", "a100-int8", "--target", "h100-80gb"), "convert the model with --target h100-80gb (or --quantize-at-build)"),
         (("--recipe", "a100-int8", "--image-tag", "27.01-trtllm-python-py3"), "not in compat.yaml"),
         (("--recipe", "a100-int8", "--max-seq-len", "4096"), "more than the 2048 positions"),
         (("--target", "cpu", "--container"), "are for GPU targets"),
@@ -354,3 +354,13 @@ def test_the_version_comes_from_the_python_that_runs_trtllm_build(doubles: Path)
     fake.chmod(0o755)
     (doubles / "bin" / "trtllm-build").write_text(f"#!{fake}\n")
     assert tensorrt.installed_version() == "1.2.0"
+
+
+def test_a_gpu_with_another_layout_of_codes_gets_floats_to_quantise(doubles: Path, run: Run) -> None:
+    """sm90 reads codes that only its own operation makes; a 4090 is sm89 and reads those of an A100."""
+    for target, left_to_build in (("h100-80gb", True), ("h200-141gb", True), ("rtx4090-24gb", False)):
+        flags = ("--precision", "int8_weight_only", "--target", target)
+        code, _, err = run("convert", SMALL_MODEL, "--output", target, *flags)
+        assert code == 0, err
+        assert manifest.read(Path(target), "checkpoint").details["quantize_at_build"] == left_to_build
+        assert run("build", target, "--target", target, "--output", f"engine-{target}")[0] == 0

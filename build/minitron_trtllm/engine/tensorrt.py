@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import cache, compat, files, manifest
+from minitron_trtllm import cache, compat, files, gpus_here, manifest
 from minitron_trtllm.cache import EngineKey
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.compat import Image
@@ -29,8 +29,6 @@ from minitron_trtllm.recipe_model import Recipe
 
 log = logging.getLogger(__name__)
 
-#: Architectures whose mixed GEMMs read the layout that convert writes (cutlass_preprocessors.cpp: sm75 to sm89).
-_SM80_LAYOUT = ("sm75", "sm80", "sm86", "sm89")
 #: Where trtllm-build writes its timing cache: into the new engine's folder, from where it is taken on success.
 _TIMING_CACHE = ".timing.cache"
 _REASON = "REJECTED.txt"
@@ -209,18 +207,16 @@ def installed_version() -> str | None:
 
 
 def _check_layout(source: Checkpoint, plan: EnginePlan) -> None:
-    if plan.gpu and source.quantized and plan.gpu.architecture not in _SM80_LAYOUT:
+    if plan.gpu and source.quantized and plan.gpu.code_layout != "sm80":
         raise CheckpointError(
             f"{source.folder} holds codes in the layout of sm80, and {plan.target} is {plan.gpu.architecture}; convert "
-            "the model with --quantize-at-build"
+            f"the model with --target {plan.target} (or --quantize-at-build), which leaves that to trtllm-build"
         )
 
 
 def _check_this_gpu(build: EngineBuild) -> None:
     """Refuse to build here for another GPU; where nvidia-smi is missing trtllm-build will say what it lacks."""
-    from minitron_trtllm import machine
-
-    here = {gpu.compute_capability for gpu in machine.gpus()}
+    here = {gpu.compute_capability for gpu in gpus_here.gpus()}
     if here and build.gpu.compute_capability not in here:
         raise MachineError(
             f"{build.plan.target} has compute capability {build.gpu.compute_capability} and the GPU here "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minitron_trtllm import compat, files, machine, manifest
+from minitron_trtllm import compat, files, gpus_here, manifest
 from minitron_trtllm.acceptance import lines as acceptance
 from minitron_trtllm.acceptance import speed
 from minitron_trtllm.acceptance.evidence import Evidence, StepFailed, digest
@@ -116,7 +116,7 @@ class Way:
     # --- what is made -----------------------------------------------------------------------------------------------
 
     def _machine(self) -> list[Line]:
-        facts = [vars(gpu) for gpu in machine.gpus()], shutil.which("docker")
+        facts = [vars(gpu) for gpu in gpus_here.gpus()], shutil.which("docker")
 
         def work() -> list[Line]:
             try:

@@ -157,7 +157,7 @@ def beside_sixteen_bits(ttft_ms: float) -> Line:
         return {"points": [{"point": dict(zip(names, one, strict=True)), "tokens_per_s": {"value": 300.0},
                             "metrics": {"ttft_ms": {"p50": {"value": ttft}}}} for one in sizes]}  # fmt: skip
 
-    return speed.judge_speed(run(ttft_ms), run(100.0), on_gpu=True)[-1]
+    return speed.judge_beside(run(ttft_ms), run(100.0), on_gpu=True)
 
 
 def remedy(name: str) -> str:

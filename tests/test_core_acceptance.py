@@ -87,7 +87,8 @@ def measured(rates: dict[str, float], roofline: float | None = 100.0, ttft: floa
 
 
 def verdicts(ours: dict[str, Any], baseline: dict[str, Any] | None, *, on_gpu: bool = True) -> list[str]:
-    return [line.status for line in speed.judge_speed(ours, baseline, on_gpu=on_gpu)]
+    judged = [*speed.judge_speed(ours), speed.judge_beside(ours, baseline, on_gpu=on_gpu)]
+    return [line.status for line in judged]
 
 
 def test_speed_is_held_against_physics_and_against_sixteen_bits() -> None:
@@ -136,7 +137,7 @@ SOME = [Line("words.same", PASS, "20 of 20"), Line("tool.flags", FAIL, "--x is <
 
 
 def test_the_document_has_the_catalogues_order_and_remedies_for_failures_only() -> None:
-    whole = page.document(SOME, ABOUT, {"tool": 3.0})
+    whole = page.document(SOME, ABOUT, {"tool": 3.0}, {})
     assert [line["id"] for line in whole["lines"]] == ["tool.flags", "audit.weights", "words.same"]
     assert [bool(line["remedy"]) for line in whole["lines"]] == [True, False, False]
     assert (whole["verdict"], whole["counts"]) == ("FAIL", {"PASS": 1, "FAIL": 1, "SKIPPED": 1})
@@ -146,7 +147,7 @@ def test_the_document_has_the_catalogues_order_and_remedies_for_failures_only() 
 def written(folder: Path) -> str:
     (folder / "evidence").mkdir()
     (folder / "evidence" / "tool.log").write_text("said")
-    page.write(folder, page.document(SOME, ABOUT, {step.step: 3.0 for step in catalogue().values()}))
+    page.write(folder, page.document(SOME, ABOUT, {step.step: 3.0 for step in catalogue().values()}, {}))
     return (folder / "acceptance.html").read_text()
 
 

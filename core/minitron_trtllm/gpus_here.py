@@ -1,8 +1,8 @@
 """The NVIDIA GPUs of this machine as processes can use them: whole boards, slices of MIG, virtual ones.
 
-``memory.total`` of nvidia-smi is the board's even where MIG divides it; what a process gets is in its XML report, per MIG
-device (elements mig_mode, mig_devices, gpu_virtualization_mode of nvsmi_device_v12.dtd, driver 575), and the profile's
-name in ``nvidia-smi -L``. Not seen on a machine with MIG; a report that cannot be read counts as one without.
+``memory.total`` of nvidia-smi is the board's even where MIG divides it. What a process gets is in its XML report, per
+MIG device (mig_mode, mig_devices, gpu_virtualization_mode of nvsmi_device_v12.dtd, driver 575), the profile's name in
+``nvidia-smi -L``. Not seen on a machine with MIG; a report that cannot be read counts as one without.
 """
 
 from __future__ import annotations

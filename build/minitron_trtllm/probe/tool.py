@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from minitron_trtllm.acceptance.lines import Line, judge
 from minitron_trtllm.compat import Image, same_version, version_key
@@ -26,18 +28,32 @@ class HelpEntry:
     default: str | None
 
 
-def judge_tool(place: Place, image: Image) -> list[Line]:
-    """The lines of step ``tool``; raises MissingDependency, ToolError."""
-    with answers(place, "tool", {}) as folder:
+def judge_tool(place: Place, image: Image, argv: Sequence[str]) -> list[Line]:
+    """The lines of step ``tool``; ``argv``: trtllm-build with the very flags that are to build. Raises
+    MissingDependency, ToolError.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="minitron-probe-") as scratch,
+        answers(place, "tool", {"flags": _flags(Path(scratch), argv)}) as folder,
+    ):
+        command = json.loads((folder / "command.json").read_text(encoding="utf-8"))
         entries = read_help((folder / "help.txt").read_text(encoding="utf-8"))
         versions = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
     known = flags()
+    refused = [f"it ends with {command['code']}: {command['said']}"] if command["code"] else []
     return [
+        judge("tool.command", refused, f"{sum(word.startswith('--') for word in argv)} flags taken"),
         judge("tool.flags", _flag_problems(entries, known), f"{len(entries)} flags, all as in the data file"),
         judge("tool.defaults", _default_problems(entries, known), _compared(entries, known)),
         judge("tool.versions", _version_problems(versions, image), f"{image.tag}: " + ", ".join(
             f"{name} {version}" for name, version in versions.items())),
     ]  # fmt: skip
+
+
+def _flags(folder: Path, argv: Sequence[str]) -> Path:
+    folder.chmod(0o755)
+    (folder / "flags.json").write_text(json.dumps(list(argv)), encoding="utf-8")
+    return folder
 
 
 def read_help(text: str) -> dict[str, HelpEntry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ SLOWER = 0.95
 #: and lost on an A100 (NVIDIA/TensorRT-LLM#2553), so that a loss is no fault, and such a one is.
 SLOWER_PREFILL = 1.5
 _PREFILL_TOKENS, _PREFILL_OUTPUT = 1024, 2
+_BURSTS, _BURST_OUTPUT = (4, 32), 64
 _DEFAULT_TOKENS = 128
 _LEAST_TOKENS = 2
 
@@ -40,6 +41,12 @@ def _typical(tokens: int | Percentiles | None) -> int:
     return max(_LEAST_TOKENS, value or _DEFAULT_TOKENS)
 
 
+def bursts(grid: Sequence[str]) -> tuple[str, ...]:
+    """4 and 32 streams that come at once, as long as those of the grid's first point but for the output, at most 64."""
+    tokens, output, _ = grid[0].split(":")
+    return tuple(f"{tokens}:{min(int(output), _BURST_OUTPUT)}:{streams}" for streams in _BURSTS)
+
+
 def is_weight_only(recipe: Recipe) -> bool:
     """Whether there is a 16-bit engine to compare with."""
     return recipe.precision in ("int8_weight_only", "int4_weight_only")
@@ -61,9 +68,9 @@ def read(path: Path) -> Mapping[str, Any]:
     return loaded
 
 
-def judge_speed(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, *, on_gpu: bool) -> list[Line]:
-    """The three lines of step ``speed``."""
-    return [judge("speed.measured", [], shown(measured)), _roofline(measured), _beside(measured, baseline, on_gpu)]
+def judge_speed(measured: Mapping[str, Any]) -> list[Line]:
+    """The lines of step ``speed``."""
+    return [judge("speed.measured", [], shown(measured)), _roofline(measured)]
 
 
 def shown(document: Mapping[str, Any]) -> str:
@@ -84,7 +91,8 @@ def _roofline(measured: Mapping[str, Any]) -> Line:
     return judge("speed.roofline", problems, "of the roofline: " + ", ".join(shares))
 
 
-def _beside(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, on_gpu: bool) -> Line:
+def judge_beside(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, *, on_gpu: bool) -> Line:
+    """``speed.baseline``: what the same engine with 16-bit weights does at the same points."""
     if baseline is None:
         return Line("speed.baseline", SKIPPED, "no 16-bit run to compare with")
     ratios = _ratios(measured, baseline, _rate)

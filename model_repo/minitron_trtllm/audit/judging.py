@@ -56,6 +56,18 @@ class Running:
         planned: Mapping[str, Any] = self.details["plan"]["memory"]
         return planned
 
+    def numbers(self) -> dict[str, int]:
+        """What the runtime said in figures, in bytes and tokens; what it did not say is absent."""
+        said: dict[str, int | None] = {
+            "engine_bytes": self.log.engine_bytes,
+            "kv_cache_bytes": self.log.kv_cache_bytes,
+            "kv_cache_tokens": _kv_tokens_found(self),
+            "kv_cache_tokens_promised": _kv_tokens_promised(self),
+            **{f"{name.replace(' ', '_')}_bytes": size for name, size in self.log.workspace_bytes.items()},
+            **self.log.limits,
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
 
 def look(repository: Path, state: State) -> Running:
     """Ask the server, and read its log and what it was made from; raises NotReady, InputError, RepositoryError."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import minitron
-from minitron_trtllm import compat, recipe
+from conftest import ROOT, minitron
+from minitron_trtllm import compat, gpus_here, recipe
 from minitron_trtllm.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
 from minitron_trtllm.errors import MachineError, UsageError
 from minitron_trtllm.server import bundled
@@ -89,6 +89,43 @@ def test_an_a100_machine_is_fine(programs: Path) -> None:
     for subject in ("GPU", "GPU memory", "driver", "docker", "NVIDIA runtime"):
         assert of(found, subject).level == OK
     assert any("a100-80gb" in line for line in found.can)
+
+
+BOARD = {"name": "NVIDIA A100-SXM4-80GB", "mib": 81920, "capability": "8.0"}
+HALF = [["3g.40gb", 40192, 42], ["3g.40gb", 40192, 42]]
+
+
+def put_boards(folder: Path, monkeypatch: pytest.MonkeyPatch, *boards: dict[str, object]) -> None:
+    """A machine with docker and these boards (doubles/nvidia_smi.py)."""
+    put_gpu_machine(folder)
+    put(folder, "nvidia-smi", f'exec {sys.executable} {ROOT}/tests/doubles/nvidia_smi.py "$@"')
+    monkeypatch.setenv("NVIDIA_SMI_DOUBLE", json.dumps(boards))
+
+
+@pytest.mark.parametrize(
+    ("board", "target", "level", "said"),
+    [
+        ({}, "a100-80gb", OK, "85.90 GB"),
+        ({"mig": HALF}, "a100-80gb", FAIL, "a100-80gb-3g.40gb, a100-80gb-pcie-3g.40gb"),
+        ({"mig": HALF}, "a100-80gb-3g.40gb", OK, "42.14 GB"),
+        ({"mig": []}, "a100-80gb", FAIL, "nvidia-smi mig -cgi"),
+        ({"mib": 40960, "virtualization": "VGPU"}, "a100-80gb", WARN, "a vGPU has the memory of its profile"),
+    ],
+)
+def test_what_a_divided_board_gives_is_what_counts(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, board: dict[str, object], target: str, level: str, said: str
+) -> None:
+    put_boards(programs, monkeypatch, BOARD | board)
+    found = of(diagnosed("a100-bfloat16", target=target), "GPU memory")
+    assert found.level == level and said in f"{found.message} {found.remedy}"
+
+
+def test_the_slice_and_its_processors_are_named(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_boards(programs, monkeypatch, BOARD, BOARD | {"mig": HALF})
+    assert [(gpu.memory_bytes >> 20, gpu.mig, gpu.profile, gpu.multiprocessors) for gpu in gpus_here.gpus()] == [
+        (81920, False, "", None), (40192, True, "3g.40gb", 42), (40192, True, "3g.40gb", 42),
+    ]  # fmt: skip
+    assert "MIG 3g.40gb, 42 SMs" in of(diagnosed("a100-bfloat16"), "GPU").message
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron_trtllm import compat, data_files, machine, memory, shape
+from minitron_trtllm import compat, data_files, docker, gpus_here, memory, shape
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.compat import Image, version_key
 from minitron_trtllm.errors import MachineError
+from minitron_trtllm.gpu import Gpu
+from minitron_trtllm.gpus_here import GpuHere
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.precision import Precision
 from minitron_trtllm.recipe_model import Recipe
@@ -30,6 +32,8 @@ _BASE = ("numpy", "ml-dtypes", "jinja2", "tritonclient", "tokenizers", "huggingf
 _CPU = ("openvino", "openvino-genai", "nvidia-pytriton", "transformers")
 #: Checkpoint, engine and the model itself are each about as large as the weights.
 _COPIES_ON_DISK = 3
+#: Boards of one kind report a little less memory than others, by ECC and firmware.
+_MOSTLY = 0.995
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def _system() -> Check:
 
 
 def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
-    here = machine.gpus()
+    here = gpus_here.gpus()
     if not here:
         yield Check(
             "GPU", FAIL, "none that nvidia-smi shows", "an A100 target is built and served on a machine with one"
@@ -184,19 +188,35 @@ def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
         return
     wanted = gpus.find("a100-80gb" if recipe.target == "cpu" else recipe.target)
     needed = recipe.tensor_parallel * recipe.pipeline_parallel
-    names = ", ".join(sorted({f"{each.name} ({each.compute_capability})" for each in here}))
+    names = ", ".join(sorted({each.shown for each in here}))
     fitting = [each for each in here if each.compute_capability == wanted.compute_capability]
     yield _judge(len(fitting) >= needed, "GPU", f"{len(here)} x {names}",
                  f"{wanted.target} needs {needed} with compute capability {wanted.compute_capability}: "
                  "choose the target of this GPU, or another machine")  # fmt: skip
-    memory = min(each.memory_bytes for each in here)
-    yield _judge(memory >= wanted.memory_bytes, "GPU memory", human_bytes(memory),
-                 f"{wanted.target} was planned with {human_bytes(wanted.memory_bytes)}: choose a smaller target",
-                 otherwise=WARN)  # fmt: skip
+    yield from _gpu_memory(wanted, here)
     driver = here[0].driver
     yield _judge(version_key(driver) >= version_key(image.least_driver), "driver", driver,
                  f"CUDA {image.cuda} of {image.tag} needs {image.least_driver}: update it, or set container.image_tag "
                  f"to {compat.fact('older_driver')}")  # fmt: skip
+
+
+def _gpu_memory(wanted: Gpu, here: list[GpuHere]) -> Iterator[Check]:
+    """What a process gets: of a divided board a slice, which is less than nvidia-smi's first table says."""
+    memory, remedy = min(each.memory_bytes for each in here), "choose a smaller target"
+    divided = [each for each in here if each.mig]
+    if divided:
+        targets = [one.target for one in gpus.slices() if one.target.endswith(f"-{divided[0].profile}")]
+        remedy = f"MIG is on: choose the slice's own target ({', '.join(targets) or 'none is known'}), or turn MIG off"
+    if not memory:
+        remedy = (
+            "MIG is on and has no instance: 'nvidia-smi mig -cgi PROFILE -C' makes one, 'nvidia-smi -mig 0' ends it"
+        )
+    if any(each.virtual for each in here):
+        remedy += "; a vGPU has the memory of its profile, and shares its time with others"
+    # A slice of another size than planned ends in CUDA out of memory at load, so that it is no mere warning.
+    yield _judge(memory >= _MOSTLY * wanted.memory_bytes, "GPU memory", human_bytes(memory),
+                 f"{wanted.target} was planned with {human_bytes(wanted.memory_bytes)}: {remedy}",
+                 otherwise=FAIL if divided or not memory else WARN)  # fmt: skip
 
 
 def _container() -> Iterator[Check]:
@@ -204,7 +224,7 @@ def _container() -> Iterator[Check]:
         yield Check("docker", FAIL, "not installed", "install docker and NVIDIA's container toolkit")
         return
     try:
-        machine.check_docker_is_here()
+        docker.check_is_here()
     except MachineError as error:
         yield Check("docker", FAIL, "on another machine", str(error))
         return

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_trtllm import interrupt, machine
+from minitron_trtllm import docker, interrupt
 from minitron_trtllm.errors import MissingDependency, NotEnoughMemory, ToolError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(
     (for what is not our child, such as a container). Raises MachineError, ToolError.
     """
     if argv[0] == "docker":
-        machine.check_docker_is_here()
+        docker.check_is_here()
     log.info("%s", shlex.join(argv))
     log_file.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

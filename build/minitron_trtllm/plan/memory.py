@@ -96,6 +96,17 @@ def on_gpu(
     return min(plans, key=lambda plan: plan.kv_tokens or 0)
 
 
+def logits_bytes(shape: ModelShape, limits: Limits, max_logits_bytes: int) -> int:
+    """Host memory for the logits that a full batch may ask for: float32 [tokens, vocabulary] of each request.
+
+    TensorRT-LLM keeps them in pinned memory until a request is answered (cpp/include/tensorrt_llm/batch_manager/
+    llmRequest.h, ``allocGenerationLogitsHost``: [beams, max new tokens, vocabulary]). None unless ``max_logits_bytes``
+    (of one request) offers them.
+    """
+    one = min(max_logits_bytes, 4 * shape.vocab_size * limits.max_seq_len)
+    return one * limits.max_batch_size
+
+
 def kv_cache_fraction(plan: MemoryPlan, limits: Limits, memory: Memory) -> float:
     """kv_cache_free_gpu_mem_fraction: the share of ``free_bytes`` that a full batch of longest sequences needs.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from minitron_trtllm import output, recipe
 from minitron_trtllm.arguments import Parser
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.recipe_model import Recipe
 from minitron_trtllm.server import bundled, container, detach, launch, state, tls, triton_flags
 from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
@@ -62,11 +63,12 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the server's exit code."""
     served = Served.read(args.repository)
-    serving = recipe.from_args(args).recipe.serving
+    wanted_by_recipe = recipe.from_args(args).recipe
+    serving = wanted_by_recipe.serving
     parent = Path(os.path.abspath(args.state or state.home()))
     mark = launch.new_mark()
     folder = parent / mark
-    options = _options(args, serving.exit_timeout_s, folder)
+    options = _options(args, wanted_by_recipe, folder)
     wanted = Ports(serving.grpc_port, serving.http_port, serving.metrics_port)
     contained = args.server == "container" or (args.server is None and served.backend != "python")
     make = container.launch if contained else bundled.launch
@@ -123,7 +125,7 @@ def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> st
     return " ".join(words)
 
 
-def _options(args: argparse.Namespace, exit_timeout_s: int, folder: Path) -> Options:
+def _options(args: argparse.Namespace, wanted: Recipe, folder: Path) -> Options:
     if args.restarts < 0:
         raise UsageError(f"--restarts {args.restarts} is less than none; 0 leaves a crashed server down")
     return Options(
@@ -131,10 +133,11 @@ def _options(args: argparse.Namespace, exit_timeout_s: int, folder: Path) -> Opt
         tls=tls.read(args.tls_cert, args.tls_key, args.tls_ca, (args.loopback_cert, args.loopback_key)),
         api_key=launch.read_api_key(args.api_key_file),
         api_key_file=_key_file(args.api_key_file, folder),
-        exit_timeout_s=exit_timeout_s,
+        exit_timeout_s=wanted.serving.exit_timeout_s,
         ready_timeout_s=args.ready_timeout,
         restarts=args.restarts,
         gpus=args.gpus,
+        environment=wanted.container.environment,
         verbose=args.verbose,
         triton_flags=triton_flags.read(args.triton_flags),
     )

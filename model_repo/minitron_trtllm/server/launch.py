@@ -92,9 +92,10 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``gpus`` is what ``docker run --gpus`` takes. ``api_key_file`` is where a model of the server reads ``api_key``.
-    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. ``triton_flags`` are the
-    user's own for tritonserver, as ``triton_flags.read`` gives them. Neither key nor these are in any representation.
+    ``gpus`` is what ``docker run --gpus`` takes, ``environment`` the recipe's for containers. ``api_key_file`` is where
+    a model of the server reads ``api_key``. ``server_key`` guards the interfaces that no client needs; it is made anew
+    for each server. ``triton_flags`` are the user's own for tritonserver, as ``triton_flags.read`` gives them. Neither
+    key nor these are in any representation.
     """
 
     host: str = _LOOPBACK
@@ -105,6 +106,7 @@ class Options:
     ready_timeout_s: int = 600
     restarts: int = 3
     gpus: str = "all"
+    environment: Mapping[str, str] = field(default_factory=dict)
     verbose: bool = False
     triton_flags: tuple[str, ...] = field(default=(), repr=False)
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)

@@ -92,10 +92,13 @@ def expected(tensor: dict[str, Any]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_declared_tensors_are_those_of_the_contract(repository: Path, model: str, side: str) -> None:
+    """Logits apart: the CPU engine has those of prompts, and the text models offer none unless a recipe asks."""
+    on_cpu = configs(repository)["tensorrt_llm"].backend == "python"
+    gathered = {"return_context_logits", "context_logits"} if on_cpu and model == "tensorrt_llm" else set()
     wanted = {
         tensor["name"]: expected(tensor)
         for tensor in CONTRACT[model][side + "s"]
-        if tensor.get("text_only_needed", True) and "since" not in tensor and tensor["name"] not in LOGITS
+        if tensor.get("text_only_needed", True) and "since" not in tensor and tensor["name"] not in LOGITS - gathered
     }
     if (model, side) == ("tensorrt_llm", "input"):
         wanted["no_repeat_ngram_size"] = ("INT32", [1], [], True, False)
@@ -171,12 +174,14 @@ def test_only_the_backend_and_what_runs_it_differ_between_cpu_and_gpu(tmp_path: 
             tmp_path / f"{kind}-engine", cpu=kind == "cpu", plugins={"use_paged_context_fmha": True}
         )
         render(engine, tmp_path / kind, RepositoryOptions(), root="/models")
-    for model in MODELS:
-        cpu, gpu = ((tmp_path / kind / model / "config.pbtxt").read_text() for kind in ("cpu", "gpu"))
-        if model == "tensorrt_llm_bls":  # this GPU engine gathers no logits of prompts
-            cpu = cpu.replace('key: "context_logits" value: { string_value: "FP32" }',
-                              'key: "context_logits" value: { string_value: "none" }')  # fmt: skip
-        assert cpu.replace('backend: "python"', 'backend: "tensorrtllm"', model == "tensorrt_llm") == gpu
+    on_cpu, on_gpu = (configs(tmp_path / kind) for kind in ("cpu", "gpu"))
+    engine, text = on_cpu["tensorrt_llm"], on_cpu["tensorrt_llm_bls"]
+    engine.backend = "tensorrtllm"
+    for tensors in (engine.input, engine.output):  # this GPU engine gathers no logits of prompts
+        (there,) = (tensor for tensor in tensors if tensor.name.endswith("context_logits"))
+        tensors.remove(there)
+    text.parameters["context_logits"].string_value = "none"
+    assert on_cpu == on_gpu
     assert list((tmp_path / "gpu" / "tensorrt_llm" / "1").iterdir()) == []
     assert (tmp_path / "gpu" / "ensemble" / "1").is_dir()
     assert (tmp_path / "gpu" / "docker-compose.yaml").is_file()
@@ -228,7 +233,7 @@ def test_who_wants_the_prompt_s_logits_is_told_whether_they_are_right(
     reuses, logits = expected
     made = hand_made.engine_folder(
         tmp_path / "engine", cpu=engine == "cpu", logits_dtype="float16",
-        build_config={"gather_context_logits": engine == "gpu that gathers"},
+        build_config={"gather_context_logits": engine == "gpu that gathers"}, plugins={"use_paged_context_fmha": True},
     )  # fmt: skip
     render(made, tmp_path / "out", RepositoryOptions(enable_kv_cache_reuse=asked), copy=True)
     ours = configs(tmp_path / "out")

@@ -7,11 +7,15 @@ users. Nothing here ran on a GPU; docs/a100.md says what was only read.
 from __future__ import annotations
 
 import getpass
+import json
+import math
 import os
 import pwd
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +26,7 @@ import pytest
 from minitron_trtllm import compat, gpus_here, manifest, recipe
 from minitron_trtllm.acceptance import speed
 from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron_trtllm.acceptance.work import finite
 from minitron_trtllm.activations import Activations
 from minitron_trtllm.audit.judging import judge_all
 from minitron_trtllm.audit.runtime_log import RuntimeLog
@@ -50,7 +55,7 @@ class Backend(Subject):
 
     def __init__(self, *, longest: int = 2047, chunked: bool = True, log_prob: float = -0.5) -> None:
         self.engine, self.limits = TENSORRT, BUILT
-        self.prompt, self.greedy = [7, 8, 9], list(range(100, 124))  # type: ignore[misc]
+        self.prompt, self.greedy = [7, 8, 9], list(range(100, 124))
         self.takes_up_to, self.chunked, self.log_prob = longest, chunked, log_prob
 
     def _parameters(self, model: str) -> dict[str, str]:
@@ -160,6 +165,14 @@ def beside_sixteen_bits(ttft_ms: float) -> Line:
     return speed.judge_beside(run(ttft_ms), run(100.0), on_gpu=True)
 
 
+def stored(log_prob: float) -> Line:
+    """Greedy tokens as 'minitron tokens store' leaves them, all with that log prob."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.json"
+        path.write_text(json.dumps({"continuations": [{"prompt": "In the", "log_probs": [log_prob] * 3}]}))
+        return finite("words.finite", path, "1 prompt")
+
+
 def remedy(name: str) -> str:
     return catalogue()[name].remedy
 
@@ -224,7 +237,7 @@ ROWS = [
     Row(5, "an engine of a candidate", lambda: engine_of("1.0.3rc1"), lambda: engine_of("1.0.3+cuda13"), "1.0.3rc1"),
     *(
         Row(6, f"a parameter that was not read, logged in the form {form!r}",
-            lambda form=form: audited(form, not_read=True), lambda form=form: audited(form), NOT_READ)
+            partial(audited, form, not_read=True), partial(audited, form), NOT_READ)
         for form in BEGINNINGS
     ),
     Row(6, "a log in which not one line of the backend is known",
@@ -235,6 +248,10 @@ ROWS = [
         lambda: beside_sixteen_bits(120.0), "takes 2.00 times as long as with 16 bits"),
     Row(8, "a bound of prefill that counts no unpacking", lambda: planned(precision="int8_weight_only", dtype="bfloat16"),
         planned, "TensorRT-LLM#2553"),
+    Row(9, "stored tokens whose log probs are no numbers", lambda: stored(math.nan), lambda: stored(-0.5),
+        "log probs that are no numbers"),
+    Row(9, "a long prompt that ends in NaN", lambda: behaviour("long_prompt", log_prob=math.nan),
+        lambda: behaviour("long_prompt"), "after a prompt of 1000 tokens"),
     Row(9, "more than one GPU", lambda: planned(tensor_parallel=2), planned, "tensorrtllm_backend#577"),
     Row(10, "int4 with one scale a row", lambda: planned(precision="int4_weight_only", dtype="bfloat16"),
         planned, "TensorRT-LLM#2735"),

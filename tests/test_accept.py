@@ -177,7 +177,7 @@ def test_interrupted_it_goes_on_where_it_was(on_cpu: OnCpu) -> None:
 def test_another_input_makes_the_steps_that_depend_on_it(on_cpu: OnCpu) -> None:
     """The size of the queue: in the recipe, which the machine is judged by, and in the repository."""
     before, after = on_cpu.killed[-1].steps, steps_of(on_cpu.output)
-    assert set(before) == {"machine", "checkpoint", "engine", "repository", "baseline", "serve", "audit", "tokens"}
+    assert set(before) == {"machine", "checkpoint", "engine", "repository", "serve", "audit", "tokens"}
     assert {step for step in before if after[step] == before[step]} == {"checkpoint", "engine"}
     # What was not done before depends on the repository as those do: of one input, it has one key.
     assert len({after[step]["key"] for step in ("repository", "serve", "audit", "tokens", "behaviour")}) == 1

@@ -145,12 +145,14 @@ def torch_in_the_container(dropped: str = "") -> Line:
     served = Served(Path("/r"), "llmapi", ("tensorrt_llm",), "tensorrt_llm", Path("/models"), 1, None)
     argv = container.launch(served, Options(server_key=""), Ports(), Path("/run"), "mark").argv
     given = dict(word.removeprefix("--env=").split("=", 1) for word in argv if re.match(r"--env=\w+=", word))
-    with mock.patch.dict(os.environ, {k: v for k, v in given.items() if k != dropped}, clear=True):
-        with mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 64321")):
-            try:
-                return Line("serve.ready", PASS, getpass.getuser())
-            except (KeyError, OSError) as error:
-                return Line("serve.ready", FAIL, str(error))
+    with (
+        mock.patch.dict(os.environ, {k: v for k, v in given.items() if k != dropped}, clear=True),
+        mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 64321")),
+    ):
+        try:
+            return Line("serve.ready", PASS, getpass.getuser())
+        except (KeyError, OSError) as error:
+            return Line("serve.ready", FAIL, str(error))
 
 
 def beside_sixteen_bits(ttft_ms: float) -> Line:
@@ -201,7 +203,9 @@ def reaching(fc: float) -> Activations:
 
 @dataclass(frozen=True)
 class Row:
-    """``number``: the issue's row, 11 for a GPU that is not an A100. ``seen`` and ``right`` make the line that a double's manners lead to; ``says``: what must stand in the first."""
+    """``number``: the issue's row, 11 for a GPU that is not an A100. ``seen`` and ``right`` make the line that a
+    double's manners lead to; ``says``: what must stand in the first.
+    """
 
     number: int
     what: str
@@ -215,8 +219,8 @@ ROWS = [
     Row(1, "a runtime that takes the build's max_input_len for its limit",
         lambda: behaviour("prompt_limit", longest=1024), lambda: behaviour("prompt_limit"), "trtGptModel.h"),
     Row(1, "a prompt of max_num_tokens without chunked context",
-        lambda: behaviour("prompt_limit", longest=9000, chunked=False), lambda: behaviour("prompt_limit", chunked=False),
-        "it was answered, and should be refused"),
+        lambda: behaviour("prompt_limit", longest=9000, chunked=False),
+        lambda: behaviour("prompt_limit", chunked=False), "it was answered, and should be refused"),
     Row(1, "a runtime whose log names another prompt limit",
         lambda: audited("old", longest=1024), lambda: audited("old"), "1024 tokens in the runtime, and 2047"),
     Row(2, "float16 and a layer that passes 255.9",
@@ -224,7 +228,8 @@ ROWS = [
         lambda: planned(precision="float16", measured=reaching(255.8)), "layer 1: mlp.fc reaches 256.0"),
     Row(2, "float16 that nobody measured", lambda: planned(precision="float16"), planned, "were not measured"),
     Row(2, "bfloat16, whatever it reaches",
-        lambda: planned(precision="float16", measured=reaching(1e5)), lambda: planned(measured=reaching(1e5)), "bfloat16"),
+        lambda: planned(precision="float16", measured=reaching(1e5)), lambda: planned(measured=reaching(1e5)),
+        "take bfloat16"),
     Row(3, "logits of 1,024 tokens where no recipe asks", lambda: logits_asked(0), lambda: logits_asked(1_048_576_000),
         "the logits of 1024 tokens take 1,048,576,000 bytes"),  # the issue's figure: 1,024 x 256,000 x 4
     Row(3, "a token more than a request's limit", lambda: logits_asked(1_048_576_000, 1025),
@@ -246,8 +251,8 @@ ROWS = [
         torch_in_the_container, "uid not found"),
     Row(8, "weight-only prefill far behind 16 bits", lambda: beside_sixteen_bits(200.0),
         lambda: beside_sixteen_bits(120.0), "takes 2.00 times as long as with 16 bits"),
-    Row(8, "a bound of prefill that counts no unpacking", lambda: planned(precision="int8_weight_only", dtype="bfloat16"),
-        planned, "TensorRT-LLM#2553"),
+    Row(8, "a bound of prefill that counts no unpacking",
+        lambda: planned(precision="int8_weight_only", dtype="bfloat16"), planned, "TensorRT-LLM#2553"),
     Row(9, "stored tokens whose log probs are no numbers", lambda: stored(math.nan), lambda: stored(-0.5),
         "log probs that are no numbers"),
     Row(9, "a long prompt that ends in NaN", lambda: behaviour("long_prompt", log_prob=math.nan),

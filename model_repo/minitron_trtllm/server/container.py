@@ -75,8 +75,8 @@ def _check_gpus(served: Served) -> None:
     needed = sum(memory.get(part, 0) for part in ("weight_bytes", "activation_bytes", "runtime_bytes"))
     if max(gpu.memory_bytes for gpu in fitting) < needed:
         raise MachineError(
-            f"{where} needs {human_bytes(needed)} before its KV cache, and here {_shown(fitting)}; with MIG build for the "
-            "slice's own target, or turn MIG off"
+            f"{where} needs {human_bytes(needed)} before its KV cache, and here {_shown(fitting)}; with MIG build for "
+            "the slice's own target, or turn MIG off"
         )
 
 

@@ -7,11 +7,15 @@ users. Nothing here ran on a GPU; docs/a100.md says what was only read.
 from __future__ import annotations
 
 import getpass
+import json
+import math
 import os
 import pwd
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +26,7 @@ import pytest
 from minitron_trtllm import compat, gpus_here, manifest, recipe
 from minitron_trtllm.acceptance import speed
 from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron_trtllm.acceptance.work import finite
 from minitron_trtllm.activations import Activations
 from minitron_trtllm.audit.judging import judge_all
 from minitron_trtllm.audit.runtime_log import RuntimeLog
@@ -50,7 +55,7 @@ class Backend(Subject):
 
     def __init__(self, *, longest: int = 2047, chunked: bool = True, log_prob: float = -0.5) -> None:
         self.engine, self.limits = TENSORRT, BUILT
-        self.prompt, self.greedy = [7, 8, 9], list(range(100, 124))  # type: ignore[misc]
+        self.prompt, self.greedy = [7, 8, 9], list(range(100, 124))
         self.takes_up_to, self.chunked, self.log_prob = longest, chunked, log_prob
 
     def _parameters(self, model: str) -> dict[str, str]:
@@ -140,12 +145,14 @@ def torch_in_the_container(dropped: str = "") -> Line:
     served = Served(Path("/r"), "llmapi", ("tensorrt_llm",), "tensorrt_llm", Path("/models"), 1, None, 2 << 30)
     argv = container.launch(served, Options(server_key=""), Ports(), Path("/run"), "mark").argv
     given = dict(word.removeprefix("--env=").split("=", 1) for word in argv if re.match(r"--env=\w+=", word))
-    with mock.patch.dict(os.environ, {k: v for k, v in given.items() if k != dropped}, clear=True):
-        with mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 64321")):
-            try:
-                return Line("serve.ready", PASS, getpass.getuser())
-            except (KeyError, OSError) as error:
-                return Line("serve.ready", FAIL, str(error))
+    with (
+        mock.patch.dict(os.environ, {k: v for k, v in given.items() if k != dropped}, clear=True),
+        mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 64321")),
+    ):
+        try:
+            return Line("serve.ready", PASS, getpass.getuser())
+        except (KeyError, OSError) as error:
+            return Line("serve.ready", FAIL, str(error))
 
 
 def beside_sixteen_bits(ttft_ms: float) -> Line:
@@ -158,6 +165,14 @@ def beside_sixteen_bits(ttft_ms: float) -> Line:
                             "metrics": {"ttft_ms": {"p50": {"value": ttft}}}} for one in sizes]}  # fmt: skip
 
     return speed.judge_beside(run(ttft_ms), run(100.0), on_gpu=True)
+
+
+def stored(log_prob: float) -> Line:
+    """Greedy tokens as 'minitron tokens store' leaves them, all with that log prob."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.json"
+        path.write_text(json.dumps({"continuations": [{"prompt": "In the", "log_probs": [log_prob] * 3}]}))
+        return finite("words.finite", path, "1 prompt")
 
 
 def remedy(name: str) -> str:
@@ -188,7 +203,9 @@ def reaching(fc: float) -> Activations:
 
 @dataclass(frozen=True)
 class Row:
-    """``number``: the issue's row, 11 for a GPU that is not an A100. ``seen`` and ``right`` make the line that a double's manners lead to; ``says``: what must stand in the first."""
+    """``number``: the issue's row, 11 for a GPU that is not an A100. ``seen`` and ``right`` make the line that a
+    double's manners lead to; ``says``: what must stand in the first.
+    """
 
     number: int
     what: str
@@ -202,8 +219,8 @@ ROWS = [
     Row(1, "a runtime that takes the build's max_input_len for its limit",
         lambda: behaviour("prompt_limit", longest=1024), lambda: behaviour("prompt_limit"), "trtGptModel.h"),
     Row(1, "a prompt of max_num_tokens without chunked context",
-        lambda: behaviour("prompt_limit", longest=9000, chunked=False), lambda: behaviour("prompt_limit", chunked=False),
-        "it was answered, and should be refused"),
+        lambda: behaviour("prompt_limit", longest=9000, chunked=False),
+        lambda: behaviour("prompt_limit", chunked=False), "it was answered, and should be refused"),
     Row(1, "a runtime whose log names another prompt limit",
         lambda: audited("old", longest=1024), lambda: audited("old"), "1024 tokens in the runtime, and 2047"),
     Row(2, "float16 and a layer that passes 255.9",
@@ -211,7 +228,8 @@ ROWS = [
         lambda: planned(precision="float16", measured=reaching(255.8)), "layer 1: mlp.fc reaches 256.0"),
     Row(2, "float16 that nobody measured", lambda: planned(precision="float16"), planned, "were not measured"),
     Row(2, "bfloat16, whatever it reaches",
-        lambda: planned(precision="float16", measured=reaching(1e5)), lambda: planned(measured=reaching(1e5)), "bfloat16"),
+        lambda: planned(precision="float16", measured=reaching(1e5)), lambda: planned(measured=reaching(1e5)),
+        "take bfloat16"),
     Row(3, "logits of 1,024 tokens where no recipe asks", lambda: logits_asked(0), lambda: logits_asked(1_048_576_000),
         "the logits of 1024 tokens take 1,048,576,000 bytes"),  # the issue's figure: 1,024 x 256,000 x 4
     Row(3, "a token more than a request's limit", lambda: logits_asked(1_048_576_000, 1025),
@@ -224,7 +242,7 @@ ROWS = [
     Row(5, "an engine of a candidate", lambda: engine_of("1.0.3rc1"), lambda: engine_of("1.0.3+cuda13"), "1.0.3rc1"),
     *(
         Row(6, f"a parameter that was not read, logged in the form {form!r}",
-            lambda form=form: audited(form, not_read=True), lambda form=form: audited(form), NOT_READ)
+            partial(audited, form, not_read=True), partial(audited, form), NOT_READ)
         for form in BEGINNINGS
     ),
     Row(6, "a log in which not one line of the backend is known",
@@ -233,8 +251,12 @@ ROWS = [
         torch_in_the_container, "uid not found"),
     Row(8, "weight-only prefill far behind 16 bits", lambda: beside_sixteen_bits(200.0),
         lambda: beside_sixteen_bits(120.0), "takes 2.00 times as long as with 16 bits"),
-    Row(8, "a bound of prefill that counts no unpacking", lambda: planned(precision="int8_weight_only", dtype="bfloat16"),
-        planned, "TensorRT-LLM#2553"),
+    Row(8, "a bound of prefill that counts no unpacking",
+        lambda: planned(precision="int8_weight_only", dtype="bfloat16"), planned, "TensorRT-LLM#2553"),
+    Row(9, "stored tokens whose log probs are no numbers", lambda: stored(math.nan), lambda: stored(-0.5),
+        "log probs that are no numbers"),
+    Row(9, "a long prompt that ends in NaN", lambda: behaviour("long_prompt", log_prob=math.nan),
+        lambda: behaviour("long_prompt"), "after a prompt of 1000 tokens"),
     Row(9, "more than one GPU", lambda: planned(tensor_parallel=2), planned, "tensorrtllm_backend#577"),
     Row(10, "int4 with one scale a row", lambda: planned(precision="int4_weight_only", dtype="bfloat16"),
         planned, "TensorRT-LLM#2735"),

@@ -1,7 +1,7 @@
 """How far activations reach and what float16 makes of them. The judge is numpy's Nemotron (nemotron_reference.py).
 
-The loud model is the small Minitron with one layer's mlp.fc times 64 and its mlp.proj over 64 squared: powers of two, so
-that in bfloat16 it says exactly what the small one says, by way of larger numbers.
+The loud model is the small Minitron with one layer's mlp.fc times 64 and its mlp.proj over 64 squared: powers of two,
+so that in bfloat16 it says exactly what the small one says, by way of larger numbers.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SMALL_MODEL, minitron
-from minitron_trtllm import data_files, gpu, recipe, shape
+from minitron_trtllm import data_files, recipe, shape
 from minitron_trtllm.errors import ModelError, NotEnoughMemory, UsageError
-from minitron_trtllm.gpu import all_gpus
+from minitron_trtllm.gpu import all_gpus, find
 from minitron_trtllm.plan import memory, model, weights
 from minitron_trtllm.plan.engine_plan import EnginePlan, plan
 from minitron_trtllm.plan.limits import Limits
@@ -407,12 +407,12 @@ def test_the_plan_counts_what_convert_writes(small_checkpoint: Any) -> None:
 
 def test_other_gpus_and_slices_are_targets() -> None:
     """Memory and bandwidth by their sources in gpus.yaml; a slice has its share of the board's."""
-    whole, half = gpu.find("a100-80gb"), gpu.find("a100-80gb-3g.40gb")
+    whole, half = find("a100-80gb"), find("a100-80gb-3g.40gb")
     assert half.memory_bytes == int(39.25 * (1 << 30)) and half.bandwidth == whole.bandwidth / 2
     assert half.dense_flops == pytest.approx(whole.dense_flops * 42 / 108)
-    layouts = {target: gpu.find(target).code_layout for target in ("a100-40gb", "l40s-48gb", "rtx4090-24gb")}
+    layouts = {target: find(target).code_layout for target in ("a100-40gb", "l40s-48gb", "rtx4090-24gb")}
     assert set(layouts.values()) == {"sm80"}
-    assert {gpu.find(target).code_layout for target in ("h100-80gb", "h200-141gb")} == {"sm90"}
+    assert {find(target).code_layout for target in ("h100-80gb", "h200-141gb")} == {"sm90"}
     assert "a100-80gb-3g.40gb" not in {each.target for each in all_gpus()}  # no remedy buys a slice
     made = planned("a100-bfloat16", target="a100-80gb-1g.10gb")
     assert made.memory.capacity_bytes == int(9.5 * (1 << 30)) and made.remedies

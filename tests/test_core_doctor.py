@@ -103,21 +103,22 @@ def put_boards(folder: Path, monkeypatch: pytest.MonkeyPatch, *boards: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("board", "target", "level", "said"),
+    ("board", "target", "found"),
     [
-        ({}, "a100-80gb", OK, "85.90 GB"),
-        ({"mig": HALF}, "a100-80gb", FAIL, "a100-80gb-3g.40gb, a100-80gb-pcie-3g.40gb"),
-        ({"mig": HALF}, "a100-80gb-3g.40gb", OK, "42.14 GB"),
-        ({"mig": []}, "a100-80gb", FAIL, "nvidia-smi mig -cgi"),
-        ({"mib": 40960, "virtualization": "VGPU"}, "a100-80gb", WARN, "a vGPU has the memory of its profile"),
+        ({}, "a100-80gb", (OK, "85.90 GB")),
+        ({"mig": HALF}, "a100-80gb", (FAIL, "a100-80gb-3g.40gb, a100-80gb-pcie-3g.40gb")),
+        ({"mig": HALF}, "a100-80gb-3g.40gb", (OK, "42.14 GB")),
+        ({"mig": []}, "a100-80gb", (FAIL, "nvidia-smi mig -cgi")),
+        ({"mib": 40960, "virtualization": "VGPU"}, "a100-80gb", (WARN, "a vGPU has the memory of its profile")),
     ],
 )
 def test_what_a_divided_board_gives_is_what_counts(
-    programs: Path, monkeypatch: pytest.MonkeyPatch, board: dict[str, object], target: str, level: str, said: str
+    programs: Path, monkeypatch: pytest.MonkeyPatch, board: dict[str, object], target: str, found: tuple[str, str]
 ) -> None:
     put_boards(programs, monkeypatch, BOARD | board)
-    found = of(diagnosed("a100-bfloat16", target=target), "GPU memory")
-    assert found.level == level and said in f"{found.message} {found.remedy}"
+    level, said = found
+    memory = of(diagnosed("a100-bfloat16", target=target), "GPU memory")
+    assert memory.level == level and said in f"{memory.message} {memory.remedy}"
 
 
 def test_the_slice_and_its_processors_are_named(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

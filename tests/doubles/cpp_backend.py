@@ -56,7 +56,7 @@ _submit = Engine.submit
 def _submit_alike(self, request, deliver):
     banned, favourite = getattr(request, "banned", frozenset()), getattr(request, "favourite", None)
     room = self.config.max_seq_len - len(request.prompt)
-    if request.max_new_tokens > room:
+    if 0 < room < request.max_new_tokens:  # the prompt itself is looked at first
         object.__setattr__(request, "max_new_tokens", room)
     change = {change!r} if list(request.prompt) == {prompt!r} else {{}}
     came = []

@@ -1,8 +1,9 @@
 """A stand-in for nvidia-smi: the CSV query, the XML report and the list that ``gpus_here`` asks for.
 
-NVIDIA_SMI_DOUBLE says which boards there are, as JSON: name, MiB of memory, compute capability, and under ``mig`` a list
-of [profile, MiB, multiprocessors] where MIG is on; ``virtualization`` is None unless it is said. The report has the
-elements of nvsmi_device_v12.dtd that public reports of driver 575 show, in their order. It imports nothing of the toolkit.
+NVIDIA_SMI_DOUBLE says which boards there are, as JSON: name, MiB of memory, compute capability, and under ``mig`` a
+list of [profile, MiB, multiprocessors] where MIG is on; ``virtualization`` is None unless it is said. The report has
+the elements of nvsmi_device_v12.dtd that public reports of driver 575 show, in their order. It imports nothing of the
+toolkit.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from minitron_trtllm.acceptance import speed
     from minitron_trtllm.acceptance.evidence import Evidence
     from minitron_trtllm.acceptance.serving import end_leftovers
-    from minitron_trtllm.acceptance.way import Options, Way, write_recipe
+    from minitron_trtllm.acceptance.way import Way
+    from minitron_trtllm.acceptance.work import Options, write_recipe
 
     effective = recipe.from_args(args)
     wanted = effective.recipe

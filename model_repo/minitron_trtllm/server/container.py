@@ -46,8 +46,8 @@ def check_machine(served: Served) -> None:
     """Raises MissingDependency where there is no docker, MachineError where it is elsewhere, RepositoryError for a
     folder that it cannot mount.
 
-    And, where nvidia-smi shows GPUs here, UsageError for an engine of another kind and MachineError for one that has not
-    the memory: both end in an error while loading otherwise.
+    And, where nvidia-smi shows GPUs here, UsageError for an engine of another kind and MachineError where none has its
+    memory: both end in an error while loading otherwise.
     """
     if shutil.which("docker") is None:
         raise MissingDependency(
@@ -69,15 +69,15 @@ def _check_gpus(served: Served) -> None:
     fitting = [gpu for gpu in here if architecture in (None, "sm" + gpu.compute_capability.replace(".", ""))]
     if not fitting:
         raise UsageError(
-            f"{where} was built for {architecture}, and here {_shown(here)}: it would not load; build it again with the "
-            "target of this GPU"
+            f"{where} was built for {architecture}, and here {_shown(here)}: it would not load; build it again with "
+            "this GPU's target"
         )
     memory = (details.get("plan") or {}).get("memory") or {}
     needed = sum(memory.get(part, 0) for part in ("weight_bytes", "activation_bytes", "runtime_bytes"))
     if max(gpu.memory_bytes for gpu in fitting) < needed:
         raise MachineError(
-            f"{where} needs {human_bytes(needed)} before its KV cache, and here {_shown(fitting)}; with MIG build for the "
-            "slice's own target, or turn MIG off"
+            f"{where} needs {human_bytes(needed)} before its KV cache, and here {_shown(fitting)}; with MIG build for "
+            "the slice's own target, or turn MIG off"
         )
 
 

@@ -295,6 +295,9 @@ def test_metric_families_are_those_of_the_backend_and_move(server: dict[str, Any
 
 FAULT = """
 
+from pathlib import Path
+
+
 class _Spoiled:
     def __init__(self, real):
         self._real = real

@@ -234,12 +234,11 @@ def started(*words: str | Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
-    """A server that a test may stop and kill; what a killed one leaves is cleaned up."""
-    repository = small_repository("bfloat16")
-    with serving.server(repository) as document:
+def own_server(small_repository: Callable[[str], Path], tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A server that a test may stop and kill; what a killed one leaves is cleaned up, and nobody else's."""
+    with serving.server(small_repository("bfloat16"), "--state", str(tmp_path / "state")) as document:
         yield document
-    minitron("stop", "--all", "--state", repository.parent / "state", check=False)
+    minitron("stop", "--all", "--state", tmp_path / "state", check=False)
 
 
 def test_load_over_a_stall_and_the_death_of_the_server(own_server: dict[str, Any], tmp_path: Path) -> None:

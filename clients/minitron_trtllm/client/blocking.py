@@ -51,7 +51,7 @@ class Client:
         retry: Retry | None = None,
         keepalive_s: float = PATIENT_KEEPALIVE_S,
     ) -> None:
-        self._endpoint = url if isinstance(url, Endpoint) else Endpoint(url, tls, api_key, keepalive_s)
+        self._endpoint = Endpoint.of(url, tls, api_key, keepalive_s)
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
         self._metadata = self._endpoint.metadata
         self._channel = self._endpoint.channel()

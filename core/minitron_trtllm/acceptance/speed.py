@@ -80,8 +80,8 @@ def shown(document: Mapping[str, Any]) -> str:
 
 def failures(document: Mapping[str, Any]) -> str:
     """What failed at which point, and how often."""
-    return "; ".join(f"{_name(point)} {kind} x {count}"
-                     for point in document["points"] for kind, count in (point.get("failures") or {}).items())  # fmt: skip
+    counted = [(_name(point), *one) for point in document["points"] for one in (point.get("failures") or {}).items()]
+    return "; ".join(f"{name} {kind} x {count}" for name, kind, count in counted)
 
 
 def _roofline(measured: Mapping[str, Any]) -> Line:

@@ -79,7 +79,7 @@ class Work:
         return acceptance.read(path)[0]
 
     def latency(self, step: str, serving: Serving, repository: Path, points: Sequence[str]) -> Path:
-        """Run the latency test at ``points``, and return its document; raises StepFailed, which says what failed why."""
+        """Run the latency test at ``points``, and return its document; raises StepFailed with what failed where."""
         path, url = self.measured(step), serving.urls()["grpc"]
         path.unlink(missing_ok=True)
         try:

@@ -72,6 +72,6 @@ def write_repository(folder: Path) -> Path:
     for source in (_HERE / "scheduled_model" / "model.py", _HERE / "timetable.py"):
         shutil.copy(source, version)
     details = {"backend": "python", "models": ["scheduled"], "front": "scheduled", "root": str(folder),
-               "world_size": 1, "bls_max_concurrency": 1}  # fmt: skip
+               "world_size": 1, "bls_max_concurrency": 1, "shm_bytes": 2 << 30}  # fmt: skip
     manifest.write(folder, "repository", manifest.Input("engine", "none", "0"), arguments={}, details=details)
     return folder

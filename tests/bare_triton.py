@@ -52,7 +52,10 @@ class Behaviour:
 
     @classmethod
     def of(cls, prompt: str) -> Behaviour:
-        return cls(**json.loads(prompt)) if prompt.startswith("{") else cls()
+        try:
+            return cls(**json.loads(prompt)) if prompt.startswith("{") else cls()
+        except json.JSONDecodeError:  # a text that begins so
+            return cls()
 
 
 class BareTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -34,13 +34,17 @@ def pytest_configure() -> None:
     """Tests press Ctrl-C in programs they start; a shell that put us in the background made those deaf to it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests, and the clients of others that they start, ask servers on this machine, whatever proxy it needs for others.
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(
+        filter(None, ("127.0.0.1,localhost", os.environ.get("no_proxy") or os.environ.get("NO_PROXY")))
+    )
 
 
 #: Files whose tests take longest: workers that begin with these end together.
 _LONGEST = (
     "test_accept", "test_demo", "test_gateway_many", "test_gateway_chat", "test_house_base_wheel",
-    "test_model_repo_check", "test_clients_server", "test_clients_load_runs", "test_model_repo_server_life", "test_model_repo_server_kills",
-    "test_house_readme", "test_model_repo_bls", "test_gateway_serve",
+    "test_model_repo_check", "test_clients_server", "test_clients_load_runs", "test_model_repo_server_life",
+    "test_model_repo_server_kills", "test_house_readme", "test_model_repo_bls", "test_gateway_serve",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A model repository with one small Python model, for tests of the server itself: it loads in no time.
 
 ``echo`` sends ``max_tokens`` responses "0 ", "1 " …, 50 ms apart, and a final flag of its own, as the text model does.
+A prompt "wait 3" waits three seconds before the first, as one behind a busy engine.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             count = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy().reshape(-1)[0])
-            threading.Thread(target=self.answer, args=(request.get_response_sender(), count)).start()
+            text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0].decode()
+            wait_s = float(text.removeprefix("wait ")) if text.startswith("wait ") else 0
+            threading.Thread(target=self.answer, args=(request.get_response_sender(), count, wait_s)).start()
 
-    def answer(self, sender, count):
+    def answer(self, sender, count, wait_s):
+        time.sleep(wait_s)
         for number in range(count):
             time.sleep(0.05)
             text = np.array([f"{{number}} "], dtype=object)
@@ -58,7 +62,7 @@ def write(
     (folder / "echo" / "config.pbtxt").write_text(config)
     (version / "model.py").write_text(MODEL.format(initialize=initialize, finalize=finalize))
     plain = {"backend": "python", "models": ["echo"], "front": "echo", "root": str(folder), "world_size": 1,
-             "bls_max_concurrency": 64}  # fmt: skip
+             "bls_max_concurrency": 64, "shm_bytes": 2 << 30}  # fmt: skip
     manifest.write(
         folder, "repository", manifest.Input("engine", "somewhere", "0"), arguments={}, details=plain | details
     )

@@ -102,15 +102,24 @@ def checkpoint_weights(folder: Path) -> Weights:
     return weights
 
 
-def logits(weights: Mapping[str, Array], shape: ModelShape, ids: NDArray[np.int64]) -> Array:
-    """Logits [token, vocabulary] of a prompt, in float32."""
+def logits(
+    weights: Mapping[str, Array],
+    shape: ModelShape,
+    ids: NDArray[np.int64],
+    seen: Callable[[str, int, Array], object] = lambda kind, layer, values: None,
+) -> Array:
+    """Logits [token, vocabulary] of a prompt, in float32; ``seen`` gets fc, proj and residual of each layer."""
     hidden = weights["model.embed_tokens.weight"][ids]
     for i in range(shape.num_layers):
         layer = f"model.layers.{i}"
         hidden = hidden + _attention(weights, shape, layer, _norm(weights, shape, f"{layer}.input_layernorm", hidden))
         normed = _norm(weights, shape, f"{layer}.post_attention_layernorm", hidden)
-        inner = np.maximum(normed @ weights[f"{layer}.mlp.up_proj.weight"].T, 0) ** 2
-        hidden = hidden + inner @ weights[f"{layer}.mlp.down_proj.weight"].T
+        seen("residual", i, hidden)
+        rectified = np.maximum(normed @ weights[f"{layer}.mlp.up_proj.weight"].T, 0)
+        projected = rectified**2 @ weights[f"{layer}.mlp.down_proj.weight"].T
+        hidden = hidden + projected
+        for kind, values in (("fc", rectified), ("proj", projected), ("residual", hidden)):
+            seen(kind, i, values)
     return np.asarray(_norm(weights, shape, "model.norm", hidden) @ weights["lm_head.weight"].T)
 
 

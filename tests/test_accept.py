@@ -25,13 +25,16 @@ import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL
 from minitron_trtllm import children, cli
+from minitron_trtllm.acceptance import hour
 from minitron_trtllm.acceptance.lines import catalogue
 from minitron_trtllm.conformance import suite
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 GPU_LINES = {name for name, entry in catalogue().items() if entry.gpu}
 GRID = ("16:8:1", "16:8:2", "16:8:3")
+#: The point of a long prompt that every run has beside its grid.
+PREFILL = "1024:2:1"
 IN_A_CHILD = children.run
 
 
@@ -82,12 +85,13 @@ def steps_of(output: Path) -> dict[str, Any]:
 def slow(point: str) -> dict[str, Any]:
     """A point of a 16-bit run at one token a second."""
     sizes = dict(zip(("input_tokens", "output_tokens", "concurrency"), map(int, point.split(":")), strict=True))
-    return {"point": sizes, "tokens_per_s": {"value": 1.0, "low": None, "high": None}, "metrics": {}}
+    ttft = {"ttft_ms": {"p50": {"value": 1e6, "low": None, "high": None}}}
+    return {"point": sizes, "tokens_per_s": {"value": 1.0, "low": None, "high": None}, "metrics": ttft}
 
 
 def sixteen_bit_run(path: Path) -> Path:
     """A stored 16-bit run of one token a second."""
-    path.write_text(json.dumps({"kind": "latency", "schema": 1, "points": [slow(point) for point in GRID]}))
+    path.write_text(json.dumps({"kind": "latency", "schema": 1, "points": [slow(point) for point in (*GRID, PREFILL)]}))
     return path
 
 
@@ -151,8 +155,9 @@ def test_on_a_cpu_it_runs_whole_and_what_needs_a_gpu_is_skipped(on_cpu: OnCpu) -
     document = json.loads((on_cpu.output / "acceptance.json").read_text())
     assert document["verdict"] == "PASS" and document["finished"]
     assert [line["id"] for line in document["lines"]] == list(catalogue())
-    assert set(lines_of(document, "SKIPPED")) == GPU_LINES
-    assert set(lines_of(document, "PASS")) == set(catalogue()) - GPU_LINES
+    # Recipe cpu serves prompts of 512 tokens.
+    assert set(lines_of(document, "SKIPPED")) == GPU_LINES | {"behaviour.long_prompt"}
+    assert set(lines_of(document, "PASS")) == set(catalogue()) - GPU_LINES - {"behaviour.long_prompt"}
     tokens = json.loads((on_cpu.output / "evidence" / "greedy-tokens.json").read_text())
     assert len(tokens["continuations"]) == 20
     page = (on_cpu.output / "acceptance.html").read_text()
@@ -173,7 +178,7 @@ def test_interrupted_it_goes_on_where_it_was(on_cpu: OnCpu) -> None:
 def test_another_input_makes_the_steps_that_depend_on_it(on_cpu: OnCpu) -> None:
     """The size of the queue: in the recipe, which the machine is judged by, and in the repository."""
     before, after = on_cpu.killed[-1].steps, steps_of(on_cpu.output)
-    assert set(before) == {"machine", "checkpoint", "engine", "repository", "baseline", "serve", "audit", "tokens"}
+    assert set(before) == {"machine", "checkpoint", "engine", "repository", "serve", "audit", "tokens"}
     assert {step for step in before if after[step] == before[step]} == {"checkpoint", "engine"}
     # What was not done before depends on the repository as those do: of one input, it has one key.
     assert len({after[step]["key"] for step in ("repository", "serve", "audit", "tokens", "behaviour")}) == 1
@@ -203,7 +208,8 @@ class A100:
             record = {name: one for name, one in json.loads(steps.read_text()).items() if name not in again}
             steps.write_text(json.dumps(record))
         (self.folder / "runtime.json").write_text(json.dumps(self.runtime))
-        return accepted(self.output, "--recipe", "a100-int8", "--baseline", self.folder / "baseline.json")
+        return accepted(self.output, "--recipe", "a100-int8", "--baseline", self.folder / "baseline.json",
+                        "--small", SMALL_MODEL)  # fmt: skip
 
     @contextlib.contextmanager
     def evidence_kept(self) -> Iterator[None]:
@@ -256,7 +262,7 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("A100_DOUBLE", str(folder))
         patch.setenv("MINITRON_RECIPE_SERVING_EXECUTOR_QUEUE_POLICY", "true")  # so that no line is skipped
-        patch.setenv("MINITRON_RECIPE_SERVING_MAX_QUEUE_SIZE", "16")
+        patch.setenv("MINITRON_RECIPE_SERVING_MAX_QUEUE_SIZE", "40")  # more than a burst of 32
         machine = A100(folder)
         machine.runtime = plan_of_the_recipe()
         sixteen_bit_run(folder / "baseline.json")
@@ -272,17 +278,38 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         yield machine
 
 
-@pytest.mark.slow
 def test_on_an_a100_of_doubles_every_line_passes(a100: A100) -> None:
     document = json.loads((a100.output / "acceptance.json").read_text())
     assert lines_of(document, "FAIL") == {}
-    assert lines_of(document, "SKIPPED") == {}
+    # The CPU engine in the slot gives no logits, and there is no double of the LLM API behind Triton.
+    assert set(lines_of(document, "SKIPPED")) == {"behaviour.logits", "llmapi.answers"}
     evidence = lines_of(document, "PASS")
+    assert evidence["small.answers"].endswith("every log prob finite")
+    assert "weights by the plan" in evidence["build.done"]
     assert evidence["words.same"].startswith("20 of 20 prompts equal")
     assert "answered (utils.cc" in evidence["behaviour.bad_words"]
     runs = [call for call in a100.calls() if call[0] == "run"]
     assert all("nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3" in call for call in runs)
-    assert sum("trtllm-build" in call for call in runs) == 1
+    assert sum("trtllm-build" in call for call in runs) == 2  # the small Minitron first, then the model
+
+
+@pytest.mark.slow
+def test_every_number_is_in_the_document_and_two_documents_compare(a100: A100, tmp_path: Path) -> None:
+    document = json.loads((a100.output / "acceptance.json").read_text())
+    numbers = document["numbers"]
+    assert numbers["runtime.kv_cache_tokens"] == a100.runtime["kv_tokens"]
+    assert numbers["runtime.engine_bytes"] == a100.runtime["engine_mib"] << 20
+    wanted = {"build.seconds", "plan.weight_bytes", "step.build_s", f"speed.{PREFILL}.ttft_ms_p50",
+              "bursts.16:8:4.tokens_per_s", "bursts.16:8:32.ttft_ms_p50"}  # fmt: skip
+    assert wanted - set(numbers) <= {"step.build_s"}  # a stage that make brings up to date has no time of its own
+    other = document | {"numbers": numbers | {"runtime.kv_cache_tokens": 1}, "lines": document["lines"][1:]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    words = ("accept", "--recipe", "a100-int8", "--model", SMALL_MODEL, "--output", a100.output, "--compare")
+    compared = json.loads(called(*words, tmp_path / "other.json", "--json").stdout)
+    (differing,) = [one for one in compared["numbers"] if one["ratio"] != 1 and one["ours"]]
+    assert differing["name"] == "runtime.kv_cache_tokens" and differing["theirs"] == 1
+    assert [line["id"] for line in compared["lines"]] == ["tool.command"]
+    assert called(*words, a100.folder / "baseline.json").returncode == 3
 
 
 Disagree = Callable[[A100, pytest.MonkeyPatch], None]
@@ -322,6 +349,9 @@ DISAGREEMENTS: dict[str, tuple[Disagree, tuple[str, ...], dict[str, tuple[str, .
     "a missing flag": (
         _set("TRTLLM_BUILD_DOUBLE_HELP", "without:reduce_fusion"), ("tool",), {
             "tool.flags": ("--reduce_fusion is not",)}),
+    "a refused flag": (
+        _set("TRTLLM_BUILD_DOUBLE_HELP", "choices:kv_cache_type=continuous"), ("tool",), {
+            "tool.command": ("ends with 2", "invalid choice: 'paged'")}),
     "a changed default": (
         _set("TRTLLM_BUILD_DOUBLE_HELP", "default:max_num_tokens=4096"), ("tool",), {
             "tool.defaults": ("--max_num_tokens has default 4096, and 8192 was expected",)}),
@@ -349,7 +379,6 @@ DISAGREEMENTS: dict[str, tuple[Disagree, tuple[str, ...], dict[str, tuple[str, .
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", DISAGREEMENTS)
 def test_a_double_that_disagrees_fails_exactly_its_lines(
     a100: A100, name: str, monkeypatch: pytest.MonkeyPatch
@@ -365,7 +394,6 @@ def test_a_double_that_disagrees_fails_exactly_its_lines(
         assert catalogue()[line].remedy.split(":")[0].replace("'", "&#39;") in page
 
 
-@pytest.mark.slow
 def test_a_stored_reference_counts_for_its_own_checkpoint_alone(a100: A100, on_cpu: OnCpu, tmp_path: Path) -> None:
     """The recipes cpu and a100-int8 make the same checkpoint of the small Minitron, which is in bfloat16."""
     words = ("--recipe", "a100-int8", "--baseline", a100.folder / "baseline.json", "--reference")
@@ -384,9 +412,23 @@ def test_without_docker_what_needs_it_is_skipped_and_never_passed(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # neither docker nor nvidia-smi
     document = accepted(tmp_path / "out", "--recipe", "a100-int8")
-    assert set(lines_of(document, "FAIL")) == {"machine.ready"}
-    assert lines_of(document, "SKIPPED")["tool.flags"] == "step machine failed"
+    assert set(lines_of(document, "FAIL")) == {"tool.command"}  # the cheapest proof, and the hour ends there
+    assert lines_of(document, "PASS") == {}
+    assert lines_of(document, "SKIPPED")["convert.done"] == "step tool failed"
+    document = accepted(tmp_path / "out", "--recipe", "a100-int8", "--keep-going")
+    assert set(lines_of(document, "FAIL")) == {"tool.command", "machine.ready"}
     assert set(lines_of(document, "PASS")) == {"convert.done", "checkpoint.whole"}
+
+
+def test_a_dry_run_prints_the_hour_with_time_and_money(tmp_path: Path) -> None:
+    """Steps in the order in which they run, each with what is spent until then."""
+    done = called("accept", "--recipe", "a100-int8", "--dry-run", "--price", "3", "--output", tmp_path / "out")
+    steps = [line.split()[0] for line in done.stdout.split("\n\n")[0].splitlines()[2:]]
+    judged = list(dict.fromkeys(entry.step for entry in catalogue().values()))
+    assert steps == judged
+    most = sum(step.most for step in hour.steps())
+    assert f"{most / 60 * 3:.2f} USD at 3.00 USD an hour" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_llmapi_has_nothing_to_accept() -> None:

@@ -113,7 +113,7 @@ def best_of_our_engine(model: Path, windows: list[list[int]], folder: Path) -> N
 
     convert(model, folder / "checkpoint")
     openvino.build(folder / "checkpoint", folder / "engine", openvino.CpuOptions())
-    engine = RunningEngine(folder / "engine", "exact")
+    engine = RunningEngine(folder / "engine")
     rows = [rows for window in windows for rows, _ in engine.predictions(np.array([*window, 0]))]
     best: NDArray[np.int64] = np.concatenate(rows).argmax(axis=-1)
     return best

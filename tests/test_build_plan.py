@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conftest import SMALL_MODEL, minitron
 from minitron_trtllm import data_files, recipe, shape
 from minitron_trtllm.errors import ModelError, NotEnoughMemory, UsageError
-from minitron_trtllm.gpu import all_gpus
+from minitron_trtllm.gpu import all_gpus, find
 from minitron_trtllm.plan import memory, model, weights
 from minitron_trtllm.plan.engine_plan import EnginePlan, plan
 from minitron_trtllm.plan.limits import Limits
@@ -119,6 +119,11 @@ def test_a_large_batch_is_bound_by_arithmetic() -> None:
 def test_limits_of_the_shipped_int8_recipe() -> None:
     made = planned("a100-int8")
     assert made.limits == Limits(32, max_input_len=1024, max_seq_len=2048, max_num_tokens=8192)
+    assert made.logits_bytes == 0
+    offered = recipe.load("a100-int8", {}, {"serving.max_logits_bytes": 1024 * 256_000 * 4}).recipe
+    assert (
+        plan(offered, model.look_up(offered.model)).logits_bytes == 33_554_432_000
+    )  # 32 streams of 1,024 tokens: 33.6 GB
     # activations: 8192 tokens x (6144 + 5120 + 3072 + 18432) x 2 bytes + 32 x 256000 x 8, and 30 %
     assert made.memory.activation_bytes == -(-(8192 * 32768 * 2 + 65_536_000) * 13 // 10)
     free = 85_198_897_152 - 5_767_180_416 - made.memory.activation_bytes - (1 << 30)
@@ -137,7 +142,8 @@ def test_logits_of_whole_prompts_are_planned_for(flags: dict[str, Any], size: in
     made = planned("a100-int8", trtllm_build={"gather_context_logits": True, **flags})
     assert made.memory.activation_bytes == plain.memory.activation_bytes + size
     assert plain.memory.free_bytes is not None and made.memory.free_bytes == plain.memory.free_bytes - size
-    assert any("gather_context_logits takes" in note for note in made.notes) and not plain.notes
+    said = ["gather_context_logits takes" in " ".join(each.notes) for each in (plain, made)]
+    assert said == [False, True]
 
 
 def test_limits_that_the_recipe_sets_are_kept() -> None:
@@ -397,3 +403,16 @@ def test_the_plan_counts_what_convert_writes(small_checkpoint: Any) -> None:
         held = sum(entry["data_offsets"][1] - entry["data_offsets"][0]
                    for name, entry in header.items() if name != "__metadata__")  # fmt: skip
         assert weights.model_bytes(own, precision).total == held
+
+
+def test_other_gpus_and_slices_are_targets() -> None:
+    """Memory and bandwidth by their sources in gpus.yaml; a slice has its share of the board's."""
+    whole, half = find("a100-80gb"), find("a100-80gb-3g.40gb")
+    assert half.memory_bytes == int(39.25 * (1 << 30)) and half.bandwidth == whole.bandwidth / 2
+    assert half.dense_flops == pytest.approx(whole.dense_flops * 42 / 108)
+    layouts = {target: find(target).code_layout for target in ("a100-40gb", "l40s-48gb", "rtx4090-24gb")}
+    assert set(layouts.values()) == {"sm80"}
+    assert {find(target).code_layout for target in ("h100-80gb", "h200-141gb")} == {"sm90"}
+    assert "a100-80gb-3g.40gb" not in {each.target for each in all_gpus()}  # no remedy buys a slice
+    made = planned("a100-bfloat16", target="a100-80gb-1g.10gb")
+    assert made.memory.capacity_bytes == int(9.5 * (1 << 30)) and made.remedies

@@ -68,6 +68,7 @@ def figures(report: Any) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_killed_told_to_end_and_resumed_gives_the_figures_of_a_run_that_was_left_alone(
     held_out: Path, small_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -141,7 +141,7 @@ def test_a_damaged_engine_is_no_hit(small_checkpoint: Any, doubles: Path, run: R
     ],
     ids=lambda fault: fault[0],
 )
-def test_a_build_that_goes_wrong_leaves_nothing(
+def test_a_build_that_goes_wrong_leaves_no_engine(
     fault: tuple[str, type[MinitronError], str],
     small_checkpoint: Any,
     doubles: Path,
@@ -154,7 +154,12 @@ def test_a_build_that_goes_wrong_leaves_nothing(
     assert code == kind.exit_code
     assert said in err.splitlines()[-1]
     assert out == ""
-    assert [path.name for path in Path("out").iterdir()] == ["engine.build.log"]
+    # What trtllm-build ended well with is kept for a look, with the reason; what it did not is gone.
+    ended_well = not said.startswith(("Engine", "was", "CUDA"))
+    left = ["engine.build.log", *(["engine.rejected"] if ended_well else [])]
+    assert sorted(path.name for path in Path("out").iterdir()) == left
+    if ended_well:
+        assert said in (Path("out") / "engine.rejected" / "REJECTED.txt").read_text() and "engine.rejected" in err
     assert not (doubles / "cache" / "minitron-trtllm" / "timing-tensorrt-llm-1.2.1-sm80.cache").exists()
 
 
@@ -165,7 +170,21 @@ def test_an_engine_of_another_version_is_refused(
     code, _, err = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
     assert code == ToolError.exit_code
     assert "version '1.1.0', and '1.2.1' was asked" in err
-    assert not Path("engine").exists()
+    assert not Path("engine").exists() and Path("engine.rejected", "rank0.engine").exists()
+    # The next one takes its place; what is not a rejected engine never makes room.
+    assert run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")[0] == code
+    Path("engine.rejected", "REJECTED.txt").unlink()
+    _, _, err = run("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    assert "it was not kept" in err and Path("engine.rejected", "rank0.engine").exists()
+
+
+def test_another_spelling_of_the_same_version_is_taken(
+    small_checkpoint: Any, doubles: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the image of 25.11 calls its 1.0.3 (compat.yaml)."""
+    monkeypatch.setenv("TRTLLM_BUILD_DOUBLE_VERSION", "1.2.1.2607")
+    words = ("build", small_checkpoint("float16"), "--recipe", "a100-float16", "--output", "engine")
+    assert run(*words)[0] == 0 and run(*words)[1].startswith("engine is there already")
 
 
 def test_a_build_that_hangs_is_stopped(
@@ -286,7 +305,7 @@ def test_the_engine_is_rendered_for_the_image_that_built_it_only(
         (("--recipe", "a100-float16"), "holds precision int8_weight_only, and recipe a100-float16 says float16"),
         (("--recipe", "a100-int8", "--tp", "2"), "holds tensor_parallel 1, and flag --tp says 2"),
         (("--recipe", "a100-llmapi",), "backend llmapi needs no engine"),
-        (("--recipe", "a100-int8", "--target", "h100-80gb"), "convert the model with --quantize-at-build"),
+        (("--recipe", "a100-int8", "--target", "h100-80gb"), "convert the model with --target h100-80gb (or"),
         (("--recipe", "a100-int8", "--image-tag", "27.01-trtllm-python-py3"), "not in compat.yaml"),
         (("--recipe", "a100-int8", "--max-seq-len", "4096"), "more than the 2048 positions"),
         (("--target", "cpu", "--container"), "are for GPU targets"),
@@ -335,3 +354,13 @@ def test_the_version_comes_from_the_python_that_runs_trtllm_build(doubles: Path)
     fake.chmod(0o755)
     (doubles / "bin" / "trtllm-build").write_text(f"#!{fake}\n")
     assert tensorrt.installed_version() == "1.2.0"
+
+
+def test_a_gpu_with_another_layout_of_codes_gets_floats_to_quantise(doubles: Path, run: Run) -> None:
+    """sm90 reads codes that only its own operation makes; a 4090 is sm89 and reads those of an A100."""
+    for target, left_to_build in (("h100-80gb", True), ("h200-141gb", True), ("rtx4090-24gb", False)):
+        flags = ("--precision", "int8_weight_only", "--target", target)
+        code, _, err = run("convert", SMALL_MODEL, "--output", target, *flags)
+        assert code == 0, err
+        assert manifest.read(Path(target), "checkpoint").details["quantize_at_build"] == left_to_build
+        assert run("build", target, "--target", target, "--output", f"engine-{target}")[0] == 0

@@ -34,6 +34,17 @@ from minitron_trtllm.load.timeline import stalls
 from minitron_trtllm.prometheus import Metrics
 
 
+def test_a_profile_is_read_as_strictly_as_a_recipe(tmp_path: Path) -> None:
+    """PyYAML would keep the last of two equal keys, which nobody means."""
+    (tmp_path / "twice.yaml").write_text("arrival: {kind: poisson, rate: 1}\narrival: {kind: poisson, rate: 2}\n")
+    with pytest.raises(InputError, match="'arrival' stands twice"):
+        profiles.load(str(tmp_path / "twice.yaml"))
+    with pytest.raises(UsageError, match=r"there is no load profile nowhere\.yaml: it is neither a file nor"):
+        profiles.load("nowhere.yaml")
+    with pytest.raises(UsageError, match="stands twice"):
+        profiles.parse_setting("arrival={rate: 1, rate: 2}")
+
+
 def made(**values: Any) -> profiles.Profile:
     return profiles.load(None, list(values.items()))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import minitron
-from minitron_trtllm import compat, recipe
+from conftest import ROOT, minitron
+from minitron_trtllm import compat, gpus_here, recipe
 from minitron_trtllm.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
-from minitron_trtllm.errors import UsageError
+from minitron_trtllm.errors import MachineError, UsageError
+from minitron_trtllm.server import bundled
 
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 8.0, 590.44.01"
 
@@ -53,6 +55,24 @@ def test_without_a_gpu_the_cpu_path_is_what_can_run(programs: Path) -> None:
     assert any("a100" in line for line in found.cannot)
 
 
+@pytest.mark.parametrize(
+    ("what", "is_", "why"),
+    [("machine", "aarch64", "has been run on Linux x86_64 alone, and this is Linux aarch64"),
+     ("libc_ver", ("glibc", "2.31"), "needs glibc 2.35 or newer and this is glibc 2.31"),
+     ("libc_ver", ("", ""), "needs glibc 2.35 or newer and this is another C library")],
+)  # fmt: skip
+def test_doctor_and_the_bundled_server_agree_on_where_it_runs(
+    what: str, is_: object, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel of nvidia-pytriton 0.7.0 is tagged manylinux_2_35; the one for aarch64 was never tried."""
+    monkeypatch.setattr(platform, what, lambda: is_)
+    found = diagnosed("cpu")
+    assert why in of(found, "system").remedy
+    assert any("build and serve for target cpu" in line for line in found.cannot)
+    with pytest.raises(MachineError, match=why):
+        bundled.find()
+
+
 def test_a_gpu_recipe_without_a_gpu_fails_with_remedies(programs: Path) -> None:
     found = diagnosed("a100-int8")
     assert not found.healthy
@@ -69,6 +89,44 @@ def test_an_a100_machine_is_fine(programs: Path) -> None:
     for subject in ("GPU", "GPU memory", "driver", "docker", "NVIDIA runtime"):
         assert of(found, subject).level == OK
     assert any("a100-80gb" in line for line in found.can)
+
+
+BOARD = {"name": "NVIDIA A100-SXM4-80GB", "mib": 81920, "capability": "8.0"}
+HALF = [["3g.40gb", 40192, 42], ["3g.40gb", 40192, 42]]
+
+
+def put_boards(folder: Path, monkeypatch: pytest.MonkeyPatch, *boards: dict[str, object]) -> None:
+    """A machine with docker and these boards (doubles/nvidia_smi.py)."""
+    put_gpu_machine(folder)
+    put(folder, "nvidia-smi", f'exec {sys.executable} {ROOT}/tests/doubles/nvidia_smi.py "$@"')
+    monkeypatch.setenv("NVIDIA_SMI_DOUBLE", json.dumps(boards))
+
+
+@pytest.mark.parametrize(
+    ("board", "target", "found"),
+    [
+        ({}, "a100-80gb", (OK, "85.90 GB")),
+        ({"mig": HALF}, "a100-80gb", (FAIL, "a100-80gb-3g.40gb, a100-80gb-pcie-3g.40gb")),
+        ({"mig": HALF}, "a100-80gb-3g.40gb", (OK, "42.14 GB")),
+        ({"mig": []}, "a100-80gb", (FAIL, "nvidia-smi mig -cgi")),
+        ({"mib": 40960, "virtualization": "VGPU"}, "a100-80gb", (WARN, "a vGPU has the memory of its profile")),
+    ],
+)
+def test_what_a_divided_board_gives_is_what_counts(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, board: dict[str, object], target: str, found: tuple[str, str]
+) -> None:
+    put_boards(programs, monkeypatch, BOARD | board)
+    level, said = found
+    memory = of(diagnosed("a100-bfloat16", target=target), "GPU memory")
+    assert memory.level == level and said in f"{memory.message} {memory.remedy}"
+
+
+def test_the_slice_and_its_processors_are_named(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_boards(programs, monkeypatch, BOARD, BOARD | {"mig": HALF})
+    assert [(gpu.memory_bytes >> 20, gpu.mig, gpu.profile, gpu.multiprocessors) for gpu in gpus_here.gpus()] == [
+        (81920, False, "", None), (40192, True, "3g.40gb", 42), (40192, True, "3g.40gb", 42),
+    ]  # fmt: skip
+    assert "MIG 3g.40gb, 42 SMs" in of(diagnosed("a100-bfloat16"), "GPU").message
 
 
 @pytest.mark.parametrize(

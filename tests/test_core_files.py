@@ -107,7 +107,7 @@ def test_whatever_step_a_run_is_killed_at_the_next_one_cleans_up(tmp_path: Path)
         "    assert os.listdir(path.parent) == [path.name], (killed, os.listdir(path.parent))\n"
         "print(killed)"
     )
-    words = [sys.executable, "-c", code, tmp_path / "work" / "result"]
+    words = [sys.executable, "-c", code, str(tmp_path / "work" / "result")]
     core = os.environ | {"PYTHONPATH": str(ROOT / "core")}
     done = subprocess.run(words, env=core, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,8 @@ def test_whatever_step_a_run_is_killed_at_the_next_one_cleans_up(tmp_path: Path)
 
 def test_a_folder_that_is_taken_for_a_dead_run_s_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its making and its lock another run may remove it."""
-    made, make = [], tempfile.mkdtemp
+    made: list[str] = []
+    make = tempfile.mkdtemp
 
     def make_and_lose(**words: Any) -> str:
         made.append(make(**words))

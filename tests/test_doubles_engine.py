@@ -49,7 +49,7 @@ LENGTH = 12
 def echo(echo_server: dict[str, Any]) -> Iterator[Subject]:
     repository = Path(echo_server["repository"])
     size = manifest.read(repository / "engine", "engine").details["vocab_size"]
-    limits = Limits(max_batch_size=4, max_input_len=512, max_seq_len=2048, vocab_size=size)
+    limits = Limits(max_batch_size=4, max_input_len=512, max_seq_len=2048, max_num_tokens=8192, vocab_size=size)
     urls = echo_server["urls"]
     with Subject(Endpoint(urls["grpc"]), engine=OPENVINO, limits=limits, tokenizer=repository / "tokenizer",
                  metrics_url=urls["metrics"], http_url=urls["http"]) as subject:  # fmt: skip

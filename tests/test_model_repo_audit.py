@@ -48,7 +48,7 @@ def test_posted_logs_are_read() -> None:
     }  # fmt: skip
     assert (log.kv_cache_tokens, log.kv_cache_bytes) == (294848, int(62.99 * (1 << 30)))
     assert log.limits == {"maxBatchSize": 64, "maxBeamWidth": 1, "maxSequenceLen": 384, "normalizeLogProbs": 1,
-                          "maxNumTokens": 384}  # fmt: skip
+                          "maxNumTokens": 384, "maxInputLen": 383}  # fmt: skip
     assert log.scheduler_policy == "GUARANTEED_NO_EVICT"
     assert set(log.not_read) == {"gpu_device_ids", "kv_cache_free_gpu_mem_fraction", "batch_scheduler_policy"}
 
@@ -99,6 +99,7 @@ def test_a_server_as_planned_passes() -> None:
         ("kv_tokens", {"kv_cache_tokens": 71_000 // 2}),
         ("parameters", {"limits": {"maxBatchSize": 16}}),
         ("parameters", {"limits": {"maxBeamWidth": 4}}),
+        ("parameters", {"limits": {"maxInputLen": 1024}}),
         ("parameters", {"scheduler_policy": "MAX_UTILIZATION"}),
         ("parameters", {"not_read": {"enable_kv_cache_reuse": "is not specified, will be set to true"}}),
     ],
@@ -124,5 +125,5 @@ def test_a_config_that_the_server_has_otherwise_fails(served: dict[str, Any]) ->
 def test_what_the_log_does_not_say_is_skipped_and_not_passed() -> None:
     silent = log_of(engine_bytes=None, workspace_bytes={}, kv_cache_tokens=None, limits={}, scheduler_policy=None)
     assert status(running(silent)) == {
-        "parameters": PASS, "weights": SKIPPED, "workspace": SKIPPED, "kv_tokens": SKIPPED
+        "parameters": SKIPPED, "weights": SKIPPED, "workspace": SKIPPED, "kv_tokens": SKIPPED
     }  # fmt: skip

@@ -325,8 +325,11 @@ def test_fast_execution_is_another_arithmetic(tmp_path: Path) -> None:
     cpu.build(checkpoint, tmp_path / "engine", cpu.CpuOptions(execution="fast"))
     exact = EngineConfig.read(cpu_engines.engine("other", Precision.INT8_WEIGHT_ONLY))
     fast = EngineConfig.read(tmp_path / "engine")
-    assert pipeline.properties(exact) == {"EXECUTION_MODE_HINT": "ACCURACY"}
-    assert pipeline.properties(fast) == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
+    assert exact.properties == {"EXECUTION_MODE_HINT": "ACCURACY"}
+    assert fast.properties == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
+    cpu.build(checkpoint, tmp_path / "single", cpu.CpuOptions(execution="fast", max_batch_size=1))
+    alone = EngineConfig.read(tmp_path / "single")  # groups cost a single stream of int8 more than they gain
+    assert alone.properties == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     engine = Engine.load(tmp_path / "engine", kv_cache_tokens=512)
     assert len(run(engine, Request(PROMPTS[0], 16))[0]) == 16
     engine.close()

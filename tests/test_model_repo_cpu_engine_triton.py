@@ -219,7 +219,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 0.5}, "presence_penalty is 0.5: that is not supported by the CPU engine"),
     ({"frequency_penalty": -0.5}, "frequency_penalty is -0.5: that is not supported by the CPU engine"),
     ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size .* not supported"),
-    ({"return_generation_logits": True}, "return_generation_logits .* not supported"),
+    ({"return_generation_logits": True}, "unexpected inference input 'return_generation_logits'"),
     ({"runtime_top_p_decay": 0.5}, "runtime_top_p_decay .* not supported"),
     ({"num_return_sequences": 0}, "num_return_sequences is 0"),
     ({"stop_words_list": np.array([[[5, 6], [2, 1]]], np.int32)}, "stop_words_list is malformed: offset 1"),
@@ -294,6 +294,9 @@ def test_metric_families_are_those_of_the_backend_and_move(server: dict[str, Any
 
 
 FAULT = """
+
+from pathlib import Path
+
 
 class _Spoiled:
     def __init__(self, real):

@@ -46,6 +46,7 @@ OWN_KEYS = {
         "exclude_input_in_output": "the BLS writes the prompt into the answer itself",
         "max_concurrency": "threads of the one instance",
         "max_queue_size": "requests that wait for a thread",
+        "max_logits_bytes": "what one request may ask for",
         "cancellation_check_period_ms": "how often it looks for clients that left",
         "context_logits": "whether log probs of the prompt can be had, so that who wants them is told before",
     },
@@ -69,6 +70,10 @@ def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder / "repository"
 
 
+#: Tensors that a repository has only where a recipe offers logits.
+LOGITS = {f"{before}{kind}_logits" for kind in ("context", "generation") for before in ("", "return_")}
+
+
 def declared(tensor: Any) -> tuple[Any, ...]:
     """What the contract says about a tensor, from a config."""
     reshape = list(tensor.reshape.shape) if tensor.HasField("reshape") else None
@@ -87,10 +92,13 @@ def expected(tensor: dict[str, Any]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_declared_tensors_are_those_of_the_contract(repository: Path, model: str, side: str) -> None:
+    """Logits apart: the CPU engine has those of prompts, and the text models offer none unless a recipe asks."""
+    on_cpu = configs(repository)["tensorrt_llm"].backend == "python"
+    gathered = {"return_context_logits", "context_logits"} if on_cpu and model == "tensorrt_llm" else set()
     wanted = {
         tensor["name"]: expected(tensor)
         for tensor in CONTRACT[model][side + "s"]
-        if tensor.get("text_only_needed", True) and "since" not in tensor
+        if tensor.get("text_only_needed", True) and "since" not in tensor and tensor["name"] not in LOGITS - gathered
     }
     if (model, side) == ("tensorrt_llm", "input"):
         wanted["no_repeat_ngram_size"] = ("INT32", [1], [], True, False)
@@ -162,14 +170,18 @@ def test_no_model_has_a_batcher_that_holds_requests_unless_asked_for(tmp_path: P
 
 def test_only_the_backend_and_what_runs_it_differ_between_cpu_and_gpu(tmp_path: Path) -> None:
     for kind in ("cpu", "gpu"):
-        engine = hand_made.engine_folder(tmp_path / f"{kind}-engine", cpu=kind == "cpu")
+        engine = hand_made.engine_folder(
+            tmp_path / f"{kind}-engine", cpu=kind == "cpu", plugins={"use_paged_context_fmha": True}
+        )
         render(engine, tmp_path / kind, RepositoryOptions(), root="/models")
-    for model in MODELS:
-        cpu, gpu = ((tmp_path / kind / model / "config.pbtxt").read_text() for kind in ("cpu", "gpu"))
-        if model == "tensorrt_llm_bls":  # this GPU engine gathers no logits of prompts
-            cpu = cpu.replace('key: "context_logits" value: { string_value: "FP32" }',
-                              'key: "context_logits" value: { string_value: "none" }')  # fmt: skip
-        assert cpu.replace('backend: "python"', 'backend: "tensorrtllm"', model == "tensorrt_llm") == gpu
+    on_cpu, on_gpu = (configs(tmp_path / kind) for kind in ("cpu", "gpu"))
+    engine, text = on_cpu["tensorrt_llm"], on_cpu["tensorrt_llm_bls"]
+    engine.backend = "tensorrtllm"
+    for tensors in (engine.input, engine.output):  # this GPU engine gathers no logits of prompts
+        (there,) = (tensor for tensor in tensors if tensor.name.endswith("context_logits"))
+        tensors.remove(there)
+    text.parameters["context_logits"].string_value = "none"
+    assert on_cpu == on_gpu
     assert list((tmp_path / "gpu" / "tensorrt_llm" / "1").iterdir()) == []
     assert (tmp_path / "gpu" / "ensemble" / "1").is_dir()
     assert (tmp_path / "gpu" / "docker-compose.yaml").is_file()
@@ -191,7 +203,10 @@ def test_paths_are_rendered_for_the_root_that_the_server_sees(tmp_path: Path) ->
 
 def test_the_logits_type_is_the_engine_s(tmp_path: Path) -> None:
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=False, logits_dtype="float16")
-    render(engine, tmp_path / "out", RepositoryOptions())
+    config = json.loads((engine / "config.json").read_text())
+    config["build_config"]["gather_generation_logits"] = True
+    (engine / "config.json").write_text(json.dumps(config))
+    render(engine, tmp_path / "out", RepositoryOptions(max_logits_bytes=1 << 30))
     for name, config in configs(tmp_path / "out").items():
         types = {t.data_type for t in config.output if t.name in ("context_logits", "generation_logits")}
         assert types == (
@@ -218,7 +233,7 @@ def test_who_wants_the_prompt_s_logits_is_told_whether_they_are_right(
     reuses, logits = expected
     made = hand_made.engine_folder(
         tmp_path / "engine", cpu=engine == "cpu", logits_dtype="float16",
-        build_config={"gather_context_logits": engine == "gpu that gathers"},
+        build_config={"gather_context_logits": engine == "gpu that gathers"}, plugins={"use_paged_context_fmha": True},
     )  # fmt: skip
     render(made, tmp_path / "out", RepositoryOptions(enable_kv_cache_reuse=asked), copy=True)
     ours = configs(tmp_path / "out")
@@ -230,6 +245,27 @@ def test_who_wants_the_prompt_s_logits_is_told_whether_they_are_right(
     path.write_text(path.read_text().replace(f'{key}"{reuses}"', f'{key}"{other}"'))
     found = [finding.field for finding in check(tmp_path / "out") if finding.is_error]
     assert found == (["parameters context_logits"] if engine == "gpu that gathers" else [])
+
+
+@pytest.mark.parametrize("offered", [set(), {"context"}, {"generation"}, {"context", "generation"}])
+def test_logits_are_offered_where_a_recipe_asks_and_the_engine_has_them(tmp_path: Path, offered: set[str]) -> None:
+    """As the contract declares them, in the three models that take requests, and wired through the ensemble."""
+    engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
+    config = json.loads((engine / "config.json").read_text())
+    config["build_config"] |= {f"gather_{kind}_logits": kind in offered for kind in ("context", "generation")}
+    (engine / "config.json").write_text(json.dumps(config))
+    render(engine, tmp_path / "out", RepositoryOptions(max_logits_bytes=1 << 30))
+    names = {f"{before}{kind}_logits" for kind in offered for before in ("", "return_")}
+    ours = configs(tmp_path / "out")
+    for model in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls"):
+        wanted = {
+            tensor["name"]: expected(tensor) for side in ("inputs", "outputs") for tensor in CONTRACT[model][side]
+        }
+        found = {tensor.name: declared(tensor) for tensor in (*ours[model].input, *ours[model].output)}
+        assert {name: found[name] for name in found if name in LOGITS} == {name: wanted[name] for name in names}
+    step = ours["ensemble"].ensemble_scheduling.step[1]
+    assert names == {*step.input_map, *step.output_map} & LOGITS
+    assert ours["tensorrt_llm_bls"].parameters["max_logits_bytes"].string_value == str(bool(offered) << 30)
 
 
 def test_engine_files_are_links_or_copies_and_survive_a_move(tmp_path: Path) -> None:
@@ -259,7 +295,8 @@ def test_the_manifest_tells_the_server_what_it_needs(tmp_path: Path) -> None:
     assert made.input.digest == manifest.read(engine, "engine").digest
     wanted = {
         "backend": "tensorrtllm", "target": "a100-80gb", "models": list(MODELS), "front": "tensorrt_llm_bls",
-        "root": "/models", "decoupled": True, "max_batch_size": 4, "bls_max_concurrency": 64, "world_size": 2,
+        "root": "/models", "decoupled": True, "max_batch_size": 4, "bls_max_concurrency": 64,
+        "shm_bytes": 2 << 30, "world_size": 2,
     }  # fmt: skip
     assert {key: made.details[key] for key in wanted} == wanted
     assert made.arguments["options"] == {"max_batch_size": 4, "bls_max_concurrency": 64}

@@ -16,6 +16,7 @@ import yaml
 import echo_repository
 import hand_made
 from conftest import minitron, minitron_here
+from minitron_trtllm import api_keys
 from minitron_trtllm.errors import InputError
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
@@ -117,13 +118,26 @@ def test_neither_key_is_in_any_representation(echo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "short", "a key with spaces in it", "ein-schlüssel-mit-umlaut", "two-lines-of-key\ntwo-lines"]
-)
-def test_a_useless_api_key_is_refused(echo: Path, tmp_path: Path, content: str) -> None:
+    ("content", "why"),
+    [
+        ("", "holds no API key"), ("\n \n", "holds no API key"), ("short", "less than 16 characters"),
+        ("a key with spaces in it", "without spaces"), ("ein-schlüssel-mit-umlaut", "cannot be read as an API key"),
+        ("two-lines-of-key\ntwo-lines-of-keys", "one line, the key, and has 2"),
+    ],
+)  # fmt: skip
+def test_a_useless_api_key_is_refused(tmp_path: Path, content: str, why: str) -> None:
+    """By the server; and by gateway and client, save that a gateway may have several and a client's may be short."""
     path = tmp_path / "key"
-    path.write_text(content)
-    with pytest.raises(InputError, match="16 printable ASCII"):
+    path.write_text(content, encoding="utf-8")
+    path.chmod(0o600)
+    with pytest.raises(InputError, match=why):
         launch.read_api_key(path)
+    if "one line" not in why:
+        with pytest.raises(InputError, match=why):
+            api_keys.demanded(path)
+    if "16" not in why:
+        with pytest.raises(InputError, match=why):
+            api_keys.sent(path)
 
 
 # --- the container's command line -----------------------------------------------------------------------------------
@@ -138,11 +152,11 @@ def docker_words(repository: Path, *more: str | Path) -> tuple[list[str], list[s
 
 
 def test_a_gpu_engine_is_served_in_the_pinned_container(tmp_path: Path) -> None:
-    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models")
+    repository = echo_repository.write(tmp_path / "r", backend="tensorrtllm", root="/models", shm_bytes=3 << 30)
     docker, inside = docker_words(repository, "--gpus", "device=2")
     assert docker[-1].endswith("/tritonserver:26.07-trtllm-python-py3")
     wanted = {
-        "--rm", "--gpus=device=2", "--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864",
+        "--rm", "--gpus=device=2", f"--shm-size={3 << 30}", "--ulimit=memlock=-1", "--ulimit=stack=67108864",
         f"--user={os.getuid()}:{os.getgid()}", f"--volume={repository}:/models:ro", "--publish=127.0.0.1:8001:8001",
         "--publish=127.0.0.1:8000:8000", "--publish=127.0.0.1:8002:8002",
     }  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,10 @@ import hand_made
 import kill_drill
 from conftest import minitron
 from minitron_trtllm.client import Client
+from minitron_trtllm.server import leftovers
+from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Served
 from minitron_trtllm.server.restarts import Restarts
+from minitron_trtllm.server.running import Crashed, Running
 from supervisor import (
     Supervisor,
     ask,
@@ -70,11 +74,30 @@ def test_a_server_that_crashes_while_it_loads_is_started_again(echo: Path, serve
     """As Triton 2.51 was seen to do on a busy machine: it aborted over the lock of a model's process that it had killed
     for being late."""
     one = serve(echo, "--restarts", "1", ready=False)
-    assert within(60, lambda: bool(loading(one.state)))
-    os.kill(loading(one.state)[0], signal.SIGABRT)
+    assert within(60, lambda: bool(processes(one.state, "/bin/tritonserver ")))
+    os.kill(processes(one.state, "/bin/tritonserver ")[0], signal.SIGABRT)
     one.wait_until_ready()
     assert one.written["restarts"] == 1
     assert ask(one.url, 2) == ["0 ", "1 "]
+
+
+def test_a_server_that_waits_for_the_end_of_a_process_while_it_loads_is_given_up(tmp_path: Path) -> None:
+    """Triton's Python backend was seen to do so for ever (stub_launcher.cc, WaitForStubProcess).
+
+    Its place is taken by a program of its name that waits for a process, which is all that can be seen from outside.
+    """
+    (tmp_path / "tritonserver").symlink_to(os.path.realpath(sys.executable))
+    code = "import subprocess; subprocess.run(['sleep', '60'])"
+    mark = "a-server-of-a-test"
+    launch = Launch(mark, (str(tmp_path / "tritonserver"), "-c", code), {MARK_VARIABLE: mark}, None, ())
+    running = Running(launch, tmp_path / "log", 0)
+    served = Served(tmp_path, "python", ("echo",), "echo", tmp_path, 1, None, 0)
+    try:
+        with pytest.raises(Crashed, match="waits for the end of it"):
+            running.wait_until_ready(served, Options(), 1, lambda: None)
+    finally:
+        leftovers.remove(mark)
+        running.child.wait()
 
 
 def test_a_server_that_crashes_at_every_start_stays_down(echo: Path, serve: Callable[..., Supervisor]) -> None:
@@ -86,9 +109,9 @@ def test_a_server_that_crashes_at_every_start_stays_down(echo: Path, serve: Call
     assert "crashed 2 times" in said
 
 
-def loading(state: Path) -> list[int]:
-    """The tritonserver that was started with this folder for its state."""
-    return [pid for pid, words in command_lines(str(state)).items() if "/bin/tritonserver " in words]
+def processes(state: Path, name: str) -> list[int]:
+    """Those of servers that were started with this folder for their state, by what is in their command line."""
+    return [pid for pid, words in command_lines(str(state)).items() if name in words]
 
 
 def test_a_server_that_hangs_in_its_crash_comes_back(echo: Path, serve: Callable[..., Supervisor]) -> None:

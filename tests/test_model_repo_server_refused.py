@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import socket
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import echo_repository
 import hand_made
 from conftest import minitron_here
+from minitron_trtllm import memory
 from minitron_trtllm.errors import (
     MachineError,
     MissingDependency,
@@ -29,7 +29,7 @@ from minitron_trtllm.errors import (
 from minitron_trtllm.repository.check import check
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.repository.render import render
-from minitron_trtllm.server import bundled, container, memory
+from minitron_trtllm.server import bundled, container, cpu_memory
 from minitron_trtllm.server.launch import Options, Ports, Served
 from minitron_trtllm.server.ports import Reservation
 
@@ -118,11 +118,7 @@ def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
     assert len({reserved.ports.grpc, reserved.ports.http, reserved.ports.metrics}) == 3
 
 
-def test_old_glibc_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
-        with pytest.raises(MachineError, match=r"glibc 2\.35.*2\.31"):
-            bundled.find()
+def test_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependency, match=r"pip install 'minitron-trtllm\[cpu\]'"):
@@ -150,28 +146,31 @@ def cpu_engine(folder: Path, execution: str) -> Path:
 
 def test_memory_of_an_engine(tmp_path: Path) -> None:
     # 2 x 32 layers x 8 heads x 128 x 4 bytes = 262,144 bytes per token in float32; 76 kB in 8 bits (measured).
-    exact = memory.need(cpu_engine(tmp_path / "exact", "exact"))
+    exact = cpu_memory.need(cpu_engine(tmp_path / "exact", "exact"))
     assert (exact.weight_bytes, exact.kv_bytes, exact.max_seq_len) == (3000, 26_214_400, 100)
-    fast = memory.need(cpu_engine(tmp_path / "fast", "fast"))
+    fast = cpu_memory.need(cpu_engine(tmp_path / "fast", "fast"))
     assert fast.kv_bytes == pytest.approx(7_600_000, rel=0.01)
 
 
 def test_an_engine_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = cpu_engine(tmp_path / "engine", "exact")
     monkeypatch.setattr(memory, "available_bytes", lambda: 26_217_400)
-    memory.check(engine)  # to the byte
+    cpu_memory.check(engine)  # to the byte
     monkeypatch.setattr(memory, "available_bytes", lambda: 26_217_399)
     with pytest.raises(NotEnoughMemory, match=r"3\.0 kB for its weights and 26\.2 MB .* 100 tokens"):
-        memory.check(engine)
+        cpu_memory.check(engine)
 
 
 def test_a_control_group_may_leave_less_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 500\nfile 300\n")
-    assert memory._group_leaves(tmp_path) == [400]  # of 900 used, 300 are page cache
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8 kB\n")
+    assert memory.available_bytes(tmp_path, tmp_path) == 400  # of 900 used, 300 are page cache
+    assert memory.limit_bytes(tmp_path, tmp_path) == 1000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._group_leaves(tmp_path) == []
+    assert memory.available_bytes(tmp_path, tmp_path) == 8 * 1024
+    assert memory.limit_bytes(tmp_path, tmp_path) == 9 * 1024
 
 
 def test_three_different_ports_are_needed() -> None:

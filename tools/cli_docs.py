@@ -13,10 +13,12 @@ from pathlib import Path
 os.environ["COLUMNS"] = "100"  # argparse wraps help to the terminal; the document must not depend on it
 
 from minitron_trtllm import cli
+from minitron_trtllm.acceptance import hour
 from minitron_trtllm.acceptance.lines import catalogue
 
 ACCEPTANCE = Path(__file__).parent.parent / "docs" / "a100.md"
 BEGIN, END = "<!-- lines: written by 'make docs' from data/acceptance.yaml -->\n", "<!-- end of lines -->\n"
+HOUR, HOUR_END = "<!-- hour: written by 'make docs' from data/hour.yaml -->\n", "<!-- end of hour -->\n"
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEAD = """# The command line
 
@@ -40,15 +42,26 @@ def _sections(words: list[str]) -> list[str]:
 
 
 def acceptance_page() -> str:
-    """docs/a100.md with the table of lines as the catalogue has it."""
-    before, _, rest = ACCEPTANCE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """docs/a100.md with the table of lines as the catalogue has it, and that of the hour."""
     rows = [
         f"| `{entry.id}` | {'GPU' if entry.gpu else 'any'} | {entry.what} | {entry.remedy} |"
         for entry in catalogue().values()
     ]
     head = ["| line | target | holds that | after a FAIL |", "|---|---|---|---|"]
-    return before + BEGIN + "\n" + "\n".join([*head, *rows]) + "\n\n" + END + after
+    text = _between(ACCEPTANCE.read_text(encoding="utf-8"), BEGIN, END, [*head, *rows])
+    return _between(text, HOUR, HOUR_END, hour_table())
+
+
+def _between(text: str, begin: str, end: str, table: list[str]) -> str:
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return before + begin + "\n" + "\n".join(table) + "\n\n" + end + after
+
+
+def hour_table() -> list[str]:
+    """The steps of an acceptance with their minutes."""
+    rows = [f"| {step.name} | {step.least:g} to {step.most:g} | {step.source} |" for step in hour.steps()]
+    return ["| step | minutes | from |", "|---|---|---|", *(row.replace("0.1 to 0.1", "0.1") for row in rows)]
 
 
 def main() -> int:

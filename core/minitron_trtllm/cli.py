@@ -20,6 +20,7 @@ import sys
 from typing import NoReturn
 
 from minitron_trtllm import errors
+from minitron_trtllm.arguments import Parser
 from minitron_trtllm.version import VERSION
 
 COMMANDS: dict[str, str] = {
@@ -76,17 +77,9 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, as every other error does."""
-
-    def error(self, message: str) -> NoReturn:
-        line = " ".join(message.split())
-        self.exit(errors.UsageError.exit_code, f"minitron: error: {line}; see '{self.prog} --help'\n")
-
-
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     """Declare all subcommands by name, and the arguments of the one that ``argv`` names."""
-    parser = _Parser(
+    parser = Parser(
         prog="minitron",
         description="Deploy Minitron with TensorRT-LLM and Triton: convert, build, render, serve, measure.",
         epilog="'minitron COMMAND --help' explains a command.",

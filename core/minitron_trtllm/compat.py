@@ -6,6 +6,8 @@ while loading, in "incompatible device" or in a version tag that does not match.
 
 from __future__ import annotations
 
+import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +64,21 @@ def fact(name: str) -> Any:
     return _data()[name]
 
 
+def bundled_problem() -> str | None:
+    """Why the bundled Triton cannot run on this kind of machine, and what to do, if so: glibc by the wheel's tag."""
+    bundled = _data()["bundled"]
+    here, wanted = (platform.system(), platform.machine()), (bundled["system"], bundled["machine"])
+    if here != wanted:
+        return f"the bundled Triton has been run on {' '.join(wanted)} alone, and this is {' '.join(here)}"
+    (name, version), least = platform.libc_ver(), str(bundled["least_glibc"])
+    if name != "glibc" or version_key(version) < version_key(least):
+        return (
+            f"the bundled Triton needs glibc {least} or newer and this is {name or 'another C library'} {version}; "
+            "use Debian 12, Ubuntu 22.04 or newer, or a container of one of them"
+        )
+    return None
+
+
 def check_can_build(builder: Image) -> None:
     """Raise UsageError where an image's TensorRT-LLM has no engine path any more."""
     if not builder.engine_path or not has_engine_path(builder.tensorrt_llm):
@@ -79,8 +96,8 @@ def check_engine(details: Mapping[str, Any], where: str, server: Image, compute_
         return
     if not has_engine_path(server.tensorrt_llm):
         raise UsageError(f"TensorRT-LLM {server.tensorrt_llm} of image {server.tag} runs no engine; {_LLMAPI}")
-    if version != server.tensorrt_llm:
-        fitting = [each.tag for each in images() if each.tensorrt_llm == version]
+    if not same_version(version, server.tensorrt_llm):
+        fitting = [each.tag for each in images() if same_version(each.tensorrt_llm, version)]
         raise UsageError(
             f"{where} was built with TensorRT-LLM {version} and image {server.tag} has {server.tensorrt_llm}; "
             f"build it again in that image{f', or serve it in {fitting[0]}' if fitting else ''}"
@@ -95,6 +112,20 @@ def check_engine(details: Mapping[str, Any], where: str, server: Image, compute_
 def has_engine_path(tensorrt_llm: str) -> bool:
     """Whether that version of TensorRT-LLM builds and runs engines."""
     return version_key(tensorrt_llm) < version_key(str(_data()["engine_path_ends_before"]))
+
+
+def same_version(one: str, other: str) -> bool:
+    """Whether two versions of TensorRT-LLM mean the same release, whatever else their builders wrote behind it.
+
+    The container of a month may add its release ("1.0.3.2510" in 25.11, which Triton's table calls 1.0.3), a wheel a
+    local part ("1.2.1+cuda13"). Candidates and development versions are releases of their own.
+    """
+    found = [_RELEASE.match(version) for version in (one, other)]
+    meant = [match and (match["number"], match["before"] or "") for match in found]
+    return one == other or (None not in meant and meant[0] == meant[1])
+
+
+_RELEASE = re.compile(r"(?P<number>\d+\.\d+\.\d+)\.?(?P<before>(?:a|b|rc|dev)\d+)?(?![0-9a-z])")
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron_trtllm import compat, data_files, machine, shape
+from minitron_trtllm import compat, data_files, docker, gpus_here, memory, shape
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.compat import Image, version_key
+from minitron_trtllm.errors import MachineError
+from minitron_trtllm.gpu import Gpu
+from minitron_trtllm.gpus_here import GpuHere
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.precision import Precision
 from minitron_trtllm.recipe_model import Recipe
@@ -27,9 +30,10 @@ from minitron_trtllm.recipe_model import Recipe
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _BASE = ("numpy", "ml-dtypes", "jinja2", "tritonclient", "tokenizers", "huggingface-hub", "pydantic", "pyyaml")
 _CPU = ("openvino", "openvino-genai", "nvidia-pytriton", "transformers")
-_LEAST_SHM_BYTES = 64 << 20
 #: Checkpoint, engine and the model itself are each about as large as the weights.
 _COPIES_ON_DISK = 3
+#: Boards of one kind report a little less memory than others, by ECC and firmware.
+_MOSTLY = 0.995
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def diagnose(recipe: Recipe, folder: Path) -> Diagnosis:
     on_cpu = recipe.target == "cpu"
     base = [_python(), *_libraries(_BASE, FAIL, "pip install minitron-trtllm"), _memory(recipe), _disk(recipe, folder)]
     served = [_shm(), *_ports(recipe)]
-    cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _glibc()]
+    cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _system()]
     gpu = list(_gpu(recipe, image))
     local, container = _trtllm_build(), list(_container())
     cpu_works, gpu_works = _works(cpu), _works(gpu) and (_works(container) or local.level == OK)
@@ -124,7 +128,7 @@ def _weight_bytes(recipe: Recipe) -> int:
 
 
 def _memory(recipe: Recipe) -> Check:
-    available, weights = machine.memory_available_bytes(), _weight_bytes(recipe)
+    available, weights = memory.available_bytes(), _weight_bytes(recipe)
     needed = 2 * weights if recipe.target == "cpu" else weights
     message = f"{human_bytes(available)} available, {human_bytes(weights)} of weights in this recipe"
     remedy = f"about {human_bytes(needed)} are comfortable; 'minitron plan' says exactly; a smaller model needs less"
@@ -143,8 +147,8 @@ def _shm() -> Check:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
         return Check("shared memory", FAIL, "/dev/shm is not there", "Triton's Python backend needs it: mount a tmpfs")
-    remedy = f"Triton's Python backend wants {human_bytes(_LEAST_SHM_BYTES)}; give a container --shm-size"
-    return _judge(free >= _LEAST_SHM_BYTES, "shared memory", f"{human_bytes(free)} free in /dev/shm", remedy)
+    remedy = f"Triton's Python backend wants {human_bytes(memory.LEAST_SHM_BYTES)}; give a container --shm-size"
+    return _judge(free >= memory.LEAST_SHM_BYTES, "shared memory", f"{human_bytes(free)} free in /dev/shm", remedy)
 
 
 def _ports(recipe: Recipe) -> Iterator[Check]:
@@ -166,17 +170,17 @@ def _bundled_server() -> Check:
     program = Path(spec.origin).parent / "tritonserver" / "bin" / "tritonserver" if spec and spec.origin else None
     fine = found and program is not None and os.access(program, os.X_OK)
     message = f"tritonserver {compat.fact('bundled')['server']}" if fine else "not here"
-    return _judge(fine, "bundled Triton", message, "pip install 'minitron-trtllm[cpu]' (x86-64 or arm64 Linux)")
+    return _judge(fine, "bundled Triton", message, "pip install 'minitron-trtllm[cpu]'")
 
 
-def _glibc() -> Check:
-    version, least = platform.libc_ver()[1], str(compat.fact("bundled")["least_glibc"])
-    fine = version_key(version) >= version_key(least)
-    return _judge(fine, "glibc", version or "unknown", f"the bundled Triton needs {least}: use a newer distribution")
+def _system() -> Check:
+    here = f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver()).strip() or 'unknown C library'}"
+    problem = compat.bundled_problem()
+    return _judge(problem is None, "system", here, problem or "")
 
 
 def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
-    here = machine.gpus()
+    here = gpus_here.gpus()
     if not here:
         yield Check(
             "GPU", FAIL, "none that nvidia-smi shows", "an A100 target is built and served on a machine with one"
@@ -184,24 +188,45 @@ def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
         return
     wanted = gpus.find("a100-80gb" if recipe.target == "cpu" else recipe.target)
     needed = recipe.tensor_parallel * recipe.pipeline_parallel
-    names = ", ".join(sorted({f"{each.name} ({each.compute_capability})" for each in here}))
+    names = ", ".join(sorted({each.shown for each in here}))
     fitting = [each for each in here if each.compute_capability == wanted.compute_capability]
     yield _judge(len(fitting) >= needed, "GPU", f"{len(here)} x {names}",
                  f"{wanted.target} needs {needed} with compute capability {wanted.compute_capability}: "
                  "choose the target of this GPU, or another machine")  # fmt: skip
-    memory = min(each.memory_bytes for each in here)
-    yield _judge(memory >= wanted.memory_bytes, "GPU memory", human_bytes(memory),
-                 f"{wanted.target} was planned with {human_bytes(wanted.memory_bytes)}: choose a smaller target",
-                 otherwise=WARN)  # fmt: skip
+    yield from _gpu_memory(wanted, here)
     driver = here[0].driver
     yield _judge(version_key(driver) >= version_key(image.least_driver), "driver", driver,
                  f"CUDA {image.cuda} of {image.tag} needs {image.least_driver}: update it, or set container.image_tag "
                  f"to {compat.fact('older_driver')}")  # fmt: skip
 
 
+def _gpu_memory(wanted: Gpu, here: list[GpuHere]) -> Iterator[Check]:
+    """What a process gets: of a divided board a slice, which is less than nvidia-smi's first table says."""
+    memory, remedy = min(each.memory_bytes for each in here), "choose a smaller target"
+    divided = [each for each in here if each.mig]
+    if divided:
+        targets = [one.target for one in gpus.slices() if one.target.endswith(f"-{divided[0].profile}")]
+        remedy = f"MIG is on: choose the slice's own target ({', '.join(targets) or 'none is known'}), or turn MIG off"
+    if not memory:
+        remedy = (
+            "MIG is on and has no instance: 'nvidia-smi mig -cgi PROFILE -C' makes one, 'nvidia-smi -mig 0' ends it"
+        )
+    if any(each.virtual for each in here):
+        remedy += "; a vGPU has the memory of its profile, and shares its time with others"
+    # A slice of another size than planned ends in CUDA out of memory at load, so that it is no mere warning.
+    yield _judge(memory >= _MOSTLY * wanted.memory_bytes, "GPU memory", human_bytes(memory),
+                 f"{wanted.target} was planned with {human_bytes(wanted.memory_bytes)}: {remedy}",
+                 otherwise=FAIL if divided or not memory else WARN)  # fmt: skip
+
+
 def _container() -> Iterator[Check]:
     if shutil.which("docker") is None:
         yield Check("docker", FAIL, "not installed", "install docker and NVIDIA's container toolkit")
+        return
+    try:
+        docker.check_is_here()
+    except MachineError as error:
+        yield Check("docker", FAIL, "on another machine", str(error))
         return
     version = _asked("docker", "version", "--format", "{{.Server.Version}}")
     if not version:

@@ -1,14 +1,45 @@
-"""What this process has used."""
+"""Memory of this machine, and what this process has used of it, in bytes.
+
+Uses the standard library alone: a rendered repository holds a copy for the CPU engine.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 from pathlib import Path
 
+#: What Triton's Python backend needs of /dev/shm at the least: 1 MiB for each process of a model, and room to grow.
+LEAST_SHM_BYTES = 32 << 20
+#: Limit, usage, statistics, and the key of the page cache in them, of control groups of version 2 and 1.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"),
+)
+
+
+def limit_bytes(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that processes here may use: the machine's, or the control group's where that is less."""
+    limits = [_number(group / limit) for limit, *_ in _GROUP_FILES]
+    return min([_machine(proc, "MemTotal"), *(limit for limit in limits if limit is not None)])
+
+
+def available_bytes(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can be taken without swapping: MemAvailable (proc(5)), or what the control group leaves of its limit.
+
+    Page cache counts as used in a control group, but can be dropped.
+    """
+    found = [_machine(proc, "MemAvailable")]
+    for limit, usage, statistics, cache in _GROUP_FILES:
+        most, used, cached = _number(group / limit), _number(group / usage), _statistic(group / statistics, cache)
+        if most is not None and used is not None and cached is not None:
+            found.append(most - used + cached)
+    return min(found)
+
 
 def peak_bytes() -> int:
-    """Most bytes that were resident at once, mapped pages included.
+    """Most bytes that were resident at once in this process, mapped pages included.
 
     VmHWM where /proc has it (proc(5)): unlike ru_maxrss it does not begin with what the parent process had.
     """
@@ -17,3 +48,27 @@ def peak_bytes() -> int:
     except OSError:
         found = None
     return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _machine(proc: Path, key: str) -> int:
+    for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name == key:
+            return int(rest.split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file of a control group; None where there is no such file, or no limit ("max")."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _statistic(path: Path, key: str) -> int | None:
+    try:
+        words = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return None
+    return next((int(value) for name, value in words if name == key), None)

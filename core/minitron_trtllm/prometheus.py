@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from dataclasses import dataclass
 
+from minitron_trtllm import web
 from minitron_trtllm.errors import NotReady
 
 _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")
@@ -21,11 +21,11 @@ class Metrics:
     @classmethod
     def read(cls, url: str, timeout_s: float = 5.0) -> Metrics:
         """Read ``http://url/metrics``; raises NotReady."""
+        page = web.read(url, "/metrics", "the server's metrics", "check --metrics-url", timeout_s)
         try:
-            with urllib.request.urlopen(f"http://{url}/metrics", timeout=timeout_s) as page:
-                return cls.parse(page.read().decode())
-        except (OSError, ValueError) as error:
-            raise NotReady(f"{url}: the server's metrics cannot be read ({error}); check --metrics-url") from error
+            return cls.parse(page.decode())
+        except ValueError as error:
+            raise NotReady(f"{url}: what answers there are no metrics ({error}); check --metrics-url") from error
 
     @classmethod
     def parse(cls, text: str) -> Metrics:

@@ -23,18 +23,18 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from minitron_trtllm import documents
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.recipe_model import Recipe
 
 ENVIRONMENT = "MINITRON_RECIPE"
+_FOLDER = "recipes"
 
 
 @dataclass(frozen=True)
@@ -121,69 +121,28 @@ def load(
     document: dict[str, Any] = {}
     where = "defaults"
     if name is not None:
-        file, text = _read(name)
-        document, where = _parse(text, str(file)), str(file)
+        where, document = documents.read(name, _FOLDER, "recipe")
     origins = {path: f"recipe {name}" if _has(document, path) else "default" for path in _BY_PATH}
     for path, variable, value in _from_environment(environment):
-        _put(document, path, _scalar(value, variable))
+        documents.put(document, path, _scalar(value, variable))
         origins[path] = f"environment {variable}"
     for path, value in (flags or {}).items():
         text_like = isinstance(value, (str, Path))
-        _put(document, path, _scalar(str(value), flag_of(path)) if text_like else value)
+        documents.put(document, path, _scalar(str(value), flag_of(path)) if text_like else value)
         origins[path] = f"flag {flag_of(path)}"
     return Effective(_validate(document, where, origins), name or "defaults", origins)
 
 
 def shipped() -> list[str]:
     """Names of the recipes that come with the toolkit."""
-    folder = resources.files("minitron_trtllm") / "recipes"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
-def _read(name: str) -> tuple[str, str]:
-    """File name and text of a recipe."""
-    if name in shipped():
-        return f"recipe {name}", (resources.files("minitron_trtllm") / "recipes" / f"{name}.yaml").read_text("utf-8")
-    path = Path(name)
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            f"there is no recipe {name}: it is neither a file nor one of those shipped ({', '.join(shipped())})"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {name} cannot be read: {error}") from error
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader keeps the last of two equal keys; a recipe with two is wrong."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = yaml.load(text, _UniqueKeys)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid YAML: {error}") from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise InputError(f"{where} holds no mapping of keys to values")
-    return document
+    return documents.shipped(_FOLDER)
 
 
 def _scalar(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _UniqueKeys)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{where}: {text!r} cannot be read as a value ({error})") from error
+        return documents.parse(text, repr(text))
+    except InputError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -237,13 +196,3 @@ def _get(document: Any, path: str, missing: Any = None) -> Any:
             return missing
         document = document[step]
     return document
-
-
-def _put(document: dict[str, Any], path: str, value: Any) -> None:
-    *sections, last = path.split(".")
-    for step in sections:
-        below = document.setdefault(step, {})
-        if not isinstance(below, dict):
-            return  # not a section, which validation is going to say
-        document = below
-    document[last] = value

@@ -6,9 +6,12 @@ would be a validator of our own for every nested field. How the layers of a reci
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from minitron_trtllm.memory import LEAST_SHM_BYTES
 
 
 def _field(default: Any, about: str, *, flag: str | None = None, dest: str | None = None, **limits: Any) -> Any:
@@ -27,6 +30,9 @@ class Model(_Section):
         "nvidia/Minitron-4B-Base", "local folder, GGUF file or Hugging Face id", flag="--model", dest="model"
     )
     revision: str | None = _field(None, "branch, tag or commit of a Hugging Face id; none takes its main branch")
+    activations: str | None = _field(
+        None, "what 'minitron quality --activations' measured of this model: the plan and convert warn of float16 by it"
+    )
     published_shape: str = _field(
         "minitron-4b-base", "data file with the published sizes, used for planning while no config.json is at hand"
     )
@@ -91,6 +97,9 @@ class Cpu(_Section):
         "exact", "exact: float32 arithmetic, what the checkpoint says; fast: bf16 arithmetic and 8-bit KV cache"
     )
     lm_head: Literal["as_is", "int8"] = _field("as_is", "int8 quantises the head, which the checkpoint does not hold")
+    overflow: Literal["none", "float16"] = _field(
+        "none", "float16: what a float16 network could not hold becomes infinite, as it would on a GPU"
+    )
 
 
 class Serving(_Section):
@@ -106,6 +115,12 @@ class Serving(_Section):
         "queue policy only, and with one Triton at times holds requests that come together for up to half a second; "
         "without, the text model's limit is the only one. (A CPU engine reads max_queue_size itself.)",
     )
+    max_logits_bytes: int = _field(
+        0,
+        "bytes of logits that one request may ask for (vocabulary x 4 for each token: 1.02 MB for Minitron-4B); with 0 "
+        "the server does not offer them",
+        ge=0,
+    )
     preprocessing_instances: int = _field(1, "processes that tokenize", ge=1)
     postprocessing_instances: int = _field(1, "processes that detokenize for the ensemble", ge=1)
     bls_max_concurrency: int = _field(128, "requests that the front works on at the same time", ge=1)
@@ -118,7 +133,19 @@ class Container(_Section):
     """The pinned image that builds and serves on a GPU."""
 
     image_tag: str | None = _field(None, "tag of the Triton image; none takes the newest that can build engines")
-    shm_bytes: int = _field(2 << 30, "size of /dev/shm in the container, in bytes", ge=64 << 20)
+    environment: dict[str, str] = _field(
+        {},
+        "further environment of the containers that build and serve, such as {UCX_TLS: tcp} where UCX fails on a host "
+        "with InfiniBand (TensorRT-LLM#3112); no place for secrets",
+    )
+    shm_bytes: int = _field(2 << 30, "size of /dev/shm in the container, in bytes", ge=LEAST_SHM_BYTES)
+
+    @field_validator("environment")
+    @classmethod
+    def _names(cls, environment: dict[str, str]) -> dict[str, str]:
+        if wrong := next((name for name in environment if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)), None):
+            raise ValueError(f"{wrong!r} is no name of an environment variable")
+        return environment
 
 
 class Recipe(_Section):

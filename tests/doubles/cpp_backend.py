@@ -1,8 +1,9 @@
 """Gives the CPU engine's model, copied into a version folder, the manners in which the C++ backend differs from it.
 
-By the contract (model_instance_state.cc, utils.cc of TensorRT-LLM 1.2.0rc8) and llmRequest.cpp: an id that is in use
-may be used again, bad words of one token never come, an embedding bias decides, too long an output is shortened,
-an end id stands for itself alone.
+By the contract (model_instance_state.cc, utils.cc of TensorRT-LLM 1.2.0rc8), llmRequest.cpp (119c6e60) and
+trtGptModel.h (2e2327b9): an id that is in use may be used again, bad words of one token never come, an embedding bias
+decides, too long an output is shortened, a prompt may have all but one token of a sequence (chunked context) whatever
+max_input_len the engine was built with, an end id stands for itself alone.
 The tokens are still the CPU engine's; where these rules would change them, others are put in their place.
 """
 
@@ -33,6 +34,18 @@ def _row(tensors, index, batch, own_end_ids):
         object.__setattr__(request, "favourite", None if bias is None else int(bias.argmax()))
     return requests
 """
+_CONFIG = """
+
+_read = EngineConfig.read
+
+
+def _read_as_the_runtime(folder):
+    config = _read(folder)
+    return dataclasses.replace(config, max_input_len=config.max_seq_len - 1)
+
+
+EngineConfig.read = staticmethod(_read_as_the_runtime)
+"""
 _ENGINE = """
 
 import dataclasses
@@ -43,7 +56,7 @@ _submit = Engine.submit
 def _submit_alike(self, request, deliver):
     banned, favourite = getattr(request, "banned", frozenset()), getattr(request, "favourite", None)
     room = self.config.max_seq_len - len(request.prompt)
-    if request.max_new_tokens > room:
+    if 0 < room < request.max_new_tokens:  # the prompt itself is looked at first
         object.__setattr__(request, "max_new_tokens", room)
     change = {change!r} if list(request.prompt) == {prompt!r} else {{}}
     came = []
@@ -72,5 +85,7 @@ def make_alike(folder: Path, change: Path) -> None:
     model.write_text(text.replace("if request_id and any(", "if False and any("))
     with open(folder / "request_tensors.py", "a", encoding="utf-8") as code:
         code.write(_READING)
+    with open(folder / "engine_config.py", "a", encoding="utf-8") as code:
+        code.write("\n\nimport dataclasses\n" + _CONFIG)
     with open(folder / "cpu_engine.py", "a", encoding="utf-8") as code:
         code.write(_ENGINE.format(change={wanted["place"]: wanted["token"]}, prompt=wanted["prompt"]))

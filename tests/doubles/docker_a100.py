@@ -131,6 +131,9 @@ def announce() -> None:
     begin = "[TensorRT-LLM][INFO]"
     for name, value in says["limits"].items():
         print(f"{begin} TRTGptModel {name}: {value}")
+    if "maxSequenceLen" in says["limits"]:
+        longest = says["limits"]["maxSequenceLen"] - 1
+        print(f"{begin} TRTGptModel maxInputLen: {longest}  = maxSequenceLen - 1 since chunked context is enabled")
     print(f"{begin} Capacity Scheduler Policy: GUARANTEED_NO_EVICT")
     print("[TensorRT-LLM][WARNING] gpu_device_ids is not specified, will be automatically set")
     for warning in says.get("warnings", ()):

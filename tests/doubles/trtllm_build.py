@@ -21,7 +21,7 @@ import yaml
 
 DATA = Path(__file__).parents[2] / "build" / "minitron_trtllm" / "engine" / "trtllm_build.yaml"
 VERSION = os.environ.get("TRTLLM_BUILD_DOUBLE_VERSION", "1.2.1")
-#: What the help is to say otherwise: "without:NAME" or "default:NAME=VALUE".
+#: What the help is to say otherwise: "without:NAME", "default:NAME=VALUE" or "choices:NAME=A,B".
 HELP = os.environ.get("TRTLLM_BUILD_DOUBLE_HELP", "")
 #: Flags whose default the help does not show (argparse.SUPPRESS in commands/build.py).
 SUPPRESSED = ("kv_cache_type", "paged_kv_cache")
@@ -48,6 +48,8 @@ def parser(data: dict[str, Any]) -> argparse.ArgumentParser:
                 default = argparse.SUPPRESS
             choices = {"choice": entry.get("choices"), "onoff": ["enable", "disable"],
                        "dtype": [*data["dtypes"], *entry.get("also", [])]}.get(kind)  # fmt: skip
+            if HELP.startswith(f"choices:{name}="):
+                choices = HELP.partition("=")[2].split(",")
             parse = at_least(entry.get("min")) if kind == "int" else str
             many = "+" if entry.get("many") else None
             made.add_argument(*options, dest=name, default=default, choices=choices, nargs=many, type=parse, help=about)

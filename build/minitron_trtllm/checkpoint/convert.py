@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import files, manifest, tokenizer_files
+from minitron_trtllm.activations import Activations
 from minitron_trtllm.checkpoint.plan import PlannedTensor, plan_rank
 from minitron_trtllm.checkpoint.spec import Spec
 from minitron_trtllm.checkpoint.values import Calculator
@@ -55,13 +56,15 @@ def convert(
     embedding_sharding_dim: int = 0,
     quantize_at_build: bool = False,
     tokenizer: str | Path | None = None,
+    measured: Activations | None = None,
     force: bool = False,
 ) -> Conversion:
     """Turn ``model`` (a folder, a GGUF file or a Hugging Face id) into the TensorRT-LLM checkpoint ``output``.
 
     ``precision``: "auto" or a value of ``Precision``; ``dtype``: "auto", "float16" or "bfloat16", for the weight-only
     precisions. "auto" is what the model's config.json says, float16 for float32 or silence, as the official converter
-    has it. ``tokenizer``: folder of a tokenizer to take instead of the model's own.
+    has it. ``tokenizer``: folder of a tokenizer to take instead of the model's own. ``measured``: its activations,
+    which the manifest keeps for the plan of an engine.
 
     Raises UsageError, ModelError, InputError (a tokenizer that cannot be served), OutputError and, when the disk cannot
     hold the result, NoSpace.
@@ -79,7 +82,7 @@ def convert(
         spec = Spec(source.shape(), *resolve(source.shape(), precision, dtype), tp, pp,
                     use_parallel_embedding, embedding_sharding_dim, quantize_at_build)  # fmt: skip
         found = _tokenizer(source, tokenizer)
-        record, tensors = _convert(source, spec, found, output, arguments, force=force)
+        record, tensors = _convert(source, spec, found, output, arguments, measured=measured, force=force)
         before = sum(file.size for file in record.input.files.values())
     finally:
         source.close()
@@ -124,7 +127,14 @@ def _tokenizer(source: Source, folder: str | Path | None) -> dict[str, bytes]:
 
 
 def _convert(
-    source: Source, spec: Spec, tokenizer: dict[str, bytes], output: Path, arguments: dict[str, Any], *, force: bool
+    source: Source,
+    spec: Spec,
+    tokenizer: dict[str, bytes],
+    output: Path,
+    arguments: dict[str, Any],
+    *,
+    measured: Activations | None,
+    force: bool,
 ) -> tuple[Manifest, int]:
     calculator = Calculator(spec, source.tensors())
     plans = [plan_rank(spec, rank) for rank in range(spec.world_size)]
@@ -136,11 +146,11 @@ def _convert(
         for name, content in tokenizer.items():
             (folder / "tokenizer" / name).write_bytes(content)
         inputs, outputs = _write_ranks(source, plans, calculator, folder, weight_bytes)
+        made_from = Input(source.kind, source.path, manifest.digest_of(inputs), source.revision, inputs)
         record = manifest.write(
-            folder, "checkpoint",
-            Input(source.kind, source.path, manifest.digest_of(inputs), source.revision, inputs),
+            folder, "checkpoint", made_from,
             arguments=arguments, known_sha256=outputs,
-            details=_details(spec, tokenizer, weight_bytes) | _provenance(source),
+            details=_details(spec, tokenizer, weight_bytes) | _provenance(source) | _measured(measured, made_from),
         )  # fmt: skip
     return record, sum(map(len, plans))
 
@@ -150,6 +160,18 @@ def _provenance(source: Source) -> dict[str, Any]:
     before = source.provenance()
     types = {"source_types": before.stored_types, "lost_before": list(before.losses)} if before.stored_types else {}
     return types | ({"remarks": list(before.remarks)} if before.remarks else {})
+
+
+def _measured(activations: Activations | None, made_from: Input) -> dict[str, Any]:
+    """The measurement for the manifest; raises UsageError where it is of other weights."""
+    if activations is None:
+        return {}
+    if activations.model not in (None, made_from.digest):
+        raise UsageError(
+            f"the activations were measured of other files than those of {made_from.path} (digest "
+            f"{activations.model[:16]}, not {made_from.digest[:16]}); measure this model"
+        )
+    return {"activations": activations.document()}
 
 
 def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict[str, Any]:

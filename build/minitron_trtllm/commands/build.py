@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser, "model.source", "target", "precision", "tensor_parallel", "pipeline_parallel",
         "workload.concurrency", "workload.input_tokens", "workload.output_tokens",
         "limits.max_batch_size", "limits.max_input_len", "limits.max_seq_len", "limits.max_num_tokens",
-        "cpu.execution", "cpu.lm_head", "container.image_tag",
+        "cpu.execution", "cpu.lm_head", "cpu.overflow", "container.image_tag",
     )  # fmt: skip
     parser.add_argument("--lm-head-int8", dest="lm_head", action="store_const", const="int8", help=argparse.SUPPRESS)
     gpu = parser.add_argument_group("GPU targets")

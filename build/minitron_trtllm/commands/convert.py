@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import Counter
 from typing import Any
 
-from minitron_trtllm import memory, output, recipe
+from minitron_trtllm import activations, gpu, memory, output, recipe
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.recipe_model import Recipe
+
+log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="model folder, GGUF file, or a Hugging Face id (default: the recipe's)")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the checkpoint")
     recipe.add_flags(
-        parser, "model.revision", "precision", "dtype", "tensor_parallel", "pipeline_parallel",
-        "use_parallel_embedding", "embedding_sharding_dim",
+        parser, "model.revision", "model.activations", "precision", "dtype", "target", "tensor_parallel",
+        "pipeline_parallel", "use_parallel_embedding", "embedding_sharding_dim",
     )  # fmt: skip
     parser.add_argument("--quantize-at-build", action="store_true",
                         help="leave floats for trtllm-build to quantise, on a GPU of any family")  # fmt: skip
@@ -34,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = effective.recipe
     if effective.name == "defaults" and effective.origins["model.source"] == "default":
         raise UsageError("say which MODEL to convert, or a --recipe that does")
+    measured = activations.read(wanted.model.activations) if wanted.model.activations else None
     done = convert(
         wanted.model.source,
         args.output,
@@ -44,11 +49,14 @@ def run(args: argparse.Namespace) -> int:
         pp=wanted.pipeline_parallel,
         use_parallel_embedding=wanted.use_parallel_embedding,
         embedding_sharding_dim=wanted.embedding_sharding_dim,
-        quantize_at_build=args.quantize_at_build,
+        quantize_at_build=args.quantize_at_build or _left_to_build(wanted),
         tokenizer=args.tokenizer,
+        measured=measured,
         force=args.force,
     )
     details = done.manifest.details
+    for warning in activations.warnings(details["dtype"], measured):
+        log.warning("%s", warning)
     summary: dict[str, Any] = {
         "output": str(done.folder),
         "digest": done.manifest.digest,
@@ -73,6 +81,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(output.table([[key, _cell(key, value)] for key, value in summary.items()], ["", ""]))
     return 0
+
+
+def _left_to_build(wanted: Recipe) -> bool:
+    """Whether the recipe's GPU reads codes in another layout than the one that is written here."""
+    if wanted.target == "cpu" or wanted.precision not in ("int8_weight_only", "int4_weight_only"):
+        return False
+    target = gpu.find(wanted.target)
+    if target.code_layout == "sm80":
+        return False
+    log.info("%s is %s, which has a layout of codes of its own: trtllm-build quantises there", target.target,
+             target.architecture)  # fmt: skip
+    return True
 
 
 def _cell(key: str, value: Any) -> Any:

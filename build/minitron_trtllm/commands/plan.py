@@ -11,9 +11,9 @@ from minitron_trtllm.errors import NotEnoughMemory
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     recipe.add_flags(
-        parser, "model.source", "model.revision", "precision", "dtype", "target", "tensor_parallel",
-        "pipeline_parallel", "workload.concurrency", "workload.input_tokens", "workload.output_tokens",
-        "cpu.execution", "cpu.lm_head",
+        parser, "model.source", "model.revision", "model.activations", "precision", "dtype", "target",
+        "tensor_parallel", "pipeline_parallel", "workload.concurrency", "workload.input_tokens",
+        "workload.output_tokens", "cpu.execution", "cpu.lm_head",
     )  # fmt: skip
     parser.add_argument(
         "--bandwidth", type=float, metavar="GB/S",

@@ -10,6 +10,7 @@ from minitron_trtllm import compat, recipe
 from minitron_trtllm.acceptance import lines
 from minitron_trtllm.acceptance.lines import Line
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.recipe import Effective
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         subject.add_argument("--container", action="store_true", help="ask in the pinned image, with docker")
         subject.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
         subject.add_argument("--log", type=Path, metavar="FILE", help="keep what TensorRT-LLM prints")
-    recipe.add_flags(tool, "container.image_tag")
+    recipe.add_flags(tool, "container.image_tag", "model.source", "target")
     recipe.add_flags(checkpoint, "container.image_tag", "model.source", "model.revision")
     for subject in (tool, checkpoint, engine):
         subject.add_argument("--output", type=Path, metavar="FILE", help="store the lines as JSON")
@@ -39,6 +40,16 @@ def run(args: argparse.Namespace) -> int:
     return lines.report(judged, to=args.output, as_json=args.json, subject=args.subject)
 
 
+def _command(effective: Effective) -> list[str]:
+    """trtllm-build as the recipe's plan would run it; of a recipe for no GPU, its name alone."""
+    from minitron_trtllm.engine import tensorrt, tensorrt_flags
+
+    if effective.recipe.target == "cpu" or effective.recipe.backend == "llmapi":
+        return [tensorrt_flags.PROGRAM]
+    options = tensorrt.Options()
+    return tensorrt.decide_ahead(effective, Path("checkpoint"), Path("engine"), options).command()
+
+
 def _judged(args: argparse.Namespace, scratch: Path) -> list[Line]:
     from minitron_trtllm.probe import checkpoint, engine, tool
     from minitron_trtllm.probe.asking import Place
@@ -49,10 +60,10 @@ def _judged(args: argparse.Namespace, scratch: Path) -> list[Line]:
         return checkpoint.judge_files(args.folder)
     wanted = recipe.from_args(args).recipe
     image = compat.image(wanted.container.image_tag)
-    place = Place(image.reference if args.container else None, wanted.container.shm_bytes,
+    place = Place(image.reference if args.container else None, wanted.container,
                   args.log or scratch / "log", args.timeout)  # fmt: skip
     if args.subject == "tool":
-        return tool.judge_tool(place, image)
+        return tool.judge_tool(place, image, _command(recipe.from_args(args)))
     if args.model is None:
         raise UsageError("codes and scales are compared with those of the source model; give --model")
     loading = checkpoint.judge_loading(place, args.folder)

@@ -29,7 +29,7 @@ def build(
         source=made_from.digest,
         precision=plan.precision.value,
         dtype=plan.dtype,
-        plan=plan.identity(),
+        plan=plan.identity() | {"overflow": effective.recipe.cpu.overflow},
         runtime=VERSION,
         architecture="cpu",
     )
@@ -41,6 +41,7 @@ def build(
     options = openvino.CpuOptions(
         execution=effective.recipe.cpu.execution,
         lm_head_int8=effective.recipe.cpu.lm_head == "int8",
+        overflow=effective.recipe.cpu.overflow,
         **asdict(plan.limits),
     )
     more = {"plan": plan.document(), "cache": key.record()}

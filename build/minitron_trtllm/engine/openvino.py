@@ -30,10 +30,12 @@ class CpuOptions:
 
     ``execution``: "exact" computes in float32 what the checkpoint says; "fast" lets the plugin use bfloat16 and 8-bit
     activations and keys/values. ``lm_head_int8``: store the output projection in int8, which the checkpoint does not.
+    ``overflow``: "float16" makes infinite what a float16 network could not hold.
     """
 
     execution: str = "exact"
     lm_head_int8: bool = False
+    overflow: str = "none"
     max_batch_size: int | None = None
     max_input_len: int | None = None
     max_seq_len: int | None = None
@@ -79,13 +81,13 @@ def build(
         limits = options.limits(source.shape)
         made_from = folder.checkpoint_input(checkpoint)
         weights = CheckpointWeights(source, lm_head_int8=options.lm_head_int8)
-        graph = build_graph(source.shape, weights)
+        graph = build_graph(source.shape, weights, overflow=options.overflow)
         weight_bytes = sum(constant.nbytes for constant in weights.constants)
         with files.new_folder(output, force=force, needed_bytes=weight_bytes + _SMALL_FILES_BYTES) as partial:
             with Progress(weight_bytes, "build") as progress:
                 written = openvino_ir.write(graph, weights.constants, partial / MODEL_FOLDER, progress.advance)
             lm_head = "int8" if options.lm_head_int8 else "as_is"
-            cpu = {"execution": options.execution, "lm_head": lm_head}
+            cpu = {"execution": options.execution, "lm_head": lm_head, "overflow": options.overflow}
             folder.write_config(partial, VERSION, source, limits, cpu=cpu)
             more = cpu | {"has_tokenizer": folder.copy_tokenizer(checkpoint, partial), "weight_bytes": weight_bytes}
             return manifest.write(

@@ -44,17 +44,33 @@ class Weights(Protocol):
         """A norm's weight or bias, [hidden]."""
 
 
-def build_graph(shape: ModelShape, weights: Weights) -> Any:
-    """Return the ``openvino.Model`` of a Nemotron model of this shape."""
+#: Least magnitude that rounding to float16 turns into infinity.
+_FLOAT16_OVERFLOW = np.float32(65520)
+
+
+def measured_node(layer: int, kind: str) -> str:
+    """Name of the node whose magnitudes ``minitron quality`` looks at: fc (after its ReLU), proj, attended, residual.
+
+    ``attended`` and ``residual`` are the sums that a layer's attention and its MLP are added to.
+    """
+    return f"layers.{layer}.{kind}"
+
+
+def build_graph(shape: ModelShape, weights: Weights, *, overflow: str = "none") -> Any:
+    """Return the ``openvino.Model`` of a Nemotron model of this shape.
+
+    ``overflow``: "float16" makes infinite what float16 does not hold, where TensorRT-LLM's float16 network would have
+    stored it (mlp.fc, its square, mlp.proj, the residual); nothing else is rounded.
+    """
     ids, mask, positions = (_parameter(name, 2) for name in ("input_ids", "attention_mask", "position_ids"))
     beams = _parameter("beam_idx", 1, ov.Type.i32)
     cos, sin = (_at(table, positions) for table in rotary_tables(shape))
     batch = op.gather(op.shape_of(ids), _ints([0]), _ints(0))
-    layers = _Layers(shape, weights, cos, sin, _mask(ids, mask), beams, batch)
+    layers = _Layers(shape, weights, cos, sin, _mask(ids, mask), beams, batch, overflow == "float16")
     hidden = op.gather(weights.embedding(), ids, _ints(0))
     for index in range(shape.num_layers):
-        hidden = op.add(hidden, layers.attention(index, hidden))
-        hidden = op.add(hidden, layers.mlp(index, hidden))
+        hidden = layers.held(op.add(hidden, layers.attention(index, hidden)), measured_node(index, "attended"))
+        hidden = layers.held(op.add(hidden, layers.mlp(index, hidden)), measured_node(index, "residual"))
     hidden = layers.norm("transformer.ln_f", hidden)
     logits = op.matmul(hidden, weights.head(), False, True)
     logits.output(0).set_names({"logits"})
@@ -89,6 +105,7 @@ class _Layers:
     mask: Node
     beam_idx: Node
     batch: Node
+    as_float16: bool = False
     sinks: list[Node] = field(default_factory=list)
 
     def attention(self, index: int, hidden: Node) -> Node:
@@ -111,7 +128,17 @@ class _Layers:
         layer = f"transformer.layers.{index}"
         up, down = self.weights.linear(f"{layer}.mlp.fc"), self.weights.linear(f"{layer}.mlp.proj")
         rectified = op.relu(op.matmul(self.norm(f"{layer}.post_layernorm", hidden), up, False, True))
-        return op.matmul(op.multiply(rectified, rectified), down, False, True)
+        rectified = self.held(rectified, measured_node(index, "fc"))
+        squared = self.held(op.multiply(rectified, rectified), f"layers.{index}.squared")
+        return self.held(op.matmul(squared, down, False, True), measured_node(index, "proj"))
+
+    def held(self, node: Node, name: str) -> Node:
+        """The node under that name; with ``as_float16``, infinite where float16 would be."""
+        if self.as_float16:
+            holds = op.less(op.abs(node), op.constant(_FLOAT16_OVERFLOW))
+            node = op.select(holds, node, op.multiply(node, op.constant(np.float32(np.inf))))
+        node.set_friendly_name(name)
+        return node
 
     def norm(self, name: str, hidden: Node) -> Node:
         """LayerNorm; the checkpoint's weight already has Nemotron's + 1."""

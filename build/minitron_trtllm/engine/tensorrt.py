@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import cache, compat, files, manifest
+from minitron_trtllm import cache, compat, files, gpus_here, manifest
 from minitron_trtllm.cache import EngineKey
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.compat import Image
 from minitron_trtllm.engine import folder, tensorrt_check, tensorrt_container, tensorrt_flags, tensorrt_run
 from minitron_trtllm.engine.tensorrt_flags import Value
-from minitron_trtllm.errors import CheckpointError, MachineError, NotEnoughMemory, UsageError
+from minitron_trtllm.errors import CheckpointError, MachineError, NotEnoughMemory, ToolError, UsageError
 from minitron_trtllm.gpu import Gpu
 from minitron_trtllm.plan.engine_plan import EnginePlan
 from minitron_trtllm.plan.engine_plan import plan as plan_recipe
@@ -28,10 +29,9 @@ from minitron_trtllm.recipe_model import Recipe
 
 log = logging.getLogger(__name__)
 
-#: Architectures whose mixed GEMMs read the layout that convert writes (cutlass_preprocessors.cpp: sm75 to sm89).
-_SM80_LAYOUT = ("sm75", "sm80", "sm86", "sm89")
 #: Where trtllm-build writes its timing cache: into the new engine's folder, from where it is taken on success.
 _TIMING_CACHE = ".timing.cache"
+_REASON = "REJECTED.txt"
 #: An engine is at most its weights, plus plans and tables; for checking the disk before the start.
 _ENGINE_EXTRA_BYTES = 512 << 20
 
@@ -81,8 +81,7 @@ class EngineBuild:
         argv = tensorrt_flags.argv(chosen)
         if where:
             mounts = tensorrt_container.Mounts(self.checkpoint, partial, known.parent)
-            shm = self.recipe.container.shm_bytes
-            argv = where.wrap(argv, self.image.reference, mounts, name=container, shm_bytes=shm)
+            argv = where.wrap(argv, self.image.reference, mounts, name=container, container=self.recipe.container)
         return argv, chosen
 
 
@@ -148,7 +147,8 @@ def run(build: EngineBuild) -> tuple[manifest.Manifest, bool]:
 
     ``force`` replaces something else at the output; an engine that is what was asked for is kept. The output appears
     only when trtllm-build ended well and left what was asked for; its log is beside it, under ``NAME.build.log``.
-    Raises OutputExists, NoSpace, MissingDependency, MachineError, NotEnoughMemory, ToolError.
+    One that trtllm-build made and the check did not take is kept beside it, as ``NAME.rejected``. Raises OutputExists,
+    NoSpace, MissingDependency, MachineError, NotEnoughMemory, ToolError.
     """
     found = cache.find(build.output, build.key)
     if found:
@@ -174,7 +174,10 @@ def run(build: EngineBuild) -> tuple[manifest.Manifest, bool]:
         )  # fmt: skip
         peak = tensorrt_container.take_peak_bytes(partial) if build.options.container else done.peak_bytes
         version = build.key.runtime.partition(" ")[2]
-        tensorrt_check.check(partial, source, chosen, version)
+        try:
+            tensorrt_check.check(partial, source, chosen, version)
+        except ToolError as error:
+            raise ToolError(f"{error}; {_keep_rejected(partial, build.output, str(error), argv)}") from error
         _keep_timing_cache(partial / _TIMING_CACHE, known)
         details = _details(build, source, version, folder.copy_tokenizer(build.checkpoint, partial))
         made_from = folder.checkpoint_input(build.checkpoint)
@@ -204,23 +207,34 @@ def installed_version() -> str | None:
 
 
 def _check_layout(source: Checkpoint, plan: EnginePlan) -> None:
-    if plan.gpu and source.quantized and plan.gpu.architecture not in _SM80_LAYOUT:
+    if plan.gpu and source.quantized and plan.gpu.code_layout != "sm80":
         raise CheckpointError(
             f"{source.folder} holds codes in the layout of sm80, and {plan.target} is {plan.gpu.architecture}; convert "
-            "the model with --quantize-at-build"
+            f"the model with --target {plan.target} (or --quantize-at-build), which leaves that to trtllm-build"
         )
 
 
 def _check_this_gpu(build: EngineBuild) -> None:
     """Refuse to build here for another GPU; where nvidia-smi is missing trtllm-build will say what it lacks."""
-    from minitron_trtllm import machine
-
-    here = {gpu.compute_capability for gpu in machine.gpus()}
+    here = {gpu.compute_capability for gpu in gpus_here.gpus()}
     if here and build.gpu.compute_capability not in here:
         raise MachineError(
             f"{build.plan.target} has compute capability {build.gpu.compute_capability} and the GPU here "
             f"{', '.join(sorted(here))}; an engine must be built on the kind of GPU that runs it"
         )
+
+
+def _keep_rejected(partial: Path, output: Path, reason: str, argv: list[str]) -> str:
+    """Keep what an hour made and our check did not take, beside the output, and say where; an older one makes room."""
+    rejected = output.absolute().with_name(output.name + ".rejected")
+    if rejected.exists() and not (rejected / _REASON).is_file():
+        return f"it was not kept: {rejected} holds something else"
+    shutil.rmtree(rejected, ignore_errors=True)
+    rejected.mkdir()
+    for made in partial.iterdir():
+        made.rename(rejected / made.name)
+    files.write_text(rejected / _REASON, f"{reason}\n\n{shlex.join(argv)}\n")
+    return f"it is kept as {rejected}, with the reason in {_REASON}"
 
 
 def _keep_timing_cache(made: Path, known: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import compat
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.engine.tensorrt_flags import Value, flags
 from minitron_trtllm.errors import ToolError
@@ -25,15 +26,14 @@ def check(folder: Path, checkpoint: Checkpoint, chosen: Mapping[str, Value], ver
     for rank in range(checkpoint.tp * checkpoint.pp):
         engine = folder / f"rank{rank}.engine"
         if not engine.is_file() or not engine.stat().st_size:
-            raise ToolError(f"trtllm-build ended well and wrote no {engine.name}; nothing was kept")
+            raise ToolError(f"trtllm-build ended well and wrote no {engine.name}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model, build = dict(config["pretrained_config"]), dict(config["build_config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ToolError(
-            f"trtllm-build ended well without a config.json to read ({error!r}); nothing was kept"
-        ) from error
-    _same("version", config.get("version"), version)
+        raise ToolError(f"trtllm-build ended well without a config.json to read ({error!r})") from error
+    if not compat.same_version(str(config.get("version")), version):
+        _same("version", config.get("version"), version)
     _check_model(model, checkpoint.config, chosen)
     plugins = build.get("plugin_config") or {}
     for name, value in chosen.items():
@@ -58,4 +58,4 @@ def _check_model(model: Mapping[str, Any], ours: Mapping[str, Any], chosen: Mapp
 
 def _same(where: str, found: object, wanted: object) -> None:
     if found != wanted:
-        raise ToolError(f"the engine's config.json says {where} {found!r}, and {wanted!r} was asked; nothing was kept")
+        raise ToolError(f"the engine's config.json says {where} {found!r}, and {wanted!r} was asked")

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_trtllm.container_environment import environment
+from minitron_trtllm.recipe_model import Container
+
 CHECKPOINT, ENGINE, CACHE = Path("/checkpoint"), Path("/engine"), Path("/cache")
 _STACK_BYTES = 64 << 20
 _PEAK_FILE = ".memory_peak"
@@ -30,22 +33,26 @@ def new_name(work: str = "build") -> str:
     return f"minitron-{work}-{secrets.token_hex(4)}"
 
 
-def wrap(argv: Sequence[str], image: str, mounts: Mounts, *, name: str, shm_bytes: int) -> list[str]:
+def wrap(argv: Sequence[str], image: str, mounts: Mounts, *, name: str, container: Container) -> list[str]:
     """trtllm-build's ``argv``, whose paths are those of the container, as a docker command."""
     volumes = {f"{CHECKPOINT}:ro": mounts.checkpoint, str(ENGINE): mounts.engine, f"{CACHE}:ro": mounts.cache}
-    return command(["bash", "-c", _SCRIPT, "build", *argv], image, volumes, name=name, shm_bytes=shm_bytes)
+    return command(["bash", "-c", _SCRIPT, "build", *argv], image, volumes, name=name, container=container)
 
 
-def command(argv: Sequence[str], image: str, volumes: Mapping[str, Path], *, name: str, shm_bytes: int) -> list[str]:
+def command(
+    argv: Sequence[str], image: str, volumes: Mapping[str, Path], *, name: str, container: Container
+) -> list[str]:
     """``docker run`` of ``argv``; ``volumes``: place in the container (``:ro`` where it is only read) → folder here.
 
     The GPU is passed through; memlock is unlimited and the stack 64 MiB, as NVIDIA's images ask for; the user is the
-    one who calls, so that what is written is not root's (the image does not know that user: HOME and USER are set).
+    one who calls, so that what is written is not root's. ``container``: the recipe's section.
     """
+    variables = environment(container.environment)
     return [
         "docker", "run", "--rm", "--init", "--name", name, "--gpus", "all", "--network", "none",
-        "--ulimit", "memlock=-1", "--ulimit", f"stack={_STACK_BYTES}", "--shm-size", str(shm_bytes),
-        "--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--env", "USER=minitron",
+        "--ulimit", "memlock=-1", "--ulimit", f"stack={_STACK_BYTES}", "--shm-size", str(container.shm_bytes),
+        "--user", f"{os.getuid()}:{os.getgid()}",
+        *(word for name, value in variables.items() for word in ("--env", f"{name}={value}")),
         *(word for there, here in volumes.items() for word in ("--volume", f"{here.absolute()}:{there}")),
         "--workdir", "/tmp", image, *argv,
     ]  # fmt: skip

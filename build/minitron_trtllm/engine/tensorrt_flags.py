@@ -106,6 +106,11 @@ def arguments(
         # The default is a file in the current directory.
         "output_timing_cache": str(output_timing_cache),
     }
+    if plan.logits_bytes:
+        # Deprecated in favour of the executor's config, which the Triton backend does not set: without the flag the
+        # executor refuses every request for them (executorImpl.cpp, trtGptModelInflightBatching.h,
+        # model_instance_state.cc 0c8de69a). Whether it still counts, the engine's config.json says.
+        chosen["gather_generation_logits"] = True
     if input_timing_cache is not None:
         chosen["input_timing_cache"] = str(input_timing_cache)
     if plan.parallel.world_size > 1:

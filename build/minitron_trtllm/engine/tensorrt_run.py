@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_trtllm import interrupt
+from minitron_trtllm import docker, interrupt
 from minitron_trtllm.errors import MissingDependency, NotEnoughMemory, ToolError
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,10 @@ def run(
     """Run ``argv`` in ``cwd`` in a process group of its own; its output goes to ``log_file`` and, as it comes, our log.
 
     The group is ended when we are interrupted, told to terminate, or ``timeout_s`` is over; ``stop`` is called then too
-    (for what is not our child, such as a container). Raises MissingDependency, NotEnoughMemory, ToolError.
+    (for what is not our child, such as a container). Raises MachineError, ToolError.
     """
+    if argv[0] == "docker":
+        docker.check_is_here()
     log.info("%s", shlex.join(argv))
     log_file.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from minitron_trtllm import activations, cpu_execution
 from minitron_trtllm import gpu as gpus
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
@@ -45,6 +46,7 @@ class EnginePlan:
     """All that is decided before building. ``document()`` is what manifests and ``--json`` hold.
 
     ``weights``: bytes of the undivided model for every precision. ``fits``: whether at least one sequence does.
+    ``logits_bytes``: host memory that a full batch may fill with logits.
     ``remedies``: what would hold the whole workload where this does not.
     """
 
@@ -62,6 +64,7 @@ class EnginePlan:
     memory: MemoryPlan
     roofline: Roofline | None
     concurrency: int
+    logits_bytes: int = 0
     notes: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
 
@@ -73,6 +76,7 @@ class EnginePlan:
     def document(self) -> dict[str, Any]:
         """JSON values, with the sums that readers want."""
         raw = asdict(self)
+        del raw["model"]["activations"]  # the notes say what follows from them
         for part in raw["weights"].values():
             part["matrices"] = part["embedding"] + part["layers"] + part["lm_head"]
             part["total"] = part["matrices"] + part["small"]
@@ -84,9 +88,11 @@ class EnginePlan:
     def identity(self) -> dict[str, Any]:
         """The document without what may differ for the same engine: paths, remarks and, for cpu, this machine."""
         kept = self.document()
-        for name in ("notes", "remedies", "fits", *(() if self.gpu else ("memory", "roofline"))):
+        for name in ("notes", "remedies", "fits", "logits_bytes", *(() if self.gpu else ("memory", "roofline"))):
             del kept[name]
         kept["model"] = kept["model"]["shape"]
+        if self.logits_bytes:
+            kept["gathers_logits"] = True
         return kept
 
 
@@ -155,6 +161,8 @@ def _plan(case: _Case) -> EnginePlan:
     limits = derive(recipe, case.shape, recipe.limits.max_batch_size or recipe.workload.concurrency)
     needed = _memory(case, limits)
     notes = _notes(case, needed, limits)
+    if gpu:
+        notes += activations.warnings(case.dtype, case.model.activations)
     fitting = needed.sequences_that_fit
     if fitting is not None and recipe.limits.max_batch_size is None and fitting < limits.max_batch_size:
         limits = derive(recipe, case.shape, max(1, fitting))
@@ -173,6 +181,7 @@ def _plan(case: _Case) -> EnginePlan:
         memory=needed,
         roofline=_roofline(case, limits, case.machine) if case.machine else None,
         concurrency=recipe.workload.concurrency,
+        logits_bytes=memory.logits_bytes(case.shape, limits, recipe.serving.max_logits_bytes) if gpu else 0,
         notes=tuple(notes),
     )
 
@@ -202,7 +211,7 @@ def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     """``machine`` is one pipeline stage's: on a full batch all stages work side by side, on one sequence in turn."""
     recipe, shape, batch = case.recipe, case.shape, limits.max_batch_size
     read = case.held[case.precision.value].read_per_token
-    element = 2 if case.gpu else memory.CPU_KV_ELEMENT_BYTES[recipe.cpu.execution]
+    element = 2 if case.gpu else cpu_execution.KV_ELEMENT_BYTES[recipe.cpu.execution]
     kv = weights.kv_bytes_per_token(shape, element_bytes=element)
     usual = lengths(recipe.workload, shape)
     prompt, context = usual.typical_input, usual.typical_input + usual.typical_output // 2
@@ -239,12 +248,33 @@ def _notes(case: _Case, needed: MemoryPlan, limits: Limits) -> list[str]:
             f"{wanted} sequences of {limits.max_seq_len} tokens do not fit on {recipe.target}, {fits} do; "
             "others wait in the queue"
         )
+    notes += _known_troubles(recipe) if recipe.target != "cpu" else []
     if limits.max_num_tokens > MANY_NUM_TOKENS:
         notes.append(f"max_num_tokens {limits.max_num_tokens} is above {MANY_NUM_TOKENS}: trtllm-build warns about it")
     if gathered := memory.context_logits_bytes(case.shape, limits, _context_logits(recipe)):
         notes.append(
             f"gather_context_logits takes {human_bytes(gathered)} of the activations; a smaller limits.max_num_tokens "
             f"than {limits.max_num_tokens} takes less"
+        )
+    return notes
+
+
+def _known_troubles(recipe: Recipe) -> list[str]:
+    """What users of TensorRT-LLM reported of such an engine, and nobody here has seen."""
+    notes = []
+    if recipe.precision in _WEIGHT_ONLY:
+        notes.append(
+            "the bound of prefill counts no unpacking of codes: weight-only engines lost to 16 bits on long prompts "
+            "(TensorRT-LLM#2553, an A100); 'minitron accept' compares the first token after 1,024"
+        )
+    if recipe.precision == Precision.INT4_WEIGHT_ONLY.value:
+        notes.append(
+            "int4 with one scale a row is experimental: it was garbage for a user of an A100 (TensorRT-LLM#2735), and "
+            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int8 unless 'minitron quality' allows it"
+        )
+    if recipe.tensor_parallel * recipe.pipeline_parallel > 1:
+        notes.append(
+            "more than one GPU behind Triton was not tested, and is unproven upstream too (tensorrtllm_backend#577)"
         )
     return notes
 

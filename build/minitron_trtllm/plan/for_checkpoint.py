@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from minitron_trtllm import activations, manifest
+from minitron_trtllm.activations import Activations
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.plan.engine_plan import EnginePlan, plan
@@ -16,7 +18,19 @@ def plan_checkpoint(effective: Effective, checkpoint: Checkpoint) -> EnginePlan:
     Precision, type and division are the checkpoint's. Raises UsageError where the recipe, or a flag, names others.
     """
     recipe = _agreeing(effective, checkpoint)
-    return plan(recipe, PlannedModel(str(checkpoint.folder), checkpoint.shape, str(checkpoint.folder / "config.json")))
+    where = checkpoint.folder / "config.json"
+    model = PlannedModel(str(checkpoint.folder), checkpoint.shape, str(where), _measured(effective.recipe, checkpoint))
+    return plan(recipe, model)
+
+
+def _measured(recipe: Recipe, checkpoint: Checkpoint) -> Activations | None:
+    """The activations that the recipe names, else those that the checkpoint was converted with."""
+    if recipe.model.activations:
+        return activations.read(recipe.model.activations)
+    if not (checkpoint.folder / manifest.NAME).is_file():
+        return None
+    kept = manifest.read(checkpoint.folder, "checkpoint").details.get("activations")
+    return Activations.of(kept, str(checkpoint.folder / manifest.NAME)) if kept else None
 
 
 def _agreeing(effective: Effective, checkpoint: Checkpoint) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from minitron_trtllm.cpu_execution import KV_ELEMENT_BYTES
 from minitron_trtllm.plan.limits import Limits
 from minitron_trtllm.plan.weights import (
     Parallel,
@@ -20,9 +21,6 @@ from minitron_trtllm.shape import ModelShape
 
 #: About what the CPU engine was seen to hold beside weights and cache (graph, runtime, tokenizer, buffers), bytes.
 _CPU_RUNTIME_BYTES = 500_000_000
-#: Bytes of an element of the CPU engine's KV cache: float32 in exact mode; in fast mode 8 bits with scales and zero
-#: points, measured as 76 kB per token of the 4B shape, which has 65,536 elements a token.
-CPU_KV_ELEMENT_BYTES = {"exact": 4.0, "fast": 76_000 / 65_536}
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,17 @@ def on_gpu(
     return min(plans, key=lambda plan: plan.kv_tokens or 0)
 
 
+def logits_bytes(shape: ModelShape, limits: Limits, max_logits_bytes: int) -> int:
+    """Host memory for the logits that a full batch may ask for: float32 [tokens, vocabulary] of each request.
+
+    TensorRT-LLM keeps them in pinned memory until a request is answered (cpp/include/tensorrt_llm/batch_manager/
+    llmRequest.h, ``allocGenerationLogitsHost``: [beams, max new tokens, vocabulary]). None unless ``max_logits_bytes``
+    (of one request) offers them.
+    """
+    one = min(max_logits_bytes, 4 * shape.vocab_size * limits.max_seq_len)
+    return one * limits.max_batch_size
+
+
 def kv_cache_fraction(plan: MemoryPlan, limits: Limits, memory: Memory) -> float:
     """kv_cache_free_gpu_mem_fraction: the share of ``free_bytes`` that a full batch of longest sequences needs.
 
@@ -129,7 +138,7 @@ def on_cpu(
     """
     resident = 2 * weights.read_per_token
     activation = activation_bytes(shape, limits, 1, margin, element_bytes=4)
-    kv_bytes = kv_bytes_per_token(shape, element_bytes=CPU_KV_ELEMENT_BYTES[execution])
+    kv_bytes = kv_bytes_per_token(shape, element_bytes=KV_ELEMENT_BYTES[execution])
     if capacity_bytes is None:
         return MemoryPlan(None, resident, activation, _CPU_RUNTIME_BYTES, None, kv_bytes, None, None, None)
     free = max(0, capacity_bytes - resident - activation - _CPU_RUNTIME_BYTES)

@@ -6,8 +6,9 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minitron_trtllm import data_files
+from minitron_trtllm import activations, data_files
 from minitron_trtllm import shape as shapes
+from minitron_trtllm.activations import Activations
 from minitron_trtllm.errors import ModelError, UsageError
 from minitron_trtllm.precision import Precision
 from minitron_trtllm.recipe_model import Model, Recipe
@@ -18,23 +19,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model's name, its sizes, and where they were read (a path, or "published ...")."""
+    """A model's name, its sizes, where they were read (a path, or "published ..."), and its activations if measured."""
 
     source: str
     shape: ModelShape
     shape_from: str
+    activations: Activations | None = None
 
 
 def look_up(model: Model) -> PlannedModel:
     """Sizes of a recipe's model, without downloading anything.
 
     A config.json at hand (in the folder, or of the same id and revision in the Hugging Face cache) always wins; what it
-    says differently from the published sizes is logged as a warning. Raises ModelError, UsageError.
+    says differently from the published sizes is logged as a warning. Raises ModelError, UsageError, InputError.
     """
+    measured = activations.read(model.activations) if model.activations else None
     published = _published(model.published_shape)
     config = _config_at_hand(model)
     if config is None:
-        return PlannedModel(model.source, published, f"published sizes of {model.published_shape}")
+        return PlannedModel(model.source, published, f"published sizes of {model.published_shape}", measured)
     shape = shapes.read(config)
     differences = [
         f"{name} {value} (published {asdict(published)[name]})"
@@ -43,7 +46,7 @@ def look_up(model: Model) -> PlannedModel:
     ]
     if differences:
         log.warning("%s differs from the published %s: %s", config, model.published_shape, ", ".join(differences))
-    return PlannedModel(model.source, shape, str(config))
+    return PlannedModel(model.source, shape, str(config), measured)
 
 
 def precision_of(recipe: Recipe, shape: ModelShape) -> tuple[Precision, str]:

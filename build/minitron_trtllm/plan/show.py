@@ -66,6 +66,8 @@ def _memory(plan: EnginePlan) -> str:
             (f"sequences of {longest} tokens that fit", f"{need.sequences_that_fit:,}"),
             ("sequences of median length that fit", f"{need.typical_sequences_that_fit:,}"),
         ]
+    if plan.logits_bytes:
+        rows.append(("logits that a full batch may ask for (host memory)", human_bytes(plan.logits_bytes)))
     return output.table(rows, ("fullest GPU" if plan.gpu else "this machine", ""))
 
 
@@ -85,6 +87,7 @@ def _limits(plan: EnginePlan) -> str:
 
 def _roofline(plan: EnginePlan, best: Roofline) -> str:
     batch = plan.limits.max_batch_size
+    unpacking = ", unpacking not counted" if plan.precision.is_weight_only else ""
     rows = [
         (f"decode, batch 1, {title}", f"{best.single_tokens_per_s[name]:,.1f} tokens/s", "memory")
         for name, title in _LINES.items()
@@ -92,7 +95,8 @@ def _roofline(plan: EnginePlan, best: Roofline) -> str:
     rows += [
         (f"decode, batch {batch}, {best.context_tokens} tokens each, {plan.precision.value}",
          f"{best.planned_tokens_per_s:,.1f} tokens/s", best.planned_bound_by),
-        (f"prefill of {best.prompt_tokens} tokens", f"{best.prefill_s * 1000:,.1f} ms", best.prefill_bound_by),
+        (f"prefill of {best.prompt_tokens} tokens{unpacking}",
+         f"{best.prefill_s * 1000:,.1f} ms", best.prefill_bound_by),
     ]  # fmt: skip
     lines = [output.table(rows, ("no faster than", "", "bound by"))]
     if plan.gpu is None:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from minitron_trtllm import machine
+from minitron_trtllm import memory
 from minitron_trtllm.plan.roofline import Machine
 
 _SECONDS = 1.0
@@ -18,7 +18,7 @@ _BYTES_PER_THREAD = 128 << 20
 
 def capacity_bytes() -> int:
     """Bytes of memory that this process may use: the machine's, or its control group's where that is less."""
-    return machine.memory_limit_bytes()
+    return memory.limit_bytes()
 
 
 def roofline_machine(bandwidth: float | None = None) -> Machine:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minitron_trtllm.engine import tensorrt_container, tensorrt_run
 from minitron_trtllm.errors import MissingDependency, ToolError
+from minitron_trtllm.recipe_model import Container
 
 SCRIPT = Path(__file__).with_name("inside.py")
 _SCRIPT, _OUTPUT = Path("/probe"), Path("/answers")
@@ -18,10 +19,13 @@ _SCRIPT, _OUTPUT = Path("/probe"), Path("/answers")
 
 @dataclass(frozen=True)
 class Place:
-    """Where TensorRT-LLM is asked: ``image`` of a container, or None for this machine; ``log`` gets what it prints."""
+    """Where TensorRT-LLM is asked: ``image`` of a container, or None for this machine; ``log`` gets what it prints.
+
+    ``container``: the recipe's section.
+    """
 
     image: str | None
-    shm_bytes: int
+    container: Container
     log: Path
     timeout_s: float | None = None
 
@@ -51,7 +55,7 @@ def answers(place: Place, what: str, folders: Mapping[str, Path]) -> Iterator[Pa
                     str(_OUTPUT): output,
                 },
                 name=name,
-                shm_bytes=place.shm_bytes,
+                container=place.container,
             )
             tensorrt_run.run(
                 argv, place.log, cwd=output, timeout_s=place.timeout_s, stop=lambda: tensorrt_container.stop(name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import manifest
+from minitron_trtllm import compat, manifest
 from minitron_trtllm.acceptance.lines import Line, judge
 from minitron_trtllm.errors import EngineError
 
@@ -40,6 +40,6 @@ def _model(model: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
 
 def _version(config: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
     wanted = details.get("tensorrt_llm")
-    if wanted is None or config.get("version") == wanted:
+    if wanted is None or compat.same_version(str(config.get("version")), wanted):
         return []
     return [f"version is {config.get('version')}, and {wanted} was to build it"]

@@ -1,6 +1,6 @@
 """Runs beside TensorRT-LLM, where the toolkit is not installed: asks it, and writes down what it answers.
 
-    python3 inside.py tool OUTPUT                     versions, and the help of trtllm-build
+    python3 inside.py tool FLAGS OUTPUT               versions, the help of trtllm-build, and whether it takes our flags
     python3 inside.py load CHECKPOINT OUTPUT          the config as TensorRT-LLM reads it; every rank loaded
     python3 inside.py quantise WEIGHTS OUTPUT         its own codes and scales of the matrices in WEIGHTS
 
@@ -25,8 +25,11 @@ from typing import Any
 _COLUMNS = "100000"
 
 
-def tool(output: Path) -> None:
-    """versions.json and help.txt."""
+def tool(flags: Path, output: Path) -> None:
+    """versions.json and help.txt; command.json: what trtllm-build says to the words of flags.json and --help.
+
+    argparse looks at every value before it comes to --help, which ends it: nothing is built.
+    """
     import tensorrt_llm
     import torch
 
@@ -45,6 +48,10 @@ def tool(output: Path) -> None:
         check=True,
     )
     (output / "help.txt").write_text(told.stdout)
+    words: list[str] = json.loads((flags / "flags.json").read_text())
+    told = subprocess.run([*words, "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    said = [line for line in told.stderr.splitlines() if line.strip()]
+    (output / "command.json").write_text(json.dumps({"code": told.returncode, "said": said[-1] if said else ""}))
 
 
 def load(checkpoint: Path, output: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from minitron_trtllm.acceptance.lines import Line, judge
-from minitron_trtllm.compat import Image, version_key
+from minitron_trtllm.compat import Image, same_version, version_key
 from minitron_trtllm.engine.tensorrt_flags import Flag, Value, flags
 from minitron_trtllm.probe.asking import Place, answers
 
@@ -26,18 +28,32 @@ class HelpEntry:
     default: str | None
 
 
-def judge_tool(place: Place, image: Image) -> list[Line]:
-    """The lines of step ``tool``; raises MissingDependency, ToolError."""
-    with answers(place, "tool", {}) as folder:
+def judge_tool(place: Place, image: Image, argv: Sequence[str]) -> list[Line]:
+    """The lines of step ``tool``; ``argv``: trtllm-build with the very flags that are to build. Raises
+    MissingDependency, ToolError.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="minitron-probe-") as scratch,
+        answers(place, "tool", {"flags": _flags(Path(scratch), argv)}) as folder,
+    ):
+        command = json.loads((folder / "command.json").read_text(encoding="utf-8"))
         entries = read_help((folder / "help.txt").read_text(encoding="utf-8"))
         versions = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
     known = flags()
+    refused = [f"it ends with {command['code']}: {command['said']}"] if command["code"] else []
     return [
+        judge("tool.command", refused, f"{sum(word.startswith('--') for word in argv)} flags taken"),
         judge("tool.flags", _flag_problems(entries, known), f"{len(entries)} flags, all as in the data file"),
         judge("tool.defaults", _default_problems(entries, known), _compared(entries, known)),
         judge("tool.versions", _version_problems(versions, image), f"{image.tag}: " + ", ".join(
             f"{name} {version}" for name, version in versions.items())),
     ]  # fmt: skip
+
+
+def _flags(folder: Path, argv: Sequence[str]) -> Path:
+    folder.chmod(0o755)
+    (folder / "flags.json").write_text(json.dumps(list(argv)), encoding="utf-8")
+    return folder
 
 
 def read_help(text: str) -> dict[str, HelpEntry]:
@@ -101,12 +117,13 @@ def _shown(value: Value | None) -> str:
 
 
 def _version_problems(versions: Mapping[str, str | None], image: Image) -> list[str]:
-    """TensorRT-LLM and TensorRT must be equal; of CUDA and Triton, major and minor version."""
-    problems = [
-        f"{name} is {versions.get(name)}, and compat.yaml says {wanted}"
-        for name, wanted in (("tensorrt_llm", image.tensorrt_llm), ("tensorrt", image.tensorrt))
-        if versions.get(name) != wanted
-    ]
+    """TensorRT-LLM must be the same release and TensorRT equal; of CUDA and Triton, major and minor version."""
+    llm, tensorrt = versions.get("tensorrt_llm") or "", versions.get("tensorrt") or ""
+    problems = []
+    if not same_version(llm, image.tensorrt_llm):
+        problems.append(f"tensorrt_llm is {llm}, and compat.yaml says {image.tensorrt_llm}")
+    if version_key(tensorrt) != version_key(image.tensorrt):
+        problems.append(f"tensorrt is {tensorrt}, and compat.yaml says {image.tensorrt}")
     for name, wanted in (("cuda", image.cuda), ("server", image.server)):
         found = versions.get(name)
         if found and wanted and version_key(found)[:2] != version_key(wanted)[:2]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from minitron_trtllm.activations import Activations
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.quality import text
 from minitron_trtllm.quality.distributions import Distributions, open_distributions
@@ -48,7 +50,7 @@ class Report:
 
     def worst(self) -> dict[str, Any] | None:
         """The candidate with the largest mean divergence."""
-        return max(self.candidates, key=lambda row: float(row["mean_kl"]), default=None)
+        return max(self.candidates, key=lambda row: (math.isnan(row["mean_kl"]), row["mean_kl"]), default=None)
 
 
 def compare(
@@ -98,7 +100,8 @@ def _report(
     about: dict[str, Any], reference: str, candidates: list[tuple[str, str]], journal: Journal, complete: bool
 ) -> Report:
     def row(key: str, name: str) -> dict[str, Any]:
-        return {"name": name} | journal.description(key) | figures(journal.windows(key))
+        windows, is_ = journal.windows(key), journal.description(key)
+        return {"name": name} | is_ | figures(windows) | _activations(windows, is_.get("source"), about)
 
     return Report(
         about,
@@ -107,6 +110,17 @@ def _report(
         [name for key, name in candidates if not journal.windows(key)],
         complete,
     )
+
+
+def _activations(windows: list[Window], source: str | None, about: dict[str, Any]) -> dict[str, Any]:
+    """The largest magnitudes over all windows; nothing where one was not looked at."""
+    if not all(window.peaks for window in windows):
+        return {}
+    whole = Window()
+    for window in windows:
+        whole.reach(window.peaks)
+    found = {kind: tuple(values) for kind, values in whole.peaks.items()}
+    return {"activations": Activations(**found, model=source, about=about).document()}
 
 
 def _new(folder: Path, name: str) -> Path:
@@ -149,6 +163,7 @@ def _measure_reference(subject: Subject, windows: Windows, store: Distributions,
         for rows, following in running.predictions(windows[index]):
             store.append(rows)
             window.add(rows, following)
+            window.reach(running.largest())
         store.flush()
         if index == len(done):
             journal.add(REFERENCE, window)
@@ -173,6 +188,7 @@ def _measure_candidate(
                 wanted = store.read(rows)
                 again.add(wanted, following)
                 window.add(rows, following, wanted)
+                window.reach(running.largest())
             if not np.allclose(again.negative, journal.windows(REFERENCE)[index].negative):
                 raise InputError(f"{journal.distributions} is damaged; remove it")
             journal.add(key, window)
@@ -196,7 +212,7 @@ def _check_comparable(subject: Subject, reference: Subject, window: int) -> None
 def _running(subject: Subject) -> Any:
     from minitron_trtllm.quality.running import RunningEngine
 
-    return RunningEngine(subject.engine, subject.execution)
+    return RunningEngine(subject.engine)
 
 
 class _Progress:

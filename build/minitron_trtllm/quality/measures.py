@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.float32]
+#: Kind of activation → largest magnitude of each layer.
+Peaks = dict[str, list[float]]
 
 
 def log_probabilities(logits: Rows) -> Rows:
@@ -29,12 +31,20 @@ class Window:
     """What one window of the text gave, counted some positions at a time.
 
     ``negative``: negative log-likelihood of each predicted token; ``nats``: divergence from the reference at each, and
-    ``same_best`` how often both have the same best token, empty and 0 for the reference itself.
+    ``same_best`` how often both have the same best token, empty and 0 for the reference itself. ``peaks``: the largest
+    magnitudes of activations.
     """
 
     negative: list[float] = field(default_factory=list)
     nats: list[float] = field(default_factory=list)
     same_best: int = 0
+    peaks: Peaks = field(default_factory=dict)
+
+    def reach(self, peaks: Peaks) -> None:
+        """Count magnitudes; one that is no number stays."""
+        for kind, values in peaks.items():
+            before = self.peaks.get(kind, [0.0] * len(values))
+            self.peaks[kind] = np.maximum(before, values).tolist()
 
     def add(self, rows: Rows, following: npt.NDArray[np.int64], reference: Rows | None = None) -> None:
         """Count positions: log-probabilities [n, vocab], the ids [n] that follow, and the reference's [n, vocab]."""

@@ -18,13 +18,17 @@ _WEIGHTS = (".safetensors", ".gguf", ".bin", ".xml")
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to measure, by the ``name`` that the user gave. ``size`` is that of its weights, in bytes."""
+    """Something to measure, by the ``name`` that the user gave. ``size`` is that of its weights, in bytes.
+
+    ``source``: digest of the model's own files, where that is known.
+    """
 
     name: str
     kind: str
     size: int
     engine: Path
     config: dict[str, Any]
+    source: str | None = None
 
     @property
     def execution(self) -> str:
@@ -36,8 +40,9 @@ class Subject:
         """How weights are stored and calculated, in words."""
         model, cpu = self.config["pretrained_config"], self.config["cpu"]
         stored = model["quantization"]["quant_algo"] or model["dtype"]
-        head = ", int8 head" if cpu["lm_head"] == "int8" else ""
-        return f"{stored}{head}{', fast' if cpu['execution'] == 'fast' else ''}"
+        parts = [(cpu["lm_head"] == "int8", "int8 head"), (cpu["execution"] == "fast", "fast"),
+                 (cpu.get("overflow") == "float16", "float16's overflow")]  # fmt: skip
+        return ", ".join([stored, *(name for there, name in parts if there)])
 
     @property
     def vocab_size(self) -> int:
@@ -51,7 +56,7 @@ class Subject:
 
     def description(self) -> dict[str, Any]:
         """What it is, as JSON values."""
-        return {"kind": self.kind, "precision": self.precision, "bytes": self.size}
+        return {"kind": self.kind, "precision": self.precision, "bytes": self.size, "source": self.source}
 
     def check_reference(self) -> None:
         """Raise UsageError unless this is unquantised and calculates exactly."""
@@ -60,7 +65,7 @@ class Subject:
             raise UsageError(
                 f"--reference {self.name} is quantised; take the model, or a float16 or bfloat16 checkpoint"
             )
-        if (cpu["execution"], cpu["lm_head"]) != ("exact", "as_is"):
+        if (cpu["execution"], cpu["lm_head"], cpu.get("overflow", "none")) != ("exact", "as_is", "none"):
             raise UsageError(f"--reference {self.name} does not calculate exactly; build it with --execution exact")
 
 
@@ -74,12 +79,14 @@ def prepare(name: str, scratch: Path) -> Subject:
     size = sum(file.stat().st_size for file in _weights(path))
     if kind == "engine":
         return Subject(name, kind, size, path, _engine_config(path))
-    checkpoint = path
+    checkpoint, source = path, None
     if kind == "model":
         done = convert(name, scratch / "checkpoint")
-        checkpoint, size = done.folder, size or done.source_bytes
+        checkpoint, size, source = done.folder, size or done.source_bytes, done.manifest.input.digest
+    elif (path / manifest.NAME).is_file():
+        source = manifest.read(path, "checkpoint").input.digest
     openvino.build(checkpoint, scratch / "engine", openvino.CpuOptions())
-    return Subject(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"))
+    return Subject(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"), source)
 
 
 def digest(name: str) -> str:

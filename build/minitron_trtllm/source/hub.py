@@ -1,20 +1,23 @@
 """A model by its Hugging Face id: fetch the files that converting needs, and only those.
 
 Downloading, resuming, the cache, tokens and proxies are huggingface_hub's; HF_ENDPOINT, HF_HOME, HF_TOKEN and the other
-variables it knows work as everywhere.
+variables it knows work as everywhere. Only a mirror on this very machine is reached without the environment's proxies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from minitron_trtllm import shape as shapes
 from minitron_trtllm import tokenizer_files, weight_files
 from minitron_trtllm.errors import ModelError
 from minitron_trtllm.source.huggingface import HuggingFaceModel
+from minitron_trtllm.text import proxy
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +34,18 @@ def open_id(model: str, revision: str | None) -> HuggingFaceModel:
 
     config.json comes first, so that a model of another family costs nothing. Without a network the cached files serve.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import constants, errors
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    endpoint = urlsplit(constants.ENDPOINT)
+    address = f"{endpoint.hostname}:{endpoint.port or ''}"
+    variable = proxy.of_http(address, kinds=(endpoint.scheme, "all"))
+    advice = proxy.advice(variable, address)
     try:
-        found = HfApi().model_info(model, revision=revision)
-        names: set[str] | None = {sibling.rfilename for sibling in found.siblings or []}
-        folder = _fetch_all(model, revision or "main", names or set())
+        with contextlib.nullcontext() if variable else proxy.set_aside():
+            folder, names = _look(model, revision)
     except errors.GatedRepoError:
         raise ModelError(f"{model} is gated: accept its licence on its page and set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
@@ -49,8 +55,21 @@ def open_id(model: str, revision: str | None) -> HuggingFaceModel:
     except errors.HFValidationError:
         raise ModelError(f"{model} is neither a folder here nor a valid Hugging Face id") from None
     except (errors.HTTPError, OSError) as cause:  # type: ignore[attr-defined]  # its HTTP library's base class
-        folder, names = _cached(model, revision, cause), None
+        folder, names = _cached(model, revision, cause, advice), None
+    except (ImportError, ValueError) as cause:
+        if variable is None:
+            raise
+        # Its HTTP library has no part for such a proxy (SOCKS), or knows no such kind; it shows no password.
+        folder, names = _cached(model, revision, cause, advice), None
     return HuggingFaceModel(folder, path=model, revision=folder.name, names=names)
+
+
+def _look(model: str, revision: str | None) -> tuple[Path, set[str] | None]:
+    from huggingface_hub import HfApi
+
+    found = HfApi().model_info(model, revision=revision)
+    names = {sibling.rfilename for sibling in found.siblings or []}
+    return _fetch_all(model, revision or "main", names), names
 
 
 def _fetch_all(model: str, revision: str, names: set[str]) -> Path:
@@ -78,15 +97,15 @@ def _fetch(model: str, revision: str, name: str, names: set[str]) -> Path:
     return Path(hf_hub_download(model, name, revision=revision))
 
 
-def _cached(model: str, revision: str | None, cause: Exception) -> Path:
+def _cached(model: str, revision: str | None, cause: Exception, advice: str) -> Path:
     """The folder that an earlier run has fetched, where Hugging Face does not answer now."""
     from huggingface_hub import try_to_load_from_cache
 
     reason = (str(cause).splitlines() or [type(cause).__name__])[0]
     config = try_to_load_from_cache(model, "config.json", revision=revision or "main")
     if not isinstance(config, str) or not _is_complete(Path(config).parent):
-        raise ModelError(f"{model} could not be fetched ({reason}); run the same command again to go on")
-    log.warning("Hugging Face does not answer (%s); using %s as fetched before", reason, model)
+        raise ModelError(f"{model} could not be fetched ({reason}); run the same command again to go on{advice}")
+    log.warning("Hugging Face does not answer (%s%s); using %s as fetched before", reason, advice, model)
     return Path(config).parent
 
 

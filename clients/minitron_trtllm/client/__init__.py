@@ -18,11 +18,11 @@ and how to connect). ``blocking`` and ``aio`` only move messages.
 from minitron_trtllm.client.aio import AsyncClient, AsyncStream
 from minitron_trtllm.client.answer import Chunk, Output, Response
 from minitron_trtllm.client.blocking import Client, Stream
-from minitron_trtllm.client.endpoint import ApiKey, Retry, Tls
+from minitron_trtllm.client.endpoint import ApiKey, Endpoint, Retry, Tls
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.client.timing import Timing
 
 __all__ = [
-    "ApiKey", "AsyncClient", "AsyncStream", "Chunk", "Client", "Output",
+    "ApiKey", "AsyncClient", "AsyncStream", "Chunk", "Client", "Endpoint", "Output",
     "Request", "Response", "Retry", "Stream", "Timing", "Tls",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from minitron_trtllm.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Dead
 from minitron_trtllm.client.questions import Question
 from minitron_trtllm.client.request import Request, as_request
 from minitron_trtllm.errors import Cancelled, ClientError, DeadlineExceeded, NotReady
+from minitron_trtllm.text.channel import PATIENT_KEEPALIVE_S
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +32,17 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Endpoint = DEFAULT_URL,
         *,
         model: str | None = None,
         tls: Tls | None = None,
         api_key: ApiKey | None = None,
         deadline_s: float | None = None,
         retry: Retry | None = None,
+        keepalive_s: float = PATIENT_KEEPALIVE_S,
         tokenizer: Path | str | None = None,
     ) -> None:
-        self._endpoint = Endpoint(url, tls, api_key)
+        self._endpoint = url if isinstance(url, Endpoint) else Endpoint(url, tls, api_key, keepalive_s)
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
         self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata

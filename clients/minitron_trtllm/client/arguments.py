@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from minitron_trtllm import api_keys
 from minitron_trtllm.client.blocking import Client
 from minitron_trtllm.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Tls
 from minitron_trtllm.client.openai import AnyEndpoint, HttpClient, HttpEndpoint
-from minitron_trtllm.errors import InputError, UsageError
+from minitron_trtllm.errors import UsageError
 
 
 def add_connection(parser: argparse.ArgumentParser, *, http: bool = False) -> None:
@@ -23,20 +24,25 @@ def add_connection(parser: argparse.ArgumentParser, *, http: bool = False) -> No
     add("--tls-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
     add("--tls-key", type=Path, metavar="PEM", help="our certificate's private key")
     add("--api-key-file", type=Path, metavar="FILE", help="send the API key in this file")
+    add("--keepalive", type=float, default=Endpoint.keepalive_s, metavar="SECONDS",
+        help="ask a silent server so often whether it lives, 0: never (default %(default)g, which every server takes; "
+        "10 is for those that 'minitron serve' started)")  # fmt: skip
 
 
 def endpoint(args: argparse.Namespace) -> Endpoint:
     """The server that ``add_connection``'s arguments name; raises UsageError, InputError."""
-    tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
-    return Endpoint(args.url, tls if args.tls or tls != Tls() else None, _api_key(args.api_key_file))
+    return Endpoint(args.url, *_security(args), args.keepalive)
 
 
 def endpoint_of_any_kind(args: argparse.Namespace) -> AnyEndpoint:
     """The same where ``http`` was allowed."""
-    if "://" not in args.url:
-        return endpoint(args)
+    return HttpEndpoint(args.url.rstrip("/"), *_security(args)) if "://" in args.url else endpoint(args)
+
+
+def _security(args: argparse.Namespace) -> tuple[Tls | None, ApiKey | None]:
     tls = Tls(args.tls_ca, args.tls_cert, args.tls_key)
-    return HttpEndpoint(args.url.rstrip("/"), tls if args.tls or tls != Tls() else None, _api_key(args.api_key_file))
+    key = ApiKey(api_keys.sent(args.api_key_file)) if args.api_key_file else None
+    return tls if args.tls or tls != Tls() else None, key
 
 
 def client_of(
@@ -48,21 +54,7 @@ def client_of(
 ) -> Client | HttpClient:
     """A client of a server; raises UsageError for a ``tokenizer`` where the server makes the text."""
     if isinstance(server, Endpoint):
-        return Client(
-            server.url, model=model, tls=server.tls, api_key=server.api_key, deadline_s=deadline_s, tokenizer=tokenizer
-        )
+        return Client(server, model=model, deadline_s=deadline_s, tokenizer=tokenizer)
     if tokenizer:
         raise UsageError(f"{server.url} makes the text itself; --tokenizer is for tensorrt_llm over gRPC")
     return HttpClient(server, model=model, deadline_s=deadline_s)
-
-
-def _api_key(path: Path | None) -> ApiKey | None:
-    if path is None:
-        return None
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as an API key ({error})") from error
-    if not key:
-        raise InputError(f"{path} holds no API key")
-    return ApiKey(key)

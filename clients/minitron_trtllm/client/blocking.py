@@ -24,6 +24,7 @@ from minitron_trtllm.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Dead
 from minitron_trtllm.client.questions import Question
 from minitron_trtllm.client.request import Request, as_request
 from minitron_trtllm.errors import ClientError, DeadlineExceeded, NotReady
+from minitron_trtllm.text.channel import PATIENT_KEEPALIVE_S
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class Client:
 
     ``model``: the model that takes the requests; None finds tensorrt_llm_bls, else ensemble, else tensorrt_llm.
     ``deadline_s``: for each request unless it says otherwise, retries included; None waits for ever.
+    ``keepalive_s``: how often a silent server is asked whether it lives (see ``Endpoint``). ``url`` may be an Endpoint,
+    which says how to connect by itself.
     ``tokenizer``: the served tokenizer's folder; text is then made here, over tensorrt_llm, without the text model.
 
     Every method that talks to the server may raise a ClientError: NotReady, Rejected, InvalidRequest,
@@ -41,16 +44,17 @@ class Client:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Endpoint = DEFAULT_URL,
         *,
         model: str | None = None,
         tls: Tls | None = None,
         api_key: ApiKey | None = None,
         deadline_s: float | None = None,
         retry: Retry | None = None,
+        keepalive_s: float = PATIENT_KEEPALIVE_S,
         tokenizer: Path | str | None = None,
     ) -> None:
-        self._endpoint = Endpoint(url, tls, api_key)
+        self._endpoint = url if isinstance(url, Endpoint) else Endpoint(url, tls, api_key, keepalive_s)
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
         self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata

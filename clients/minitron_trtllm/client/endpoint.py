@@ -13,23 +13,13 @@ from pathlib import Path
 import grpc
 
 from minitron_trtllm.errors import InputError, NotReady, Rejected, UsageError
+from minitron_trtllm.text.channel import PATIENT_KEEPALIVE_S, Options, options
 
 DEFAULT_URL = "127.0.0.1:8001"
 # Questions about the server (metadata, readiness) answer at once or not at all.
 INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 QUESTION_DEADLINE_S = 10.0
-
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A server that restarts is found again within two seconds, not within gRPC's two minutes; one that accepts the
-    # connection and says nothing is given up after five (the second name is gRPC's for that time, too).
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Channels to one address would share one connection; closing one must not touch another.
-    ("grpc.use_local_subchannel_pool", 1),
-)
+_LONGEST_KEEPALIVE_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -119,15 +109,24 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One server: ``url`` is HOST:PORT of its gRPC endpoint."""
+    """One server: ``url`` is HOST:PORT of its gRPC endpoint.
+
+    ``keepalive_s``: how often a server that owes an answer and is silent is asked whether it lives, 0: never. One of
+    'minitron serve' may be asked every 10 s; the default is as often as any server may be.
+    """
 
     url: str = DEFAULT_URL
     tls: Tls | None = None
     api_key: ApiKey | None = None
+    keepalive_s: float = PATIENT_KEEPALIVE_S
 
     def __post_init__(self) -> None:
         if "://" in self.url or not re.fullmatch(r".+:\d+", self.url):
             raise UsageError(f"{self.url!r} is no HOST:PORT; give the gRPC address, such as {DEFAULT_URL}")
+        if self.keepalive_s and not 1 <= self.keepalive_s <= _LONGEST_KEEPALIVE_S:
+            raise UsageError(
+                f"a keepalive of {self.keepalive_s!r} s cannot be; give 1 to {_LONGEST_KEEPALIVE_S:g} s, or 0 for none"
+            )
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -137,11 +136,15 @@ class Endpoint:
     def channel(self) -> grpc.Channel:
         """A new blocking channel; it connects with the first call."""
         if self.tls:
-            return grpc.secure_channel(self.url, self.tls.credentials(), options=_OPTIONS)
-        return grpc.insecure_channel(self.url, options=_OPTIONS)
+            return grpc.secure_channel(self.url, self.tls.credentials(), options=self._options)
+        return grpc.insecure_channel(self.url, options=self._options)
 
     def aio_channel(self) -> grpc.aio.Channel:
         """A new channel of the running event loop; it connects with the first call."""
         if self.tls:
-            return grpc.aio.secure_channel(self.url, self.tls.credentials(), options=_OPTIONS)
-        return grpc.aio.insecure_channel(self.url, options=_OPTIONS)
+            return grpc.aio.secure_channel(self.url, self.tls.credentials(), options=self._options)
+        return grpc.aio.insecure_channel(self.url, options=self._options)
+
+    @property
+    def _options(self) -> Options:
+        return options(self.url, self.keepalive_s, proxies=True)

@@ -15,9 +15,14 @@ from minitron_trtllm.errors import (
     Rejected,
     StreamBroken,
 )
+from minitron_trtllm.text import proxy
 
+_Texts = tuple[tuple[str, type[ClientError], str], ...]
+
+_CALM = "the server allows fewer keepalive pings: give --keepalive 310 or more, or let 'minitron serve' start it"
+_DEAD = "the server, or the line to it, is dead: it did not answer a keepalive ping, and the answer is incomplete"
 # Part of the text (lower case), what it means, what to do. The first that occurs decides.
-_TEXTS: tuple[tuple[str, type[ClientError], str], ...] = (
+_TEXTS: _Texts = (
     ("maximum queue size", Rejected, "try again later"),
     ("exceeds maximum queue size", Rejected, "try again later"),
     ("queue full", Rejected, "try again later"),
@@ -30,11 +35,6 @@ _TEXTS: tuple[tuple[str, type[ClientError], str], ...] = (
     ("request for unknown model", NotReady, "'minitron serve' loads the models; --model names another"),
     ("is not available", NotReady, "'minitron serve' loads the models; --model names another"),
     ("is not ready", NotReady, "wait until the server has loaded it"),
-    ("handshake failed", NotReady, "check the TLS settings of both sides (--tls, --tls-ca, --tls-cert)"),
-    ("failed to connect", NotReady, "check that the server runs, its gRPC port, and TLS on both sides"),
-    ("errors resolving", NotReady, "check the host name"),
-    ("dns resolution failed", NotReady, "check the host name"),
-    ("http2 header with status", NotReady, "what answers there is no gRPC server"),
     ("the engine takes", InvalidRequest, ""),
     ("exceeds maximum input length", InvalidRequest, "shorten the prompt"),
     ("max_seq_len", InvalidRequest, "shorten the prompt or lower max_tokens"),
@@ -55,6 +55,18 @@ _TEXTS: tuple[tuple[str, type[ClientError], str], ...] = (
     ("cancelled", Cancelled, ""),
     ("canceled", Cancelled, ""),
 )
+# The same of what gRPC itself says of the connection; this comes first.
+_LINE_TEXTS: _Texts = (
+    ("handshake failed", NotReady, "check the TLS settings of both sides (--tls, --tls-ca, --tls-cert)"),
+    ("failed to connect", NotReady, "check that the server runs, its gRPC port, and TLS on both sides"),
+    ("errors resolving", NotReady, "check the host name"),
+    ("dns resolution failed", NotReady, "check the host name"),
+    ("http2 header with status", NotReady, "what answers there is no gRPC server"),
+    ("too_many_pings", StreamBroken, _CALM),
+    ("too many pings", StreamBroken, _CALM),
+    ("keepalive", StreamBroken, _DEAD),
+    ("ping timeout", StreamBroken, _DEAD),
+)
 _CODES: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.UNIMPLEMENTED: InvalidRequest,
@@ -69,27 +81,33 @@ _CODES: dict[grpc.StatusCode, type[ClientError]] = {
 
 def of_text(text: str, url: str) -> ClientError:
     """The error that an error message of a stream means."""
-    return _by_text(text, url) or ClientError(f"{url}: {_one_line(text)}")
+    return _by_text(_LINE_TEXTS + _TEXTS, text, url) or ClientError(f"{url}: {_one_line(text)}")
 
 
-def of_status(error: grpc.RpcError, url: str, *, streaming: bool = False) -> ClientError:
-    """The error that a failed call means; ``streaming`` where it was sent and its answer was being awaited."""
+def of_status(error: grpc.RpcError, url: str, *, streaming: bool = False, proxies: bool = True) -> ClientError:
+    """The error that a failed call means; ``streaming`` where it was sent and its answer was being awaited.
+
+    ``proxies``: whether its channel obeys those of the environment, which the message names where they matter.
+    """
     code, text = error.code(), str(error.details() or "")
+    proxied = proxy.advice(proxy.of_grpc(url), url) if proxies else ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"{url}: no complete answer within the deadline")
-    if known := _by_text(text, url):
+        return DeadlineExceeded(f"{url}: no complete answer within the deadline{'' if streaming else proxied}")
+    if line := _by_text(_LINE_TEXTS, text, url):
+        return type(line)(f"{line}{proxied}")
+    if known := _by_text(_TEXTS, text, url):
         return known
     if code is grpc.StatusCode.UNAVAILABLE:
         kind, advice = (StreamBroken, "the answer is incomplete") if streaming else (NotReady, "check that it runs")
-        return kind(f"{url}: the connection ended ({_one_line(text)}); {advice}")
+        return kind(f"{url}: the connection ended ({_one_line(text)}); {advice}{proxied}")
     if streaming and code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
         return StreamBroken(f"{url}: the stream ended with an error ({_one_line(text)})")
     return _CODES.get(code, ClientError)(f"{url}: {_one_line(text)} ({code.name})")
 
 
-def _by_text(text: str, url: str) -> ClientError | None:
+def _by_text(texts: _Texts, text: str, url: str) -> ClientError | None:
     lower = text.lower()
-    for part, kind, advice in _TEXTS:
+    for part, kind, advice in texts:
         if part in lower:
             return kind(f"{url}: {_one_line(text)}" + (f"; {advice}" if advice else ""))
     return None

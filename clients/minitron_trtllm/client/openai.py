@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from minitron_trtllm.client import failures
 from minitron_trtllm.client.answer import Chunk, Output, Response
@@ -32,6 +33,7 @@ from minitron_trtllm.errors import (
     StreamBroken,
     UsageError,
 )
+from minitron_trtllm.text import proxy
 
 if TYPE_CHECKING:
     import aiohttp
@@ -48,6 +50,7 @@ _ABOUT_THE_CALL = ("return_log_probs", "return_perf_metrics", "request_id")
 _STATUSES: Mapping[int, type[ClientError]] = {
     **dict.fromkeys((400, 401, 403, 404, 405, 413, 422), InvalidRequest), 429: Rejected, 503: NotReady,
 }  # fmt: skip
+_OF_PROXIES = (407, 502, 503, 504)  # statuses that a proxy in between may have given
 _DONE = b"[DONE]"
 _LONGEST_EVENT = 1 << 22  # bytes of a line; an event with the log probs of a long prompt is one
 
@@ -81,6 +84,7 @@ class HttpEndpoint:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=tls), headers=headers,
             timeout=aiohttp.ClientTimeout(total=None), read_bufsize=_LONGEST_EVENT,
+            trust_env=_proxy(self.url)[0] is not None,
         )  # fmt: skip
 
 
@@ -156,7 +160,8 @@ def _refusal(status: int, raw: bytes, url: str) -> ClientError:
         message = _message(json.loads(raw))
     except (ValueError, AttributeError):
         message = " ".join(raw.decode(errors="replace").split())[:200] or "no reason given"
-    return kind(f"{url}: {message} (HTTP {status})")
+    advice = proxy.advice(*_proxy(url)) if status in _OF_PROXIES else ""
+    return kind(f"{url}: {message} (HTTP {status}){advice}")
 
 
 def _message(document: Any) -> str:
@@ -165,9 +170,18 @@ def _message(document: Any) -> str:
 
 
 def _broken(error: Exception, url: str, *, begun: bool) -> ClientError:
+    why = str(error) or type(error).__name__
     if begun:
-        return StreamBroken(f"{url}: the connection ended ({error or type(error).__name__}); the answer is incomplete")
-    return NotReady(f"{url}: nothing answers there ({error or type(error).__name__}); check that the gateway runs")
+        return StreamBroken(f"{url}: the connection ended ({why}); the answer is incomplete")
+    advice = proxy.advice(*_proxy(url))
+    return NotReady(f"{url}: nothing answers there ({why}); check that the gateway runs{advice}")
+
+
+def _proxy(url: str) -> tuple[str | None, str]:
+    """The variable of the environment that sends a URL to a proxy (never a loopback address), and its HOST:PORT."""
+    parts = urlsplit(url)
+    address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    return proxy.of_http(address, kinds=(parts.scheme,)), address
 
 
 class Counts:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
+from minitron_trtllm import api_keys
 from minitron_trtllm.errors import InputError, UsageError
 from minitron_trtllm.gateway import serving
 from minitron_trtllm.gateway.settings import Interval, Limits, Settings
@@ -39,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--stream-interval", default="1", metavar="N|MSms",
         help="send a stream's text every so many tokens (8) or ms (50ms); default: every token as it comes, and what "
         "is there where the gateway is behind")  # fmt: skip
+    add("--sse-keep-alive", type=float, default=Settings.keep_alive_s, metavar="SECONDS",
+        help="send a comment on a stream that was silent so long, for balancers on the way, 0: never (default "
+        "%(default)g)")  # fmt: skip
     add("--drain-timeout", type=float, default=Settings.drain_s, metavar="SECONDS",
         help="how long streams in flight may go on after SIGTERM (default %(default)g)")  # fmt: skip
     add("--json", action="store_true", help="when ready, print where it listens as JSON")
@@ -86,6 +91,8 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be 1 or more")
     if (args.tls_cert is None) != (args.tls_key is None):
         raise UsageError("HTTPS needs both --tls-cert and --tls-key")
+    if not 0 <= args.sse_keep_alive < math.inf:
+        raise UsageError(f"--sse-keep-alive {args.sse_keep_alive:g} is no time; give seconds, or 0 for never")
     interval = Interval.parse(args.stream_interval)
     keys = _keys(args.api_key_file)
     upstreams = _upstreams(args)
@@ -93,7 +100,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(
         host, port, upstreams, str(tokenizer), parameters, args.model_name, args.workers,
         Limits(args.max_body, args.max_prompts, -(-args.max_streams // args.workers)), interval, keys,
-        _pem(args.tls_cert), _pem(args.tls_key), args.drain_timeout,
+        _pem(args.tls_cert), _pem(args.tls_key), args.drain_timeout, args.sse_keep_alive,
     )  # fmt: skip
 
 
@@ -119,7 +126,7 @@ def _upstreams(args: argparse.Namespace) -> tuple[Address, ...]:
     if args.upstream_cert and not args.upstream_ca:
         raise UsageError("--upstream-cert needs --upstream-ca")
     if args.upstream_api_key_file:
-        args.upstream_api_key_file.read_bytes()
+        api_keys.sent(args.upstream_api_key_file)
     given = {
         "ca": _pem(args.upstream_ca), "cert": _pem(args.upstream_cert), "key": _pem(args.upstream_key),
         "api_key_file": str(args.upstream_api_key_file or ""), "authority": args.upstream_authority,
@@ -149,12 +156,4 @@ def _keys(path: Path | None) -> frozenset[bytes]:
     """SHA-256 of the keys in a file; raises InputError."""
     if path is None:
         return frozenset()
-    keys = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    for key in keys:
-        if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
-            raise InputError(
-                f"{path} must hold keys of at least 16 printable ASCII characters without spaces, one a line"
-            )
-    if not keys:
-        raise InputError(f"{path} holds no key")
-    return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
+    return frozenset(hashlib.sha256(key.encode()).digest() for key in api_keys.demanded(path))

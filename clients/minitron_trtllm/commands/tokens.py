@@ -46,8 +46,7 @@ def _store(args: argparse.Namespace) -> Line:
     longest = min(limits["max_seq_len"] - max(map(len, ids)), args.count or NEW_TOKENS)
     if longest < 1 or max(map(len, ids)) > limits["max_input_len"]:
         raise UsageError(f"the engine's limits are below the longest prompt of {max(map(len, ids))} tokens")
-    server = endpoint(args)
-    with Client(server.url, tls=server.tls, api_key=server.api_key) as client:
+    with Client(endpoint(args)) as client:
         found = ask(client, PROMPTS, ids, longest)
     exact = version is None and record.details.get("execution") == "exact"
     words = Words(record.input.digest, f"TensorRT-LLM {version}" if version else "OpenVINO",

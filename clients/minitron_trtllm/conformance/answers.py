@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitron_trtllm.conformance.subject import (
+    ENGINE,
     FRONT,
     Answer,
     Call,
@@ -27,6 +28,7 @@ from minitron_trtllm.conformance.subject import (
 _SAMPLING = {"runtime_top_k": 50, "temperature": 1.3}
 _TEXT = "In the beginning God created the heaven and the earth. And the"
 _LOG_PROB_TOLERANCE = 1e-3
+_LONG, _LONG_PROMPT, _LONG_OUTPUT = 900, 1000, 8
 
 
 def streaming(subject: Subject) -> str:
@@ -76,6 +78,30 @@ def log_probs(subject: Subject) -> str:
     if abs(total - sum(found)) > _LOG_PROB_TOLERANCE * max(1, abs(total)):
         raise Disagreement(f"cum_log_probs is {total}, and the tokens' add up to {sum(found)}")
     return f"6 values, {total:.3f} together"
+
+
+def long_prompt(subject: Subject) -> str:
+    """Past 900 tokens prompts were seen to end in NaN (TensorRT-LLM#2255); log probs show it, tokens need not."""
+    length = min(_LONG_PROMPT, subject.longest_prompt, subject.limits.max_seq_len - _LONG_OUTPUT)
+    if length <= _LONG:
+        raise NotApplicable(f"the engine takes no prompt of more than {_LONG} tokens")
+    ids = (subject.prompt * (length // len(subject.prompt) + 1))[:length]
+    answer = good(subject, subject.request(_LONG_OUTPUT, ids, return_log_probs=True))
+    found = [float(value) for one in answer.responses for value in one["output_log_probs"].reshape(-1)]
+    if len(found) != _LONG_OUTPUT or not all(map(math.isfinite, found)):
+        raise Disagreement(f"log probs after a prompt of {length} tokens are {found}")
+    return f"{length} tokens, log probs {sum(found):.3f} together"
+
+
+def logits(subject: Subject) -> str:
+    """Where they are offered at all: one row a token, and a greedy token is its row's best."""
+    if not subject.takes(ENGINE, "return_generation_logits"):
+        raise NotApplicable("no logits are offered (serving.max_logits_bytes)")
+    answer = good(subject, subject.request(2, return_generation_logits=True))
+    rows = np.concatenate([one["generation_logits"].reshape(-1, one["generation_logits"].shape[-1])
+                           for one in answer.responses])  # fmt: skip
+    agree("best of each row", rows[:, : subject.limits.vocab_size].argmax(axis=-1).tolist(), answer.token_ids)
+    return f"{rows.shape[0]} rows of {rows.shape[1]}"
 
 
 def batch(subject: Subject) -> str:

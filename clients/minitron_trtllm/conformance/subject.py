@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from minitron_trtllm import manifest
+from minitron_trtllm import manifest, runtime_limits
 from minitron_trtllm.client.blocking import Client
 from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.client.tensors import pack, unpack
@@ -53,6 +53,7 @@ class Limits:
     max_input_len: int
     max_seq_len: int
     vocab_size: int
+    max_num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Subject:
     ) -> None:  # fmt: skip
         self.engine, self.limits, self._metrics_url, self.http_url = engine, limits, metrics_url, http_url
         self._headers = {endpoint.api_key.name: endpoint.api_key.value} if endpoint.api_key else {}
-        self._client = Client(endpoint.url, model=ENGINE, tls=endpoint.tls, api_key=endpoint.api_key)
+        self._client = Client(endpoint, model=ENGINE)
         self._channel, self._metadata = endpoint.channel(), endpoint.metadata
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
         self._folder, self._tokenizer = tokenizer, _tokenizer(tokenizer)
@@ -178,7 +179,7 @@ class Subject:
     ) -> Subject:
         """The server of a rendered repository (or of one like it elsewhere); raises InputError."""
         details = manifest.read(repository / "engine", "engine").details
-        names = ("max_batch_size", "max_input_len", "max_seq_len")
+        names = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
         limits = Limits(**{name: details["limits"][name] for name in names}, vocab_size=details["vocab_size"])
         engine = TENSORRT if details.get("tensorrt_llm") else OPENVINO
         return cls(endpoint, engine=engine, limits=limits, tokenizer=repository / "tokenizer", metrics_url=metrics_url,
@@ -243,6 +244,16 @@ class Subject:
         policy = (batching.get("default_queue_policy") or {}).get("max_queue_size")
         own = self._parameters(ENGINE).get("max_queue_size") if self.engine == OPENVINO else None
         return int(policy or own or 0)
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """What the engine itself takes: the CPU engine its max_input_len, TensorRT-LLM what its runtime makes of it."""
+        if self.engine == OPENVINO:
+            return self.limits.max_input_len
+        chunked = self._parameters(ENGINE).get("enable_chunked_context", "false").lower() in ("true", "1")
+        return runtime_limits.longest_prompt(
+            self.limits.max_seq_len, self.limits.max_num_tokens, chunked_context=chunked
+        )
 
     @cached_property
     def room(self) -> int:

@@ -14,13 +14,13 @@ Case = Callable[[Subject], str]
 CASES: dict[str, Case] = {
     f"behaviour.{case.__name__}": case
     for case in (
-        answers.streaming, answers.whole_answer, answers.counts, answers.log_probs, answers.batch,
-        answers.several_sequences, ends.length, ends.end_id, ends.end_first, ends.end_own, ends.stop_ids,
-        ends.stop_words, answers.text, answers.seeds, answers.min_tokens, ends.refusal, leaving.cancel,
-        leaving.deadline, leaving.stop, requests.stop_without_id, requests.duplicate_id, requests.prompt_limit,
-        requests.sequence_limit, requests.output_length_zero, requests.empty_prompt, requests.top_p_range,
-        requests.malformed_words, requests.foreign_token, requests.beam_width, requests.bad_words,
-        requests.embedding_bias, requests.queue_full,
+        answers.streaming, answers.whole_answer, answers.counts, answers.log_probs, answers.long_prompt,
+        answers.logits, answers.batch, answers.several_sequences, ends.length, ends.end_id, ends.end_first,
+        ends.end_own, ends.stop_ids, ends.stop_words, answers.text, answers.seeds, answers.min_tokens, ends.refusal,
+        requests.stop_without_id, requests.duplicate_id, requests.prompt_limit, requests.sequence_limit,
+        requests.output_length_zero, requests.empty_prompt, requests.top_p_range, requests.malformed_words,
+        requests.foreign_token, requests.beam_width, requests.bad_words, requests.embedding_bias, requests.queue_full,
+        leaving.cancel, leaving.deadline, leaving.stop,
     )
 }  # fmt: skip
 

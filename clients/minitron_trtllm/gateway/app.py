@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_COMMENT = b": keep-alive\n\n"
 _LOOK_EVERY_S = 0.02
 _TOKENIZER_FLAGS = ("add_special_tokens", "skip_special_tokens")
 
@@ -222,12 +223,13 @@ class _Endpoint:
         if not generation.streams:
             await reply.whole(200, await generation.whole(gateway.text))
             return
-        began = time.perf_counter()
+        began, is_first = time.perf_counter(), True
         events = generation.events(gateway.text, gateway.settings.interval, gateway.pace)
-        async with contextlib.aclosing(events):
+        async with contextlib.aclosing(events), reply.kept_alive(gateway.settings.keep_alive_s):
             async for one in events:
-                if not reply.status:
+                if is_first:
                     gateway.metrics.first_event.observe(time.perf_counter() - began)
+                    is_first = False
                 await reply.event(one)
         await reply.end()
 
@@ -254,6 +256,7 @@ class _Reply:
 
     def __init__(self, send: Send) -> None:
         self._send, self.status = send, 0
+        self._sent_s, self._turn = 0.0, asyncio.Lock()
 
     async def whole(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
         """An answer in one piece."""
@@ -264,10 +267,39 @@ class _Reply:
 
     async def event(self, data: bytes) -> None:
         """An event of a stream; waits while the client is slow to read."""
-        if not self.status:
-            self.status = 200
-            await self._send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        async with self._turn:
+            if not self.status:
+                await self._send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+                self.status = 200
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._sent_s = asyncio.get_running_loop().time()
+
+    @contextlib.asynccontextmanager
+    async def kept_alive(self, every_s: float) -> AsyncIterator[None]:
+        """Meanwhile send a comment whenever nothing was sent for ``every_s`` (0: none).
+
+        Clients pass over it (HTML's "Server-sent events": a line that begins with a colon), and balancers, most of
+        which close a connection without a byte after a minute, see that this one lives.
+        """
+        beating = asyncio.create_task(self._beat(every_s)) if every_s else None
+        try:
+            yield
+        finally:
+            if beating:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self, every_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._sent_s = loop.time()
+        while True:
+            silent_s = loop.time() - self._sent_s
+            if silent_s < every_s:
+                await asyncio.sleep(every_s - silent_s)
+            elif self._turn.locked():  # it is the client that lets us wait
+                await asyncio.sleep(every_s)
+            else:
+                await self.event(_COMMENT)
 
     async def end(self) -> None:
         """The end of a stream."""

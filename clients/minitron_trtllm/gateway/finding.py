@@ -68,7 +68,7 @@ def _ask(address: Address) -> Any:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NotReady(f"{address.url} does not answer; check --upstream, and TLS on both sides") from None
-            raise failures.of_status(error, address.url) from None
+            raise failures.of_status(error, address.url, proxies=False) from None
 
 
 def _parameters(config: Any, where: str) -> dict[str, str]:

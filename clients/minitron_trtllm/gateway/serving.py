@@ -38,6 +38,8 @@ _RESTART_AFTER_S = 1.0
 
 def run(settings: Settings, on_ready: Callable[[Settings], None]) -> int:
     """Serve until told to stop, then drain; returns the exit code. Raises PortBusy, ServerError."""
+    for name in (_FOLDER_VARIABLE, _FOLDER_VARIABLE.lower()):
+        os.environ.pop(name, None)  # of the program that started us: its counters are not ours
     listening = _bind(settings, shared=settings.workers > 1)
     settings = replace(settings, port=listening.getsockname()[1])
     with contextlib.closing(listening):

@@ -38,6 +38,7 @@ class Interval:
 class Settings:
     """``parameters`` are those of the text model (its limits, and the engine's name); ``model`` the name that clients
     use. ``keys``: SHA-256 of the bearer keys, none: everybody may ask. ``cert`` and ``tls_key``: PEM files for HTTPS.
+    ``keep_alive_s``: how long a stream may be silent before a comment is sent on it, 0: for ever.
     """
 
     host: str
@@ -53,6 +54,7 @@ class Settings:
     cert: str = ""
     tls_key: str = ""
     drain_s: float = 30.0
+    keep_alive_s: float = 15.0
 
     @property
     def url(self) -> str:

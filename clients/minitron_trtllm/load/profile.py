@@ -6,16 +6,15 @@ A profile is YAML; flags and ``--set PATH=VALUE`` replace single values of it. F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from minitron_trtllm import documents
 from minitron_trtllm.errors import InputError, UsageError
 
-_PACKAGE = "minitron_trtllm.load"
+_FOLDER = "load/profiles"
 
 
 def _field(default: Any, about: str, **limits: Any) -> Any:
@@ -113,8 +112,7 @@ class Profile(_Section):
 
 def shipped() -> list[str]:
     """Names of the profiles that come with the toolkit."""
-    folder = resources.files(_PACKAGE) / "profiles"
-    return sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml"))
+    return documents.shipped(_FOLDER)
 
 
 def load(name: str | None, settings: Sequence[tuple[str, Any]] = ()) -> Profile:
@@ -122,9 +120,9 @@ def load(name: str | None, settings: Sequence[tuple[str, Any]] = ()) -> Profile:
 
     Raises InputError for the document, UsageError for the settings.
     """
-    document = _read(name) if name else {}
+    document = documents.read(name, _FOLDER, "load profile")[1] if name else {}
     for path, value in settings:
-        _put(document, path, value)
+        documents.put(document, path, value)
     try:
         return Profile.model_validate(document)
     except ValidationError as error:
@@ -144,32 +142,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not path:
         raise UsageError(f"--set {text!r}: write PATH=VALUE, such as arrival.rate=5")
     try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {text!r}: the value cannot be read") from None
-
-
-def _read(name: str) -> dict[str, Any]:
-    path = Path(name)
-    if name in shipped():
-        text = (resources.files(_PACKAGE) / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        raise InputError(f"there is no load profile {name}; give a file or one of {', '.join(shipped())}")
-    try:
-        document = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"load profile {name} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"load profile {name} holds no mapping of keys to values")
-    return document
-
-
-def _put(document: dict[str, Any], path: str, value: Any) -> None:
-    *folders, last = path.split(".")
-    for step in folders:
-        inner = document.get(step)
-        document[step] = inner = inner if isinstance(inner, dict) else {}
-        document = inner
-    document[last] = value
+        return path, documents.parse(value, repr(value))
+    except InputError as error:
+        raise UsageError(f"--set {text!r}: {error}") from None

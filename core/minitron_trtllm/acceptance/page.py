@@ -15,13 +15,15 @@ from minitron_trtllm.version import VERSION
 SCHEMA = 1
 
 
-def document(lines: Sequence[Line], about: Mapping[str, Any], seconds: Mapping[str, float | None]) -> dict[str, Any]:
+def document(
+    lines: Sequence[Line], about: Mapping[str, Any], seconds: Mapping[str, float | None], numbers: Mapping[str, float]
+) -> dict[str, Any]:
     """All that the page and programs need, lines in the catalogue's order; ``seconds`` of each finished step."""
     places = {name: place for place, name in enumerate(catalogue())}
     return {
         "kind": "acceptance", "schema": SCHEMA, "toolkit": VERSION, **about,
         "verdict": verdict(lines), "counts": {status: _count(lines, status) for status in (PASS, FAIL, SKIPPED)},
-        "seconds": dict(seconds),
+        "seconds": dict(seconds), "numbers": dict(numbers),
         "lines": [
             {
                 "id": line.id, "step": line.entry.step, "status": line.status, "what": line.entry.what,

@@ -40,14 +40,29 @@ class Serving:
             self._document = json.loads(text)
         return dict(self._document["urls"])
 
+    def end(self) -> str:
+        """SIGTERM, and how the server ended; raises StepFailed where it had to be killed or ended badly."""
+        if self._document is None:
+            return "it was not started in this run"
+        document, self._document = self._document, None
+        try:
+            told = json.loads(self._evidence.run(self._name, "stop", self._repository, "--state", self.state, "--json"))
+        finally:
+            self._keep_log(document)
+        return "; ".join(str(one["how"]) for one in told) or "nothing was left to stop"
+
+    def _keep_log(self, document: Mapping[str, Any]) -> None:
+        log = Path(document["log"])
+        if log.exists():
+            shutil.copyfile(log, self._evidence.folder / f"{self._name}-server.log")
+
     def __enter__(self) -> Serving:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._document is not None:
             with children.deaf_to(signal.SIGINT, signal.SIGTERM):
-                kept = self._evidence.folder / f"{self._name}-server.log"
-                shutil.copyfile(self._document["log"], kept) if Path(self._document["log"]).exists() else None
+                self._keep_log(self._document)
                 self._stop()
             self._document = None
 

@@ -14,6 +14,7 @@ from typing import Any
 from minitron_trtllm import children, interrupt, output, recipe
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.recipe import Effective
+from minitron_trtllm.recipe_model import Recipe
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     here = "ask and build with the TensorRT-LLM of this machine; serving takes the container all the same"
     add("--no-container", dest="container", action="store_false", help=here)
     add("--fresh", action="store_true", help="judge everything anew")
-    add("--dry-run", action="store_true", help="print steps and lines, and do nothing")
+    add("--small", type=Path, metavar="MODEL",
+        help="a small model that goes the whole way first (default: models/small-minitron where it is)")  # fmt: skip
+    add("--llmapi", action="store_true", help="serve the model by the LLM API too, and ask it once")
+    add("--keep-going", action="store_true", help="go on where a cheap proof failed that would end the hour early")
+    add("--dry-run", action="store_true", help="print steps with their time and money, and lines, and do nothing")
+    add("--price", type=float, metavar="USD", help="what an hour of the machine costs, for --dry-run")
+    add("--compare", type=Path, metavar="FILE",
+        help="hold --output's finished acceptance against another acceptance.json, and run nothing")  # fmt: skip
     add("--json", action="store_true", help="print one JSON document instead of a table")
 
 
@@ -39,20 +47,26 @@ def run(args: argparse.Namespace) -> int:
     from minitron_trtllm.acceptance import speed
     from minitron_trtllm.acceptance.evidence import Evidence
     from minitron_trtllm.acceptance.serving import end_leftovers
-    from minitron_trtllm.acceptance.way import Options, Way, write_recipe
+    from minitron_trtllm.acceptance.way import Way
+    from minitron_trtllm.acceptance.work import Options, write_recipe
 
     effective = recipe.from_args(args)
     wanted = effective.recipe
     if wanted.backend == "llmapi":
         raise UsageError("backend llmapi has no checkpoint and no engine to accept; take a recipe with backend engine")
     if args.dry_run:
-        print(_shown())
+        print(_shown(args.price))
         return 0
     folder = args.output or Path("out", f"accept-{Path(effective.name).stem}-{Path(wanted.model.source).name}")
+    if args.compare:
+        return _compare(folder, args.compare, as_json=args.json)
     with children.alone_in(folder, "acceptance"), interrupt.by_sigterm():
         evidence = Evidence(folder / "evidence", fresh=args.fresh)
         points = tuple(args.grid or speed.grid(wanted))
-        way = Way(wanted, folder, evidence, Options(args.reference, args.baseline, points, args.container))
+        way = Way(wanted, folder, evidence, Options(
+            reference=args.reference, baseline=args.baseline, grid=points, container=args.container,
+            small=_small(args.small, wanted), llmapi=args.llmapi, keep_going=args.keep_going,
+        ))  # fmt: skip
         write_recipe(wanted, way.recipe_file)
         end_leftovers(evidence)
         whole = _walk(way, _about(effective), folder)
@@ -69,15 +83,16 @@ def _about(effective: Effective) -> dict[str, Any]:
 
 def _walk(way: Any, about: dict[str, Any], folder: Path) -> dict[str, Any]:
     """All lines; the documents are written after every step, so that an end in between leaves what there is."""
-    from minitron_trtllm.acceptance import page
+    from minitron_trtllm.acceptance import numbers, page
 
     lines: list[Any] = []
     seconds: dict[str, float | None] = {}
     for step, judged in way.walk():
         lines += judged
         seconds[step] = way.evidence.seconds(step)
-        page.write(folder, page.document(lines, about | {"finished": False}, seconds))
-    whole = page.document(lines, about | {"finished": True}, seconds)
+        found = numbers.collect(folder, seconds)
+        page.write(folder, page.document(lines, about | {"finished": False}, seconds, found))
+    whole = page.document(lines, about | {"finished": True}, seconds, numbers.collect(folder, seconds))
     page.write(folder, whole)
     return whole
 
@@ -88,8 +103,26 @@ def _result(whole: dict[str, Any], folder: Path) -> str:
     return f"{page.text(whole)}\nevidence: {folder / 'acceptance.html'}"
 
 
-def _shown() -> str:
+def _small(given: Path | None, wanted: Recipe) -> Path | None:
+    """The model that goes first: the one named, or the repository's own where it is not what is accepted anyway."""
+    if given is not None:
+        return given
+    own = Path("models", "small-minitron")
+    return own if own.is_dir() and own.resolve() != Path(wanted.model.source).resolve() else None
+
+
+def _compare(folder: Path, other: Path, *, as_json: bool) -> int:
+    from minitron_trtllm.acceptance import numbers
+
+    compared = numbers.side_by_side(numbers.read(folder / "acceptance.json"), numbers.read(other))
+    output.emit_json(compared) if as_json else print(numbers.text(compared))
+    return 0
+
+
+def _shown(price: float | None) -> str:
+    from minitron_trtllm.acceptance import hour
     from minitron_trtllm.acceptance.lines import catalogue
 
     rows = [(entry.step, entry.id, "GPU" if entry.gpu else "any", entry.what) for entry in catalogue().values()]
-    return output.table(rows, ("step", "line", "target", "holds that"))
+    lines = output.table(rows, ("step", "line", "target", "holds that"))
+    return f"{hour.table(hour.default_price() if price is None else price)}\n\n{lines}"

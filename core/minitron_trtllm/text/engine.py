@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from minitron_trtllm.text.channel import KEEPALIVE_S, options
 from minitron_trtllm.text.tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
 
 INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -33,14 +34,6 @@ _KEY_HEADER = "triton-grpc-protocol-api-key"
 #: Seconds that the engine has to end a stopped request; then its call is cancelled after all.
 _STOP_GRACE_S = 30
 _HINT = "MINITRON_GRPC in the server's environment, or the parameter grpc_url, says where the server itself listens"
-_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # the server is this one or near; a proxy of the environment has no say
-    # A server that restarts is found again within two seconds, not within gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
 
 
 class EngineError(Exception):
@@ -84,11 +77,15 @@ class Address:
         return self._channel(grpc.insecure_channel, grpc.secure_channel)
 
     def _channel(self, insecure: Any, secure: Any) -> Any:
+        # Its server is this one or near, so a proxy has no say. It is asked for its readiness, or for a stream, more
+        # often than every KEEPALIVE_S, so any server takes these pings.
+        chosen: tuple[tuple[str, Any], ...] = options(self.url, KEEPALIVE_S, proxies=False)
         if not self.ca:
-            return insecure(self.url, options=_OPTIONS)
+            return insecure(self.url, options=chosen)
         ca, key, cert = (_read(path) if path else None for path in (self.ca, self.key, self.cert))
-        options = [*_OPTIONS, *([("grpc.ssl_target_name_override", self.authority)] if self.authority else [])]
-        return secure(self.url, grpc.ssl_channel_credentials(ca, key, cert), options=options)
+        if self.authority:
+            chosen += (("grpc.ssl_target_name_override", self.authority),)
+        return secure(self.url, grpc.ssl_channel_credentials(ca, key, cert), options=chosen)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Headers of every call; raises ValueError for a key file that cannot be read."""

@@ -53,6 +53,7 @@ class PromptMaker:
         self._max_seq_len = int(parameters["max_seq_len"])
         self._vocab_size = int(parameters["vocab_size"])
         self._context_logits = parameters.get("context_logits", "none")
+        self._max_logits_bytes = int(parameters.get("max_logits_bytes", 0))
 
     def of_request(self, arrays: Arrays) -> Prompt:
         """The prompts of a request by the names of the text model's inputs; raises RequestError."""
@@ -137,6 +138,15 @@ class PromptMaker:
         if prompt > most:
             raise RequestError(
                 f"the prompt has {prompt} tokens, and a response of the engine holds the logits of at most {most}"
+            )
+
+    def check_logits(self, tokens: int) -> None:
+        """Refuse a request for the logits of so many tokens that it takes too much; raises RequestError."""
+        wanted = tokens * self._vocab_size * _LOGIT_BYTES["FP32"]
+        if wanted > self._max_logits_bytes:
+            raise RequestError(
+                f"the logits of {tokens} tokens take {wanted:,} bytes, and a request may ask for "
+                f"{self._max_logits_bytes:,} (serving.max_logits_bytes)"
             )
 
     def bias_of_ids(self, weights: Mapping[int, float]) -> NDArray[np.float32]:

@@ -62,6 +62,13 @@ class TextRequest:
             stop_words=[[]] * batch if stop_words is None else string_rows(stop_words, batch, "stop_words"),
         )  # fmt: skip
 
+    def tokens_with_logits(self, prompt: Prompt) -> int:
+        """Of how many tokens, all sequences and beams together, logits are asked for; each side only where it is."""
+        copies = self.sequences * int(_first(self.arrays, "beam_width", 1))
+        asked = (("return_context_logits", prompt.input_lengths, 1),
+                 ("return_generation_logits", prompt.request_output_len, copies))  # fmt: skip
+        return sum(int(lengths.sum()) * times for name, lengths, times in asked if _first(self.arrays, name, False))
+
     def engine_inputs(self, prompt: Prompt) -> Tensors:
         """The inputs of tensorrt_llm.
 

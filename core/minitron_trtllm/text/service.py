@@ -53,6 +53,8 @@ class TextService:
         """
         request = TextRequest.read(arrays, excludes_input=self._excludes_input)
         prompt = self._prompts.of_request(arrays)
+        if tokens := request.tokens_with_logits(prompt):
+            self._prompts.check_logits(tokens)
         answers = Answers(self._tokenizer, prompt, request)
         # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import manifest
+from minitron_trtllm import manifest, web
 from minitron_trtllm.acceptance.lines import SKIPPED, Line, judge
 from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.errors import NotReady
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.prometheus import Metrics
 from minitron_trtllm.repository import config_text
+from minitron_trtllm.runtime_limits import longest_prompt
 from minitron_trtllm.server.launch import Served
 from minitron_trtllm.server.state import State
 
@@ -55,6 +54,18 @@ class Running:
         planned: Mapping[str, Any] = self.details["plan"]["memory"]
         return planned
 
+    def numbers(self) -> dict[str, int]:
+        """What the runtime said in figures, in bytes and tokens; what it did not say is absent."""
+        said: dict[str, int | None] = {
+            "engine_bytes": self.log.engine_bytes,
+            "kv_cache_bytes": self.log.kv_cache_bytes,
+            "kv_cache_tokens": _kv_tokens_found(self),
+            "kv_cache_tokens_promised": _kv_tokens_promised(self),
+            **{f"{name.replace(' ', '_')}_bytes": size for name, size in self.log.workspace_bytes.items()},
+            **self.log.limits,
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
 
 def look(repository: Path, state: State) -> Running:
     """Ask the server, and read its log and what it was made from; raises NotReady, InputError, RepositoryError."""
@@ -70,12 +81,12 @@ def look(repository: Path, state: State) -> Running:
 
 
 def _served_config(url: str) -> Mapping[str, Any]:
+    page = web.read(url, f"/v2/models/{MODEL}/config", f"the config of {MODEL}", "is the server up?", _TIMEOUT_S)
     try:
-        with urllib.request.urlopen(f"http://{url}/v2/models/{MODEL}/config", timeout=_TIMEOUT_S) as answer:
-            loaded: Mapping[str, Any] = json.load(answer)
-            return loaded
-    except (OSError, ValueError) as error:
-        raise NotReady(f"{url}: the config of {MODEL} cannot be read ({error}); is the server up?") from error
+        loaded: Mapping[str, Any] = json.loads(page)
+        return loaded
+    except ValueError as error:
+        raise NotReady(f"{url}: the config of {MODEL} is no JSON ({error}); is the server up?") from error
 
 
 def judge_all(running: Running) -> list[Line]:
@@ -88,6 +99,11 @@ def _parameters(running: Running) -> Line:
     problems = [*_config_problems(running, meant), *_log_problems(running, meant)]
     shown = f"{len(meant)} parameters, limits and policy as rendered"
     said = ", ".join(f"{name} {value}" for name, value in running.log.limits.items())
+    if not problems and not said and running.config.backend == "tensorrtllm":
+        reason = (
+            "not one line 'TRTGptModel ...' of the runtime was recognised in the server's log, so its warnings may "
+        )
+        return Line("audit.parameters", SKIPPED, reason + "have been missed too; the served config is as rendered")
     return judge("audit.parameters", problems, f"{shown}; the runtime says {said}" if said else shown)
 
 
@@ -121,6 +137,10 @@ def _log_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str]:
         found = running.log.limits.get(name)
         if found is not None and found != limits[own]:
             yield f"{own} is {found} in the runtime, and {limits[own]} in the plan"
+    chunked = meant.get("enable_chunked_context", "false").lower() in ("true", "1")
+    prompt = longest_prompt(limits["max_seq_len"], limits["max_num_tokens"], chunked_context=chunked)
+    if running.log.limits.get("maxInputLen", prompt) != prompt:
+        yield f"a prompt may have {running.log.limits['maxInputLen']} tokens in the runtime, and {prompt} were expected"
     beams, wanted = running.log.limits.get("maxBeamWidth"), meant.get("max_beam_width")
     if beams is not None and wanted is not None and beams != int(wanted):
         yield f"max_beam_width is {beams} in the runtime, and {wanted} was rendered"

@@ -3,6 +3,10 @@
 Wordings: TensorRT-LLM 0.15 to 1.1 as people posted them (NVIDIA/TensorRT-LLM pull request 4028, issues 2398 and 2449,
 triton-inference-server/tutorials pull request 150); none of it was seen by this project itself. Sizes are printed in
 powers of 1024 whatever the unit's name (MB stands for MiB).
+
+What begins a line, cpp/include/tensorrt_llm/common/logger.h: ``[TensorRT-LLM][WARNING] `` or, with a rank,
+``[TensorRT-LLM][WARNING][0] `` (NVIDIA/TensorRT-LLM 4f91d4ab); ``TIMESTAMP [TRT-LLM] [W] `` or ``... [W] [0] ``
+(00f83d1b); the package's Python logger writes ``[TIMESTAMP] [TRT-LLM] [W] ``, with ``[RANK 0]`` before the level.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ _WORKSPACE = {
 }
 _KV_CACHE = re.compile(rf"Allocated {_SIZE} for max tokens in paged KV cache \((?P<tokens>\d+)\)")
 _LIMIT = re.compile(
-    r"TRTGptModel (?P<name>maxBatchSize|maxBeamWidth|maxSequenceLen|maxNumTokens|normalizeLogProbs): (?P<value>\d+)"
+    r"TRTGptModel (?P<name>maxBatchSize|maxBeamWidth|maxSequenceLen|maxNumTokens|maxInputLen|normalizeLogProbs)"
+    r": (?P<value>\d+)"
 )
 _POLICY = re.compile(r"Capacity Scheduler Policy: (?P<value>\w+)")
+_WARNING = r"(?:\[TensorRT-LLM\]\[WARNING\]|\[TRT-LLM\] (?:\[RANK \d+\] )?\[W\])(?: ?\[\d+\])?"
 _NOT_READ = re.compile(
-    r"\[WARNING\] (?P<text>(?P<key>[a-z][a-z0-9_]*)\b.*(?:not specified|not found|not set|invalid).*)"
+    _WARNING + r" (?P<text>(?P<key>[a-z][a-z0-9_]*)\b.*(?:not specified|not found|not set|invalid).*)"
 )
 
 

@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> int:
     running = [one for one in state.servers(args.state or state.home(), args.repository) if one.phase == "ready"]
     if not running:
         raise NotReady(f"no server of {args.repository} is ready here; 'minitron serve' starts one")
-    judged = judge_all(look(args.repository, running[-1]))
-    return lines.report(judged, to=args.output, as_json=args.json)
+    found = look(args.repository, running[-1])
+    return lines.report(judge_all(found), to=args.output, as_json=args.json, numbers=found.numbers())

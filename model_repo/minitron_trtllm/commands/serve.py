@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from minitron_trtllm import output, recipe
+from minitron_trtllm.arguments import Parser
 from minitron_trtllm.errors import UsageError
-from minitron_trtllm.server import bundled, container, detach, launch, state, tls
+from minitron_trtllm.recipe_model import Recipe
+from minitron_trtllm.server import bundled, container, detach, launch, state, tls, triton_flags
 from minitron_trtllm.server.launch import Launch, Options, Ports, Served
 from minitron_trtllm.server.leftovers import Process
 from minitron_trtllm.server.openai import OpenAi
@@ -24,8 +26,10 @@ log = logging.getLogger(__name__)
 _KEY_FILE = "api-key"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: Parser) -> None:
     """Declare the arguments."""
+    parser.rest = "triton_flags"
+    parser.epilog = "What stands behind '--' are flags of tritonserver itself: minitron serve DIR -- --id=one"
     add = parser.add_argument
     add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron repo render'")
     recipe.add_flags(parser, "serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s")
@@ -59,11 +63,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the server's exit code."""
     served = Served.read(args.repository)
-    serving = recipe.from_args(args).recipe.serving
+    wanted_by_recipe = recipe.from_args(args).recipe
+    serving = wanted_by_recipe.serving
     parent = Path(os.path.abspath(args.state or state.home()))
     mark = launch.new_mark()
     folder = parent / mark
-    options = _options(args, serving.exit_timeout_s, folder)
+    options = _options(args, wanted_by_recipe, folder)
     wanted = Ports(serving.grpc_port, serving.http_port, serving.metrics_port)
     contained = args.server == "container" or (args.server is None and served.backend != "python")
     make = container.launch if contained else bundled.launch
@@ -73,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     container.check_machine(served) if contained else bundled.check_machine(served)
     if options.api_key:
         log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
+    if triton_flags.secrets(options.triton_flags):
+        log.warning("a flag behind '--' holds a secret, and every user of this machine can read it there")
     for old in state.servers(parent, served.folder):
         if old.ended:
             old.clear()
@@ -108,17 +115,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> str:
-    """The command line for a shell; the API key stays in its file."""
+    """The command line for a shell; the API key stays in its file, and stars stand for the user's own secrets."""
     words = []
     for word in launched.argv:
         if options.api_key and options.api_key in word:
             words.append('"' + word.replace(options.api_key, f"$(cat {shlex.quote(str(key_file))})") + '"')
         else:
-            words.append(shlex.quote(word))
+            words.append(shlex.quote(triton_flags.shown(word) if word in options.triton_flags else word))
     return " ".join(words)
 
 
-def _options(args: argparse.Namespace, exit_timeout_s: int, folder: Path) -> Options:
+def _options(args: argparse.Namespace, wanted: Recipe, folder: Path) -> Options:
     if args.restarts < 0:
         raise UsageError(f"--restarts {args.restarts} is less than none; 0 leaves a crashed server down")
     return Options(
@@ -126,11 +133,13 @@ def _options(args: argparse.Namespace, exit_timeout_s: int, folder: Path) -> Opt
         tls=tls.read(args.tls_cert, args.tls_key, args.tls_ca, (args.loopback_cert, args.loopback_key)),
         api_key=launch.read_api_key(args.api_key_file),
         api_key_file=_key_file(args.api_key_file, folder),
-        exit_timeout_s=exit_timeout_s,
+        exit_timeout_s=wanted.serving.exit_timeout_s,
         ready_timeout_s=args.ready_timeout,
         restarts=args.restarts,
         gpus=args.gpus,
+        environment=wanted.container.environment,
         verbose=args.verbose,
+        triton_flags=triton_flags.read(args.triton_flags),
     )
 
 

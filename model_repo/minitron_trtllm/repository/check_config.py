@@ -31,9 +31,10 @@ def check(model: str, config: Any, engine: EngineFacts | None) -> Iterator[Findi
     for field, message in _general(model, config, engine):
         yield error(where, field, message)
     logits = engine.logits_dtype if engine else "FP32"
-    inputs, outputs = tensors.BY_MODEL[model]
-    yield from check_tensors("input", config.input, tensors.with_logits(inputs, logits), where)
-    yield from check_tensors("output", config.output, tensors.with_logits(outputs, logits), where)
+    kinds = logits_offered(config)
+    inputs, outputs = (tensors.with_logits(tensors.offered(every, kinds), logits) for every in tensors.BY_MODEL[model])
+    yield from check_tensors("input", config.input, inputs, where)
+    yield from check_tensors("output", config.output, outputs, where)
     values = {key: value.string_value for key, value in config.parameters.items()}
     for key, message in parameters.problems(model, values, parameters.BY_MODEL[model]):
         yield error(where, f"parameters {key}", message)
@@ -43,6 +44,12 @@ def check(model: str, config: Any, engine: EngineFacts | None) -> Iterator[Findi
                                                 "no model that has it")  # fmt: skip
         elif descriptor.name not in _KNOWN:
             yield warning(where, descriptor.name, "is not a field that this toolkit sets or has looked at")
+
+
+def logits_offered(config: Any) -> set[str]:
+    """The kinds of logits that a config has any tensor of."""
+    declared = {tensor.name for tensor in (*config.input, *config.output)}
+    return {kind for kind, names in tensors.LOGITS_OF.items() if declared & set(names)}
 
 
 def _backend(model: str, config: Any, engine: EngineFacts | None, where: str) -> Iterator[Finding]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minitron_trtllm.repository import parameters
+from minitron_trtllm.repository.check_config import logits_offered
 from minitron_trtllm.repository.engine_folder import EngineFacts
-from minitron_trtllm.repository.ensemble import STEPS
+from minitron_trtllm.repository.ensemble import steps as ensemble_steps
 from minitron_trtllm.repository.finding import Finding, error, warning
 
 Configs = Mapping[str, Any]
@@ -30,6 +31,7 @@ def check(configs: Configs, engine: EngineFacts | None, details: Mapping[str, An
     if engine is not None:
         yield from _limits(configs, engine)
     yield from _front(configs)
+    yield from _logits(configs, engine)
     if "ensemble" in configs:
         yield from _ensemble(configs["ensemble"])
 
@@ -98,13 +100,37 @@ def _front(configs: Configs) -> Iterator[Finding]:
         yield _at("tensorrt_llm_bls", "parameters tensorrt_llm_model_name", f"names {engine_name!r}, which is not here")
 
 
+def _logits(configs: Configs, engine: EngineFacts | None) -> Iterator[Finding]:
+    """Who may ask for logits: what the engine has, through the text models within a limit."""
+    limit = _parameter(configs, "tensorrt_llm_bls", "max_logits_bytes")
+    own = logits_offered(configs["tensorrt_llm"]) if "tensorrt_llm" in configs else None
+    for model in ("tensorrt_llm_bls", "ensemble"):
+        kinds = logits_offered(configs[model]) if model in configs else set()
+        if own is not None and not kinds <= own:
+            yield _at(model, "input", f"offers {', '.join(sorted(kinds - own))} logits, and tensorrt_llm does not")
+        if kinds and limit == "0":
+            yield _at(model, "input", "offers logits, and parameters max_logits_bytes of tensorrt_llm_bls is 0")
+    if own and "generation" in own and limit == "0":
+        yield _at(
+            "tensorrt_llm", "input", "offers generation logits, which a recipe asks for by serving.max_logits_bytes"
+        )
+    if "tensorrt_llm_bls" in configs and limit not in (None, "0") and not logits_offered(configs["tensorrt_llm_bls"]):
+        yield _at("tensorrt_llm_bls", "parameters max_logits_bytes", f"is {limit}, and no logits are offered")
+    gathered = (
+        {"context": engine.gather_context_logits, "generation": engine.gather_generation_logits} if engine else {}
+    )
+    for kind in sorted(own or ()):
+        if not gathered.get(kind, True):
+            yield _at("tensorrt_llm", "input", f"offers {kind} logits, and the engine was not built to gather them")
+
+
 def _ensemble(config: Any) -> Iterator[Finding]:
     steps, where = list(config.ensemble_scheduling.step), "ensemble_scheduling.step"
-    names = [step.model_name for step in steps]
-    if names != [step.model for step in STEPS]:
-        yield _at("ensemble", f"{where} model_name", f"are {names}, and {[step.model for step in STEPS]} are needed")
+    names, needed = [step.model_name for step in steps], ensemble_steps(logits_offered(config))
+    if names != [step.model for step in needed]:
+        yield _at("ensemble", f"{where} model_name", f"are {names}, and {[step.model for step in needed]} are needed")
         return
-    for step, wanted in zip(steps, STEPS, strict=True):
+    for step, wanted in zip(steps, needed, strict=True):
         if step.model_version not in (-1, 1):
             yield _at(
                 "ensemble", f"{where} {step.model_name} model_version", f"is {step.model_version}; there is only 1"

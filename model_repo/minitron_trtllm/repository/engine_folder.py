@@ -18,7 +18,7 @@ _LOGITS = {"float32": "FP32", "float16": "FP16"}
 class EngineFacts:
     """Limits and sizes of an engine, all lengths in tokens; ``logits_dtype`` in Triton's spelling.
 
-    ``gathers_context_logits``: it can return the logits of a prompt. ``kv_cache_fraction`` is the share of free GPU
+    ``gather_context_logits``: it can return the logits of a prompt. ``kv_cache_fraction`` is the share of free GPU
     memory that the engine was planned for (None: not planned).
     """
 
@@ -32,8 +32,9 @@ class EngineFacts:
     vocab_size: int
     world_size: int
     logits_dtype: str
-    gathers_context_logits: bool
     paged_context: bool
+    gather_context_logits: bool
+    gather_generation_logits: bool
     kv_cache_fraction: float | None
 
     @property
@@ -43,12 +44,12 @@ class EngineFacts:
         TensorRT-LLM computes none for such tokens and returns what is in the memory in their place, with a line in its
         log ("not all context logits could be produced", handleContextLogits.cpp). The CPU engine computes them apart.
         """
-        return self.gathers_context_logits and not self.is_cpu
+        return self.gather_context_logits and not self.is_cpu
 
     def context_logits(self, enable_kv_cache_reuse: str) -> str:
         """The type of the logits that are returned of a prompt, "none" where none or wrong ones are."""
         wrong = self.loses_context_logits and parameters.is_true(enable_kv_cache_reuse)
-        return self.logits_dtype if self.gathers_context_logits and not wrong else "none"
+        return self.logits_dtype if self.gather_context_logits and not wrong else "none"
 
 
 def read(folder: Path, details: Mapping[str, Any]) -> EngineFacts:
@@ -87,7 +88,8 @@ def _facts(raw: Mapping[str, Any], details: Mapping[str, Any]) -> EngineFacts:
         vocab_size=_count(model, "vocab_size"),
         world_size=_count(model.get("mapping") or {"world_size": 1}, "world_size"),
         logits_dtype="FP32" if "cpu" in raw else _LOGITS[model.get("logits_dtype", "float32")],
-        gathers_context_logits="cpu" in raw or bool(build.get("gather_context_logits", False)),
+        gather_context_logits="cpu" in raw or bool(build.get("gather_context_logits", False)),
+        gather_generation_logits=bool(build.get("gather_generation_logits", False)),
         paged_context=bool(plugins.get("use_paged_context_fmha", False)),
         kv_cache_fraction=details.get("kv_cache_free_gpu_mem_fraction"),
     )

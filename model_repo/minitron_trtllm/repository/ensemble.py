@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from minitron_trtllm.repository import tensors
 
@@ -78,5 +78,16 @@ _POSTPROCESSING = Step(
     {"OUTPUT": "text_output"},
 )
 
-#: In their order. Names that begin with an underscore exist only between the steps.
-STEPS = (_PREPROCESSING, _ENGINE, _POSTPROCESSING)
+
+def steps(logits: Collection[str]) -> tuple[Step, ...]:
+    """The models in their order, with the kinds of ``logits`` that are offered.
+
+    Names that begin with an underscore exist only between the steps.
+    """
+    left_out = {name for kind, names in tensors.LOGITS_OF.items() if kind not in logits for name in names}
+    engine = replace(
+        _ENGINE,
+        inputs={name: outer for name, outer in _ENGINE.inputs.items() if name not in left_out},
+        outputs={name: outer for name, outer in _ENGINE.outputs.items() if name not in left_out},
+    )
+    return (_PREPROCESSING, engine, _POSTPROCESSING)

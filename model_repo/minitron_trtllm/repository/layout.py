@@ -80,7 +80,7 @@ def plan(engine: EngineFacts, options: RepositoryOptions, *, root: str, add_spec
         _preprocessing(batch, tokenizer | prompt, options),
         tensorrt_llm,
         _postprocessing(batch, tokenizer, options),
-        _ensemble(batch, engine.logits_dtype),
+        _ensemble(batch, engine, options),
         _bls(batch, tokenizer | prompt, options, engine, tensorrt_llm.parameters),
     )
     return Repository(models, root, engine, options, batch)
@@ -102,11 +102,22 @@ def _postprocessing(batch: int, tokenizer: dict[str, str], options: RepositoryOp
     )  # fmt: skip
 
 
+def _logits(engine: EngineFacts, options: RepositoryOptions) -> tuple[str, ...]:
+    """The kinds of logits that clients may ask for: those that the engine was built to gather.
+
+    None without a limit: one answer of 1,024 tokens takes 1 GB.
+    """
+    gathered = {"context": engine.gather_context_logits, "generation": engine.gather_generation_logits}
+    return tuple(kind for kind, there in gathered.items() if there and options.max_logits_bytes)
+
+
 def _tensorrt_llm(batch: int, engine: EngineFacts, options: RepositoryOptions, root: str) -> ModelConfig:
+    # An engine that gathers context logits was built so by the recipe, for a text model to ask for them.
+    kinds = {*_logits(engine, options), *(["context"] if engine.gather_context_logits else [])}
     return ModelConfig(
         "tensorrt_llm", "python" if engine.is_cpu else "tensorrtllm", batch,
-        tensors.with_logits(tensors.ENGINE_INPUTS, engine.logits_dtype),
-        tensors.with_logits(tensors.ENGINE_OUTPUTS, engine.logits_dtype),
+        tensors.offered(tensors.ENGINE_INPUTS, kinds),
+        tensors.with_logits(tensors.offered(tensors.ENGINE_OUTPUTS, kinds), engine.logits_dtype),
         _engine_parameters(engine, options, root),
         decoupled=True, queue=_executor_queue(engine, options),
     )  # fmt: skip
@@ -139,7 +150,8 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
         "kv_cache_free_gpu_mem_fraction": str(
             options.kv_cache_free_gpu_mem_fraction or engine.kv_cache_fraction or _BACKEND_KV_CACHE_FRACTION
         ),
-        "enable_kv_cache_reuse": _bool(reuses),
+        # Shared blocks are read by paged context FMHA, as pieces of a prompt are.
+        "enable_kv_cache_reuse": _bool(reuses and (engine.paged_context or engine.is_cpu)),
         "batch_scheduler_policy": options.batch_scheduler_policy,
         "enable_chunked_context": _bool(chunked),
         "decoding_mode": "top_k_top_p" if engine.max_beam_width == 1 else "beam_search",
@@ -166,6 +178,7 @@ def _bls(
     engine: EngineFacts,
     engine_parameters: Mapping[str, str],
 ) -> ModelConfig:
+    kinds = _logits(engine, options)
     values = {
         "tensorrt_llm_model_name": "tensorrt_llm",
         **prompt,
@@ -173,21 +186,20 @@ def _bls(
         "exclude_input_in_output": _bool(options.exclude_input_in_output),
         "max_concurrency": str(options.bls_max_concurrency),
         "max_queue_size": str(options.max_queue_size),
+        "max_logits_bytes": str(options.max_logits_bytes if kinds else 0),
         "cancellation_check_period_ms": str(options.cancellation_check_period_ms),
         "context_logits": engine.context_logits(engine_parameters["enable_kv_cache_reuse"]),
     }
-    outputs = tensors.with_logits(tensors.TEXT_OUTPUTS, engine.logits_dtype)
-    return ModelConfig(
-        FRONT, "python", batch, tensors.BLS_INPUTS, outputs, values,
-        decoupled=True,
-    )  # fmt: skip
+    outputs = tensors.with_logits(tensors.offered(tensors.TEXT_OUTPUTS, kinds), engine.logits_dtype)
+    inputs = tensors.offered(tensors.BLS_INPUTS, kinds)
+    return ModelConfig(FRONT, "python", batch, inputs, outputs, values, decoupled=True)
 
 
-def _ensemble(batch: int, logits: str) -> ModelConfig:
-    return ModelConfig(
-        "ensemble", "", batch, tensors.ENSEMBLE_INPUTS, tensors.with_logits(tensors.TEXT_OUTPUTS, logits),
-        steps=ensemble.STEPS,
-    )  # fmt: skip
+def _ensemble(batch: int, engine: EngineFacts, options: RepositoryOptions) -> ModelConfig:
+    kinds = _logits(engine, options)
+    outputs = tensors.with_logits(tensors.offered(tensors.TEXT_OUTPUTS, kinds), engine.logits_dtype)
+    inputs = tensors.offered(tensors.ENSEMBLE_INPUTS, kinds)
+    return ModelConfig("ensemble", "", batch, inputs, outputs, steps=ensemble.steps(kinds))
 
 
 def _bool(value: bool) -> str:

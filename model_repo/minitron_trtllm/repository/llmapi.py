@@ -50,7 +50,7 @@ def render(
     config = ModelConfig(NAME, "python", 0, tensors.LLMAPI_INPUTS, tensors.LLMAPI_OUTPUTS)
     image = compat.image(options.image.rpartition(":")[2])
     ranks = recipe.tensor_parallel * recipe.pipeline_parallel
-    served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.image)
+    served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.image, options.shm_bytes)
     with files.new_folder(output, force=force) as folder:
         version = writing.write_model(folder, config, "llmapi.pbtxt.j2", "llmapi")
         writing.write(version / "model.yaml", yaml.safe_dump(arguments, sort_keys=False))
@@ -68,7 +68,7 @@ def render(
                 "backend": "llmapi", "target": recipe.target, "models": [NAME], "front": NAME, "root": seen_at,
                 "decoupled": True, "max_batch_size": 0, "bls_max_concurrency": options.bls_max_concurrency,
                 "tokenizer_vocab_size": tokenizer_files.vocabulary_size(model), "world_size": ranks,
-                "image": options.image, "tensorrt_llm": image.tensorrt_llm,
+                "image": options.image, "shm_bytes": options.shm_bytes, "tensorrt_llm": image.tensorrt_llm,
             },
             known_sha256={f"model/{name}": record.sha256 for name, record in records.items()},
         )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minitron_trtllm.errors import UsageError
-from minitron_trtllm.recipe_model import Recipe, Serving
+from minitron_trtllm.recipe_model import Container, Recipe, Serving
 from minitron_trtllm.repository import parameters
 
 _SERVING = Serving()  # the defaults of what a recipe decides stand there only
@@ -35,6 +35,9 @@ class RepositoryOptions:
     max_queue_size: int = _option(
         _SERVING.max_queue_size, "requests that may wait in the engine, and in the BLS; more are refused; 0 = no limit"
     )
+    max_logits_bytes: int = _option(
+        _SERVING.max_logits_bytes, "bytes of logits that one request may ask for; 0: they are not offered"
+    )
     executor_queue_policy: bool = _option(
         _SERVING.executor_queue_policy, "let a TensorRT engine's executor have the limit too, at the price of waits"
     )
@@ -54,7 +57,11 @@ class RepositoryOptions:
     skip_special_tokens: bool = _option(True, "leave special tokens such as the end token out of the text")
     cancellation_check_period_ms: int = _option(100, "milliseconds between two looks for cancelled requests")
     stats_check_period_ms: int = _option(100, "milliseconds between two updates of the engine's metrics")
+    environment: Mapping[str, str] = field(
+        default_factory=dict, metadata={"about": "further environment of the container that serves (compose file)"}
+    )
     image: str = _option(IMAGE, "container image that serves a GPU engine")
+    shm_bytes: int = _option(Container().shm_bytes, "size of /dev/shm in the container")
     parameters: Mapping[str, str] = field(
         default_factory=dict, metadata={"about": "further parameters of the TensorRT-LLM backend"}
     )
@@ -64,6 +71,7 @@ class RepositoryOptions:
                      "cancellation_check_period_ms", "stats_check_period_ms"):  # fmt: skip
             _at_least(1, name, getattr(self, name))
         _at_least(0, "max_queue_size", self.max_queue_size)
+        _at_least(0, "max_logits_bytes", self.max_logits_bytes)
         for name in ("max_batch_size", "max_tokens_in_paged_kv_cache"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
@@ -82,11 +90,14 @@ def _at_least(least: int, name: str, value: int) -> None:
 #: Fields of a recipe that are options of a repository under another name, or under the same one.
 FROM_RECIPE = {
     "serving.max_queue_size": "max_queue_size",
+    "serving.max_logits_bytes": "max_logits_bytes",
     "serving.executor_queue_policy": "executor_queue_policy",
     "serving.preprocessing_instances": "preprocessing_instances",
     "serving.postprocessing_instances": "postprocessing_instances",
     "serving.bls_max_concurrency": "bls_max_concurrency",
+    "container.environment": "environment",
     "memory.kv_cache_fraction": "kv_cache_free_gpu_mem_fraction",
+    "container.shm_bytes": "shm_bytes",
 }
 
 

@@ -119,6 +119,7 @@ BLS: Mapping[str, Parameter] = {
     "exclude_input_in_output": Parameter("bool", required=True),
     "max_concurrency": Parameter("count", required=True),
     "max_queue_size": Parameter("size", required=True),
+    "max_logits_bytes": Parameter("size", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
     # Of the logits of a whole prompt that the engine returns, which log probs of the prompt are made of.
     "context_logits": Parameter("text", ("FP32", "FP16", "none"), required=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from minitron_trtllm.repository.layout import Repository
 from minitron_trtllm.repository.options import RepositoryOptions
 from minitron_trtllm.server import container
 from minitron_trtllm.server.launch import Served
+
+log = logging.getLogger(__name__)
 
 
 def render(
@@ -39,6 +42,10 @@ def render(
     if not facts.is_cpu:
         built_with = {"tensorrt_llm": facts.version}
         compat.check_engine(built_with, str(engine), compat.image(options.image.rpartition(":")[2]))
+    if options.max_logits_bytes and not (facts.gather_generation_logits or facts.gather_context_logits):
+        log.warning(
+            "%s was not built to gather logits, so none are offered; build it with serving.max_logits_bytes", engine
+        )
     tokenizer = engine / "tokenizer"
     names = tokenizer_files.present(tokenizer)
     size = tokenizer_files.vocabulary_size(tokenizer)
@@ -81,7 +88,7 @@ def render(
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
         folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
-        plan.engine.world_size, plan.options.image,
+        plan.engine.world_size, plan.options.image, plan.options.shm_bytes,
     )  # fmt: skip
 
 
@@ -118,4 +125,5 @@ def _details(plan: Repository, target: str, tokenizer_vocab_size: int | None) ->
             "max_num_tokens": engine.max_num_tokens,
         },
         "image": None if engine.is_cpu else plan.options.image,
+        "shm_bytes": plan.options.shm_bytes,
     }

@@ -8,6 +8,7 @@ to [], so that the model sees [batch]; LOGITS stands for the type of the engine'
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 LOGITS = "LOGITS"
@@ -40,6 +41,16 @@ def _tensor(words: list[str]) -> Tensor:
 def with_logits(tensors: tuple[Tensor, ...], dtype: str) -> tuple[Tensor, ...]:
     """The same tensors with the logits' type filled in."""
     return tuple(replace(tensor, dtype=dtype) if tensor.dtype == LOGITS else tensor for tensor in tensors)
+
+
+#: Kinds of logits, and the tensors that ask for one and that carry it.
+LOGITS_OF = {kind: (f"return_{kind}_logits", f"{kind}_logits") for kind in ("context", "generation")}
+
+
+def offered(tensors: tuple[Tensor, ...], kinds: Collection[str]) -> tuple[Tensor, ...]:
+    """The tensors without the kinds of logits that are not in ``kinds``: Triton refuses what is not declared."""
+    left_out = {name for kind, names in LOGITS_OF.items() if kind not in kinds for name in names}
+    return tuple(tensor for tensor in tensors if tensor.name not in left_out)
 
 
 PREPROCESSING_INPUTS = _table("""

@@ -10,15 +10,17 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import text
+from minitron_trtllm import cpu_execution, memory, text
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.repository import config_text
 from minitron_trtllm.repository.layout import ModelConfig
 
 _ROOM = Path(__file__).parent.parent
 _TEXT = Path(text.__file__).parent
-#: Models that hold a copy of the package ``text``.
-_WITH_TEXT = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+_PACKAGE = text.__name__.partition(".")[0]
+#: What the models import of ``core``, and so hold a copy of.
+_FROM_CORE = (*sorted(_TEXT.glob("*.py")), Path(memory.__file__), Path(cpu_execution.__file__))
+_WITH_COPY = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
 _TEMPLATES = _ROOM / "templates"
 _PYTHON_MODELS = _ROOM / "models"
 #: Where a container sees the repository.
@@ -56,9 +58,9 @@ def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -
     if model.backend == "python":
         for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
             shutil.copyfile(source, version / source.name)
-    if model.backend == "python" and sources in _WITH_TEXT:
-        for source in _TEXT.glob("*.py"):
-            place(source, version / text.__name__.replace(".", "/") / source.name, copy=True)
+    if model.backend == "python" and sources in _WITH_COPY:
+        for source in _FROM_CORE:
+            place(source, version / _PACKAGE / source.relative_to(_TEXT.parent), copy=True)
     return version
 
 

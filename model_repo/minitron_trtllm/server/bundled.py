@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import re
 import shutil
 import sys
@@ -21,15 +20,24 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_trtllm import compat
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError
+from minitron_trtllm.memory import LEAST_SHM_BYTES
 from minitron_trtllm.repository import config_text
-from minitron_trtllm.server import memory
+from minitron_trtllm.server import cpu_memory
 from minitron_trtllm.server.flags import flags, shared_memory_prefix
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable
+from minitron_trtllm.server.launch import (
+    MARK_VARIABLE,
+    Launch,
+    Options,
+    Ports,
+    Served,
+    loopback,
+    reachable,
+    without_loopback,
+)
 
-_GLIBC_NEEDED = (2, 35)  # the wheel is tagged manylinux_2_35
 _SHM = Path("/dev/shm")
-_SHM_NEEDED_BYTES = 32 << 20
 _REPOSITORY = "repository"  # in the runtime folder
 _INSTALL = "pip install 'minitron-trtllm[cpu]'"
 
@@ -47,7 +55,8 @@ class Wheel:
 
 def find() -> Wheel:
     """Find the server in this Python's packages, without importing them; raises MachineError, MissingDependency."""
-    _check_platform()
+    if problem := compat.bundled_problem():
+        raise MachineError(problem)
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependency(f"the package nvidia-pytriton, which carries Triton, is not installed: {_INSTALL}")
@@ -66,18 +75,6 @@ def find() -> Wheel:
                 f"{part} is missing, so the package nvidia-pytriton is another or damaged: {_INSTALL}"
             )
     return wheel
-
-
-def _check_platform() -> None:
-    system, machine = platform.system(), platform.machine()
-    if (system, machine) != ("Linux", "x86_64"):
-        raise MachineError(f"the bundled Triton runs on Linux x86_64, and this is {system} {machine}")
-    name, version = platform.libc_ver()
-    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC_NEEDED:
-        raise MachineError(
-            f"the bundled Triton needs glibc 2.35 or newer and this is {name or 'another C library'} {version}; "
-            "use Debian 12, Ubuntu 22.04 or newer, or a container of one of them"
-        )
 
 
 def _find_libpython(version: str) -> Path:
@@ -103,11 +100,11 @@ def check_machine(served: Served) -> None:
             f"{served.folder} was rendered to lie at {served.root}; render it again for where it is (or move it back)"
         )
     if served.engine.is_dir():
-        memory.check(served.engine)
+        cpu_memory.check(served.engine)
     free = shutil.disk_usage(_SHM).free if _SHM.is_dir() else 0
-    if free < _SHM_NEEDED_BYTES:
+    if free < LEAST_SHM_BYTES:
         raise MachineError(
-            f"{_SHM} has {free >> 20} MiB free and Triton needs {_SHM_NEEDED_BYTES >> 20}; free some, or give the "
+            f"{_SHM} has {free >> 20} MiB free and Triton needs {LEAST_SHM_BYTES >> 20}; free some, or give the "
             "container more (docker run --shm-size=1g)"
         )
 
@@ -162,21 +159,26 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
     """The server as a child process of this machine; ``runtime`` is what ``prepare`` and ``link`` make."""
     wheel, runtime = find(), _seen(runtime, mark)
     repository = served.folder if _plain(served.folder, served.root) else runtime / _REPOSITORY
-    argv = [
-        str(wheel.server),
-        *flags(served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host),
+    more = (
         f"--backend-directory={runtime / 'backends'}",
         "--pinned-memory-pool-byte-size=0",
         "--allow-gpu-metrics=false",
-    ]
+    )
+    words = flags(
+        served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host, more=more
+    )
+    argv = [str(wheel.server), *words]
     calls = loopback(f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file)
     return Launch(mark, tuple(argv), environment(runtime, mark) | calls, None, options.secrets)
 
 
 def environment(runtime: Path, mark: str) -> dict[str, str]:
     """Environment variables of the server, but for those by which it calls itself (``launch.loopback``)."""
-    dropped = ("PYTHONHOME", "PYTHONPATH", "MINITRON_GRPC")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    # Of Triton's own: AIP_MODE makes it Vertex AI's server, on another port alone; TRITON_SERVER_ESCAPE_LOG_MESSAGES
+    # changes the log that the supervisor reads; TRITONSERVER_DELAY_GRPC_... slows it (they are for its tests).
+    dropped = ("PYTHONHOME", "PYTHONPATH", "AIP_", "TRITON_SERVER_", "TRITONSERVER_")
+    own = without_loopback(os.environ)
+    inherited = {name: value for name, value in own.items() if not name.startswith(dropped)}
     return inherited | {
         # The stub finds its packages through the first python3 on PATH.
         "PATH": _join(str(Path(sys.executable).parent), inherited.get("PATH")),

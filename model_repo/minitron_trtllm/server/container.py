@@ -13,7 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.errors import MissingDependency, RepositoryError
+from minitron_trtllm import docker, gpus_here, manifest
+from minitron_trtllm.container_environment import environment
+from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError, UsageError
+from minitron_trtllm.gpus_here import GpuHere
+from minitron_trtllm.output import human_bytes
 from minitron_trtllm.repository.options import IMAGE
 from minitron_trtllm.server.flags import flags
 from minitron_trtllm.server.launch import (
@@ -28,7 +32,6 @@ from minitron_trtllm.server.launch import (
 )
 from minitron_trtllm.server.tls import Tls
 
-_SHM_SIZE = "2g"
 _STACK_BYTES = 64 << 20
 _ALL = "0.0.0.0"
 _INSIDE = Ports()
@@ -40,14 +43,46 @@ _KEY_FILE = Path("/run/minitron-api-key")
 
 
 def check_machine(served: Served) -> None:
-    """Raises MissingDependency where there is no docker, RepositoryError for a folder that it cannot mount."""
+    """Raises MissingDependency where there is no docker, MachineError where it is elsewhere, RepositoryError for a
+    folder that it cannot mount.
+
+    And, where nvidia-smi shows GPUs here, UsageError for an engine of another kind and MachineError where none has its
+    memory: both end in an error while loading otherwise.
+    """
     if shutil.which("docker") is None:
         raise MissingDependency(
             "docker is not on PATH, and a GPU engine is served in NVIDIA's container; install Docker with the NVIDIA "
             "container toolkit, or see the command with --dry-run"
         )
+    docker.check_is_here()
     if ":" in str(served.folder):
         raise RepositoryError(f"{served.folder} cannot be mounted into a container: its path holds a colon; move it")
+    _check_gpus(served)
+
+
+def _check_gpus(served: Served) -> None:
+    here = gpus_here.gpus()
+    if not here or served.backend != "tensorrtllm":
+        return
+    details = manifest.read(served.engine, "engine").details
+    architecture, where = details.get("architecture"), str(served.engine)
+    fitting = [gpu for gpu in here if architecture in (None, "sm" + gpu.compute_capability.replace(".", ""))]
+    if not fitting:
+        raise UsageError(
+            f"{where} was built for {architecture}, and here {_shown(here)}: it would not load; build it again with "
+            "this GPU's target"
+        )
+    memory = (details.get("plan") or {}).get("memory") or {}
+    needed = sum(memory.get(part, 0) for part in ("weight_bytes", "activation_bytes", "runtime_bytes"))
+    if max(gpu.memory_bytes for gpu in fitting) < needed:
+        raise MachineError(
+            f"{where} needs {human_bytes(needed)} before its KV cache, and here {_shown(fitting)}; with MIG build for "
+            "the slice's own target, or turn MIG off"
+        )
+
+
+def _shown(here: list[GpuHere]) -> str:
+    return "is " + ", ".join(f"{gpu.shown} with {human_bytes(gpu.memory_bytes)}" for gpu in here)
 
 
 def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: str) -> Launch:
@@ -61,9 +96,10 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
     inside = _inside(options)
     calls = loopback(f"127.0.0.1:{_INSIDE.grpc}", inside.tls, inside.api_key_file)
     return [
-        "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={_SHM_SIZE}",
+        "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={served.shm_bytes}",
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
-        f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", f"--env={MARK_VARIABLE}={mark}",
+        f"--user={os.getuid()}:{os.getgid()}", f"--env={MARK_VARIABLE}={mark}",
+        *(f"--env={name}={value}" for name, value in environment(options.environment).items()),
         f"--env={RESTARTS_VARIABLE}", *(f"--env={name}={value}" for name, value in calls.items()),
         f"--stop-timeout={options.exit_timeout_s + GRACE_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",

@@ -6,6 +6,9 @@ the models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from minitron_trtllm.server import triton_flags
 from minitron_trtllm.server.launch import API_KEY_HEADER, Options, Ports, Served
 
 #: Interfaces that can make the server run other code or write files: no client of ours needs them.
@@ -14,12 +17,21 @@ _USER = ("inference", "metadata", "model-config", "shared-memory", "statistics")
 
 
 def flags(
-    served: Served, options: Options, *, repository: str, ports: Ports, mark: str, bind_http: str, rank: int = 0
+    served: Served,
+    options: Options,
+    *,
+    repository: str,
+    ports: Ports,
+    mark: str,
+    bind_http: str,
+    rank: int = 0,
+    more: Sequence[str] = (),
 ) -> list[str]:
     """Everything behind the word ``tritonserver``.
 
     ``repository`` is the folder, ``options.host`` and ``bind_http`` the addresses, as the server sees them. Ranks above
-    0 of a parallel engine load only ``tensorrt_llm``; they get the same ports, and do not open them.
+    0 of a parallel engine load only ``tensorrt_llm``; they get the same ports, and do not open them. ``more``: what
+    this way to run the server needs besides. The user's own flags (``options.triton_flags``) come last.
     """
     models = served.models if rank == 0 else ("tensorrt_llm",)
     words = [
@@ -40,8 +52,10 @@ def flags(
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(mark, rank)}",
         "--log-format=ISO8601",
         f"--log-verbose={int(options.verbose)}",
+        *(f"--{name}={value}" for name, value in triton_flags.DEFAULTS.items()),
+        *more,
     ]
-    return words + _tls(options) + _restrictions(options)
+    return triton_flags.merged([*words, *_tls(options), *_restrictions(options)], options.triton_flags)
 
 
 def shared_memory_prefix(mark: str, rank: int | None = None) -> str:

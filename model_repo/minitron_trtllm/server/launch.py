@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minitron_trtllm import manifest
+from minitron_trtllm import api_keys, manifest
 from minitron_trtllm.errors import InputError, RepositoryError, UsageError
+from minitron_trtllm.server import triton_flags
 from minitron_trtllm.server.tls import Tls
 
 #: Marks every process and shared-memory segment of one server (environment variable, see ``leftovers``).
@@ -23,7 +24,6 @@ RESTARTS_VARIABLE = "MINITRON_RESTARTS"
 #: Name of the header that carries the API key: this over HTTP, with ``triton-grpc-protocol-`` before it over gRPC.
 API_KEY_HEADER = "api-key"
 
-log = logging.getLogger(__name__)
 
 #: Seconds after the exit timeout in which the supervisor sees that the last stream ended, or ends the server.
 GRACE_S = 2
@@ -37,7 +37,7 @@ class Served:
     """A rendered model repository as the server needs to know it (its manifest's details).
 
     ``root`` is where the rendered configs say that the repository lies; ``image`` the container image that the
-    repository was rendered for.
+    repository was rendered for, ``shm_bytes`` the size of /dev/shm in it.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class Served:
     root: Path
     world_size: int
     image: str | None
+    shm_bytes: int
 
     @property
     def engine(self) -> Path:
@@ -72,6 +73,7 @@ class Served:
             return cls(
                 folder, details["backend"], tuple(details["models"]), details["front"], Path(details["root"]),
                 int(details["world_size"]), details.get("image"),
+                int(details["shm_bytes"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RepositoryError(f"{folder / manifest.NAME} lacks {error}; render the repository again") from error
@@ -90,9 +92,10 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``gpus`` is what ``docker run --gpus`` takes. ``api_key_file`` is where a model of the server reads ``api_key``.
-    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. Neither key is in any
-    representation.
+    ``gpus`` is what ``docker run --gpus`` takes, ``environment`` the recipe's for containers. ``api_key_file`` is where
+    a model of the server reads ``api_key``. ``server_key`` guards the interfaces that no client needs; it is made anew
+    for each server. ``triton_flags`` are the user's own for tritonserver, as ``triton_flags.read`` gives them. Neither
+    key nor these are in any representation.
     """
 
     host: str = _LOOPBACK
@@ -103,7 +106,9 @@ class Options:
     ready_timeout_s: int = 600
     restarts: int = 3
     gpus: str = "all"
+    environment: Mapping[str, str] = field(default_factory=dict)
     verbose: bool = False
+    triton_flags: tuple[str, ...] = field(default=(), repr=False)
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
     @property
@@ -119,7 +124,7 @@ class Options:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be shown."""
-        return tuple(filter(None, (self.api_key, self.server_key)))
+        return tuple(filter(None, (self.api_key, self.server_key, *triton_flags.secrets(self.triton_flags))))
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Launch:
     """
 
     mark: str
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = field(repr=False)
     environment: dict[str, str] = field(repr=False)
     container: str | None
     secrets: tuple[str, ...] = field(repr=False)
@@ -157,6 +162,7 @@ def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[s
     """Environment variables by which a model of the server calls that server over gRPC.
 
     Files are named, not quoted, and so is the key's: others may read the environment of a process, but not the file.
+    They take the place of all that the environment says of another server (``without_loopback``).
     """
     values: dict[str, object] = {"MINITRON_GRPC": address}
     if tls:
@@ -166,6 +172,11 @@ def loopback(address: str, tls: Tls | None, api_key_file: Path | None) -> dict[s
     if api_key_file:
         values["MINITRON_GRPC_API_KEY_FILE"] = api_key_file
     return {name: str(value) for name, value in values.items()}
+
+
+def without_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the variables of ``loopback``, which a shell may still have of another server."""
+    return {name: value for name, value in environment.items() if not name.startswith("MINITRON_GRPC")}
 
 
 def check_host(host: str) -> str:
@@ -180,9 +191,4 @@ def read_api_key(path: Path | None) -> str | None:
     """Read the one line of an API key file; raises InputError."""
     if path is None:
         return None
-    key = path.read_text(encoding="utf-8", errors="replace").strip()
-    if path.is_file() and path.stat().st_mode & 0o077:
-        log.warning("%s can be read by others; 'chmod 600' it", path)
-    if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(f"{path} must hold one line of at least 16 printable ASCII characters without spaces")
-    return key
+    return api_keys.one(api_keys.demanded(path), path)

@@ -83,10 +83,26 @@ def _fields(process: Path) -> list[str]:
 
 def at_work(mark: str) -> bool | None:
     """Whether a thread of its tritonserver runs or waits for a processor; None where no tritonserver can be seen."""
+    threads = _threads(mark)
+    return any(_state(thread) in "RD" for thread in threads) if threads else None
+
+
+def waits_for_a_process(mark: str) -> bool:
+    """Whether a thread of its tritonserver waits for the end of another process, as far as the kernel tells."""
+    return any(_kernel_function(thread) == "do_wait" for thread in _threads(mark))
+
+
+def _threads(mark: str) -> list[Path]:
     servers = [one.pid for one in processes(mark) if Path(_command_line(one.pid)[0]).name == "tritonserver"]
-    if not servers:
-        return None
-    return any(_state(thread) in "RD" for pid in servers for thread in Path(f"/proc/{pid}/task").glob("*"))
+    return [thread for pid in servers for thread in Path(f"/proc/{pid}/task").glob("*")]
+
+
+def _kernel_function(thread: Path) -> str:
+    """Where in the kernel a thread sleeps (proc(5), wchan); empty where it does not, or where that is secret."""
+    try:
+        return (thread / "wchan").read_text()
+    except OSError:
+        return ""
 
 
 def _state(thread: Path) -> str:

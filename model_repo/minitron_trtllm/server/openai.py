@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from minitron_trtllm.errors import ServerError, UsageError
-from minitron_trtllm.server.launch import Options, Ports, Served, loopback, reachable
+from minitron_trtllm.server.launch import Options, Ports, Served, loopback, reachable, without_loopback
 from minitron_trtllm.server.running import ending, start_child
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class OpenAi:
             raise UsageError(f"--openai needs the text model {_TEXT_MODEL}, and {served.folder} serves {served.front}")
         self._served, self._options, self._log_path = served, options, log_path
         self._address, self._port = options.host, port
-        self._environment = dict(os.environ) | loopback(
+        self._environment = without_loopback(os.environ) | loopback(
             f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file
         )
         self._child: subprocess.Popen[bytes] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _LAST_WORDS_S = 5.0  # for tritonserver to say itself that a model's process died
+_LOST_S = 5.0  # for a process that tritonserver waits for to end, while a model is loaded
 _BACKTRACE_S = 5.0  # for tritonserver to write it; its handler of signals may hang over it
 _PR_SET_PDEATHSIG = 1
 #: What kills a program that goes wrong; SIGKILL is not among them: somebody, or a machine without memory, meant it.
@@ -30,11 +32,25 @@ _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal
 
 
 class Crashed(ServerError):
-    """tritonserver died of a signal before it was ready: no fault of the models, so another start may do better.
+    """tritonserver died of a signal before it was ready, or lost the process of a model: another start may do better.
 
-    Its Python backend (2.51) gives the process of a model 10 s to come up and 5 s to show that it lives while it loads,
-    kills it where a busy machine takes longer, and may abort over the lock that the killed process held.
+    Neither is the fault of a model. Its Python backend (2.51) takes a process for dead that does
+    not say otherwise within 10 s of its start, and within 5 s later on, by the clock on the wall: on a very busy
+    machine, one that was asleep, or one whose clock was set. Then it kills it, and may abort over the lock that it
+    held; or it waits for ever for the end of a process that lives on.
     """
+
+
+class _Lasting:
+    """Whether something has been so for some seconds, each time that it is looked at."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._since = seconds, math.inf
+
+    def __call__(self, so: bool) -> bool:
+        now = time.monotonic()
+        self._since = min(self._since, now) if so else math.inf
+        return now - self._since > self._seconds
 
 
 class Running:
@@ -47,7 +63,7 @@ class Running:
         self.log = ServerLog(log_path, log_path.stat().st_size if log_path.exists() else 0)
         self.child = start_child(launch.argv, launch.environment | {RESTARTS_VARIABLE: str(restarts)}, log_path)
         self._stubs: dict[str, Process] = {}
-        self._struck_since: float | None = None
+        self._bereft, self._waits, self._hangs = _Lasting(_LAST_WORDS_S), _Lasting(_LOST_S), _Lasting(_BACKTRACE_S)
 
     def wait_until_ready(self, served: Served, options: Options, port: int, asked: Callable[[], object]) -> bool:
         """Wait for all models, then warm up over HTTP at ``port``; False when ``asked`` to stop meanwhile.
@@ -55,7 +71,6 @@ class Running:
         Raises Crashed, another ServerError or PortBusy where it does not become ready.
         """
         deadline = time.monotonic() + options.ready_timeout_s
-        bereft_since: float | None = None
         with _Progress(len(served.models)) as progress:
             while not readiness.is_ready(options.probe_host, port, served.models):
                 self.log.new_errors()  # the message of a failed start holds them
@@ -67,9 +82,9 @@ class Running:
                 if self.child.poll() is not None:
                     self.log.new_errors()
                     raise self._died()
-                if self._hangs_over_signal():
+                if self._hangs(self.log.struck is not None):
                     raise Crashed(f"tritonserver hangs since signal {self.log.struck} (log: {self.log.path})")
-                bereft_since = self._bereft_since(bereft_since, now)
+                self._check_processes()
                 if now > deadline:
                     raise ServerError(
                         f"the server was not ready within {options.ready_timeout_s} s; --ready-timeout gives it "
@@ -85,15 +100,17 @@ class Running:
         error = self.log.explain(f"tritonserver ended with {ending(code)} before it was ready")
         return Crashed(str(error)) if signal_of(code) in _CRASHES else error
 
-    def _bereft_since(self, since: float | None, now: float) -> float | None:
-        """Since when a model's process is dead and tritonserver silent; raises ServerError when it stays so."""
-        if self._container or not leftovers.dead_children(self.child.pid):
-            return None
-        if since is not None and now - since > _LAST_WORDS_S:
+    def _check_processes(self) -> None:
+        """Raise ServerError where a model's process has died and tritonserver does not say so, Crashed where it has not
+        and is waited for."""
+        if self._bereft(not self._container and bool(leftovers.dead_children(self.child.pid))):
             raise ServerError(
                 f"the process of a model ended while it was loaded: {self.log.last_words()} (log: {self.log.path})"
             )
-        return since or now
+        if self._waits(leftovers.waits_for_a_process(self.mark)):
+            raise Crashed(
+                f"tritonserver took the process of a model for dead, and waits for the end of it (log: {self.log.path})"
+            )
 
     def crashed(self) -> str | None:
         """How the server ended by itself, or the process of a model that it cannot answer without; None: it did not."""
@@ -101,15 +118,9 @@ class Running:
             return f"tritonserver ended by itself with {ending(self.child.returncode)}"
         if lost := self.lost():
             return f"the process of {', '.join(lost)} ended by itself"
-        if self._hangs_over_signal():
+        if self._hangs(self.log.struck is not None):
             return f"tritonserver hangs since signal {self.log.struck}"
         return None
-
-    def _hangs_over_signal(self) -> bool:
-        if self.log.struck is None:
-            return False
-        self._struck_since = self._struck_since or time.monotonic()
-        return time.monotonic() - self._struck_since > _BACKTRACE_S
 
     def lost(self) -> list[str]:
         """The instances of Python models that were there when the server was ready, and have no process any more."""

@@ -25,6 +25,9 @@ _PROCESS_ENDED = "is not healthy"
 _STRUCK = re.compile(r"^Signal \((?P<number>\d+)\) received\.")
 _STUB_ENDED = re.compile(r"Failed to preinitialize Python stub: (?P<reason>.*)")
 _PORT_IN_USE = re.compile(r"Socket '(?P<address>[^']+)' already in use")
+# Said before and after 400 lines about all flags; the values are left out, as they may be secret.
+_UNKNOWN_FLAG = re.compile(r"tritonserver: (?P<what>(?:unrecognized )?option '--[^'=]*)[^']*(?P<rest>'.*)")
+_BAD_VALUE = re.compile(r'^Bad option: "(?P<flag>--[^"=]*)')
 # Both are printed on machines without a GPU.
 _HARMLESS = ("CudaDriverHelper has not been initialized", "CUDA driver version is insufficient")
 _TAIL_LINES = 200
@@ -34,7 +37,7 @@ class ServerLog:
     """A log file that another process appends to, from ``offset`` (bytes) on.
 
     ``loaded``: models that are; ``ended``: models that no request holds any more, once they are unloaded; ``struck``:
-    the signal by which tritonserver says that it ends.
+    the signal by which tritonserver says that it ends; ``refused``: the flag that it does not take.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -43,6 +46,7 @@ class ServerLog:
         self.loaded: set[str] = set()
         self.ended: set[str] = set()
         self.struck: int | None = None
+        self.refused: str | None = None
 
     def new_errors(self) -> list[str]:
         """Read on, and return what the server reported as errors since the last call."""
@@ -63,6 +67,10 @@ class ServerLog:
                 seen.add(match[1])
         if match := _STRUCK.match(line):
             self.struck = self.struck or int(match["number"])
+        if match := _UNKNOWN_FLAG.search(line):
+            self.refused = match["what"] + match["rest"]
+        elif match := _BAD_VALUE.match(line):
+            self.refused = f"a bad value for {match['flag']}"
 
     def check_loading(self) -> None:
         """Raise what ``explain`` finds as soon as one model has failed: tritonserver may wait for the others."""
@@ -77,6 +85,8 @@ class ServerLog:
         for line in self.tail:
             if match := _PORT_IN_USE.search(line):
                 return PortBusy(f"{match['address']} is taken; stop what listens there, or choose another port")
+        if self.refused:
+            return ServerError(f"{what}: {self.refused} (log: {self.path})")
         texts = [text for line in self.tail if (text := _error_text(line))]
         texts = texts or [line for line in self.tail if line.startswith("error: ")]
         reasons = [f"model {m['model']}: {m['reason']}" for text in texts if (m := _NOT_LOADED.search(text))] or texts

@@ -6,12 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_trtllm.cpu_execution import KV_ELEMENT_BYTES, properties
+
 BLOCK_TOKENS = 32
 """Tokens per block of the KV cache, fixed by OpenVINO's CPU plugin."""
-
-# Bytes per element of the KV cache: float32 in exact mode; 8-bit codes with their scales in fast mode (76 kB per token
-# against 262 kB at the 4B shape, measured with OpenVINO 2026.4.1).
-_KV_ELEMENT_BYTES = {"exact": 4.0, "fast": 4.0 * 76 / 262}
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,7 @@ class EngineConfig:
     max_input_len: int
     max_seq_len: int
     max_num_tokens: int
-    execution: str
-    int8: bool
+    properties: dict[str, str]
     kv_bytes_per_token: float
 
     @classmethod
@@ -43,9 +40,8 @@ class EngineConfig:
                 max_input_len=limits["max_input_len"],
                 max_seq_len=limits["max_seq_len"],
                 max_num_tokens=limits["max_num_tokens"],
-                execution=cpu["execution"],
-                int8=(model.get("quantization") or {}).get("quant_algo") == "W8A16",
-                kv_bytes_per_token=elements * _KV_ELEMENT_BYTES[cpu["execution"]],
+                properties=properties(raw),
+                kv_bytes_per_token=elements * KV_ELEMENT_BYTES[cpu["execution"]],
             )
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -8,11 +8,12 @@ users of the libraries here.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minitron_trtllm.memory import available_bytes
 
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation_request import Request
@@ -35,7 +36,7 @@ def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool)
     scheduler.max_num_batched_tokens = engine.max_num_tokens
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = reuse_kv_cache
-    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", properties(engine))
+    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", engine.properties)
 
 
 class PlainModel:
@@ -44,7 +45,7 @@ class PlainModel:
     def __init__(self, engine: EngineConfig) -> None:
         """Load it; blocks the caller for seconds to a minute."""
         path = engine.folder / "openvino" / "openvino_model.xml"
-        self._request = ov.Core().compile_model(str(path), "CPU", properties(engine)).create_infer_request()
+        self._request = ov.Core().compile_model(str(path), "CPU", engine.properties).create_infer_request()
 
     def reset_state(self) -> None:
         """Begin another text."""
@@ -61,17 +62,6 @@ class PlainModel:
         }
         logits: NDArray[np.float32] = self._request.infer(inputs, share_outputs=True)["logits"][0]
         return logits
-
-
-def properties(engine: EngineConfig) -> dict[str, str]:
-    """Plugin settings of the two execution modes.
-
-    Exact sets arithmetic, keys/values and activations to float32. Fast is the plugin's bfloat16 and 8 bits, with
-    activations quantised by groups of 128; for int8 weights that costs a single stream more than it gains.
-    """
-    if engine.execution == "exact":
-        return {"EXECUTION_MODE_HINT": "ACCURACY"}
-    return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if engine.int8 and engine.max_batch_size == 1 else "128"}
 
 
 def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
@@ -94,14 +84,6 @@ def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
             "or build with a smaller --max-seq-len"
         )
     return min(engine.max_batch_size * sequence, fitting)
-
-
-def available_bytes() -> int:
-    """Memory that this process can still get, in bytes (proc(5), MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError("/proc/meminfo has no MemAvailable")
 
 
 def input_ids(request: Request) -> Any:

@@ -215,6 +215,9 @@ def _table(ways: dict[str, Way]) -> str:
 def _document(ways: dict[str, Way], bars: list[Bar]) -> dict[str, Any]:
     return {
         "schema": 1, "streams": STREAMS, "tokens": TOKENS, "cores": os.cpu_count(),
+        # What core's data/gateway.yaml holds, for the plan.
+        "triton_us_per_token": ways["direct"].median("cpu_us_per_token"),
+        "gateway_us_per_token": ways["gateway"].median("cpu_us_per_token") - ways["direct"].median("cpu_us_per_token"),
         **{bar.name: bar.measured for bar in bars},
         "ways": {
             name: {"rounds": [{key: value for key, value in one.items() if key != "ttft_ms"} for one in way.rounds],

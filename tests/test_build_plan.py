@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL_MODEL, minitron
+from conftest import ROOT, SMALL_MODEL, minitron
 from minitron_trtllm import data_files, recipe, shape
 from minitron_trtllm.errors import ModelError, NotEnoughMemory, UsageError
 from minitron_trtllm.gpu import all_gpus, find
@@ -103,6 +104,25 @@ def test_roofline_of_a_full_batch_and_a_prompt() -> None:
     # 512 tokens: 2 x 2,617,245,696 x 512 + 2 x 32 x 3072 x 512^2 + 2 x 786,432,000 operations at 312e12/s
     assert best.prefill_s == pytest.approx((2_680_059_592_704 + 51_539_607_552 + 1_572_864_000) / 312e12)
     assert best.prefill_bound_by == "arithmetic"
+
+
+def test_the_gateway_workers_that_an_engine_can_feed() -> None:
+    """By hand, from the table of docs/performance.md: 393 - 204 = 189 us of a worker's time a token, 5,291 tokens/s."""
+    table = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z_` ().]+) \| (\d+) \| \d+ \| [\d,]+ \|", table, re.MULTILINE))
+    assert (int(rows["gateway"]), int(rows["`tensorrt_llm` itself (`direct`)"])) == (393, 204)
+    made = planned("a100-int4", workload__concurrency=16)
+    assert made.roofline is not None and made.gateway is not None
+    rate = made.roofline.planned_tokens_per_s
+    assert 1 < rate / (1e6 / 189) < 2 and made.gateway.workers == 2
+    assert made.gateway.worker_tokens_per_s == pytest.approx(1e6 / 189)
+    assert made.gateway.cores == pytest.approx(rate * 393e-6)
+    assert planned("a100-int4", workload__concurrency=1).gateway.workers == 1  # type: ignore[union-attr]
+    assert planned("a100-llmapi").gateway is None  # it has no tensorrt_llm that takes tokens
+    assert planned("cpu").gateway is None  # of a machine that is not known
+    slow = planned("cpu", machine=Machine(bandwidth=20e9, flops=None), capacity=32 << 30)
+    assert slow.gateway is not None and slow.gateway.workers == 1
+    assert "gateway" not in made.identity()
 
 
 def test_a_large_batch_is_bound_by_arithmetic() -> None:

@@ -193,8 +193,17 @@ def test_clients_go_directly(surrounded: Trap, start_bare: Callable[..., Bare], 
 def test_a_gateway_goes_directly(surrounded: Trap, start_bare: Callable[..., Bare]) -> None:
     gateway = Gateway("--upstream", start_bare("--tokenizer", str(SMALL_MODEL)).url)
     assert "it broke" in gateway.refusal(prompt(error="it broke"))[1]  # the server's own words
+    done = minitron("generate", prompt(tokens=2), "--max-tokens", "2", "--url", gateway.document["url"])
+    assert done.stderr.startswith("2 tokens")
     assert gateway.end()[0] == 0
     assert not surrounded.asked
+
+
+def test_an_openai_api_elsewhere_is_asked_through_the_proxy_which_a_failure_names(surrounded: Trap) -> None:
+    done = minitron("generate", "x", "--url", "http://server.example:8080/v1", check=False)
+    assert surrounded.asked and "server.example:8080" in surrounded.asked[0]
+    assert done.returncode == 9 and "HTTP 502" in done.stderr and SECRET not in done.stderr
+    assert "http_proxy in the environment sends this to a proxy" in done.stderr
 
 
 def test_a_mirror_of_hugging_face_on_this_machine_is_asked_directly(

@@ -11,6 +11,7 @@ from minitron_trtllm.errors import UsageError
 from minitron_trtllm.gpu import Gpu
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.plan import memory, weights
+from minitron_trtllm.plan.gateway import GatewayPlan, for_rate
 from minitron_trtllm.plan.limits import MANY_NUM_TOKENS, Limits, derive, lengths
 from minitron_trtllm.plan.memory import MemoryPlan
 from minitron_trtllm.plan.model import PlannedModel, precision_of
@@ -45,7 +46,8 @@ class Roofline:
 class EnginePlan:
     """All that is decided before building. ``document()`` is what manifests and ``--json`` hold.
 
-    ``weights``: bytes of the undivided model for every precision. ``fits``: whether at least one sequence does.
+    ``weights``: bytes of the undivided model for every precision.
+    ``fits``: whether at least one sequence does. ``gateway``: what it takes in front.
     ``logits_bytes``: host memory that a full batch may fill with logits.
     ``remedies``: what would hold the whole workload where this does not.
     """
@@ -63,6 +65,7 @@ class EnginePlan:
     kv_cache_free_gpu_mem_fraction: float | None
     memory: MemoryPlan
     roofline: Roofline | None
+    gateway: GatewayPlan | None
     concurrency: int
     logits_bytes: int = 0
     notes: tuple[str, ...] = ()
@@ -88,7 +91,14 @@ class EnginePlan:
     def identity(self) -> dict[str, Any]:
         """The document without what may differ for the same engine: paths, remarks and, for cpu, this machine."""
         kept = self.document()
-        for name in ("notes", "remedies", "fits", "logits_bytes", *(() if self.gpu else ("memory", "roofline"))):
+        for name in (
+            "notes",
+            "remedies",
+            "fits",
+            "logits_bytes",
+            "gateway",
+            *(() if self.gpu else ("memory", "roofline")),
+        ):
             del kept[name]
         kept["model"] = kept["model"]["shape"]
         if self.logits_bytes:
@@ -166,6 +176,7 @@ def _plan(case: _Case) -> EnginePlan:
     fitting = needed.sequences_that_fit
     if fitting is not None and recipe.limits.max_batch_size is None and fitting < limits.max_batch_size:
         limits = derive(recipe, case.shape, max(1, fitting))
+    roofline = _roofline(case, limits, case.machine) if case.machine else None
     return EnginePlan(
         target=recipe.target,
         gpu=gpu,
@@ -179,7 +190,9 @@ def _plan(case: _Case) -> EnginePlan:
         limits=limits,
         kv_cache_free_gpu_mem_fraction=memory.kv_cache_fraction(needed, limits, recipe.memory) if gpu else None,
         memory=needed,
-        roofline=_roofline(case, limits, case.machine) if case.machine else None,
+        roofline=roofline,
+        # The gateway asks tensorrt_llm for tokens, which an LLM API repository has not.
+        gateway=for_rate(roofline.planned_tokens_per_s) if roofline and recipe.backend == "engine" else None,
         concurrency=recipe.workload.concurrency,
         logits_bytes=memory.logits_bytes(case.shape, limits, recipe.serving.max_logits_bytes) if gpu else 0,
         notes=tuple(notes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from minitron_trtllm import output
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.plan.engine_plan import EnginePlan, Roofline
+from minitron_trtllm.plan.gateway import GatewayPlan
 from minitron_trtllm.plan.weights import WeightBytes
 
 #: The two 16-bit types weigh the same and share a line.
@@ -16,6 +17,8 @@ def text(plan: EnginePlan) -> str:
     parts = [_head(plan), _weights(plan), _memory(plan), _limits(plan)]
     if plan.roofline:
         parts.append(_roofline(plan, plan.roofline))
+    if plan.gateway:
+        parts.append(_gateway(plan.gateway))
     if plan.notes:
         parts.append("\n".join(f"NOTE: {note}" for note in plan.notes))
     if plan.remedies:
@@ -83,6 +86,15 @@ def _limits(plan: EnginePlan) -> str:
         share = f"{plan.kv_cache_free_gpu_mem_fraction:.2f}"
         rows.append(("kv_cache_free_gpu_mem_fraction", share, "of what is free once the engine is loaded"))
     return output.table(rows, ("limit", "value", "meaning"))
+
+
+def _gateway(front: GatewayPlan) -> str:
+    workers = "one gateway worker" if front.workers == 1 else f"{front.workers} gateway workers"
+    return (
+        f"At that batch it can feed {workers} ('minitron gateway --workers'): one carries "
+        f"{front.worker_tokens_per_s:,.0f} tokens/s, and with Triton they keep {front.cores:.1f} cores busy. "
+        f"Measured: {front.source}"
+    )
 
 
 def _roofline(plan: EnginePlan, best: Roofline) -> str:

@@ -79,6 +79,11 @@ class ServedModel:
     text: LocalText | None = None
 
     @property
+    def counted_as(self) -> str:
+        """The model under whose name Triton counts its requests: the gateway's ask the engine itself."""
+        return FRONTS[-1] if self.dialect == "openai" else self.name
+
+    @property
     def takes_ids(self) -> bool:
         """Whether it takes token ids rather than text."""
         return self.dialect == "tokens"

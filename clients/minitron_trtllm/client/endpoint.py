@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import ssl
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,17 @@ class Tls:
         if (self.cert is None) != (self.key is None):
             raise UsageError("mutual TLS needs both the client's certificate and its key")
         return grpc.ssl_channel_credentials(*(_read(path) for path in (self.ca, self.key, self.cert)))
+
+    def context(self) -> ssl.SSLContext:
+        """The same for HTTPS; raises InputError, UsageError."""
+        self.credentials()  # names a file that is not there
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.cert:
+                context.load_cert_chain(self.cert, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(f"{self.ca or self.cert}: {error}; a certificate and its key are needed") from error
+        return context
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import files
-from minitron_trtllm.client import Client, Request, Response
-from minitron_trtllm.client.arguments import add_connection, endpoint
+from minitron_trtllm.client import Request, Response
+from minitron_trtllm.client.arguments import add_connection, client_of, endpoint_of_any_kind
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.output import emit_json
 
@@ -47,13 +47,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         sampling(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=about)
     sampling("--ignore-end", action="store_true", help="generate past the end token")
     sampling("--stop", action="append", metavar="WORDS", help="end where these words appear (may be repeated)")
-    add_connection(parser)
+    add_connection(parser, http=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Send the prompt and print what comes back."""
     request = _request(args)
-    with Client(endpoint(args), model=args.model, deadline_s=args.deadline, tokenizer=args.tokenizer) as client:
+    with client_of(
+        endpoint_of_any_kind(args), args.model, deadline_s=args.deadline, tokenizer=args.tokenizer
+    ) as client:
         if args.no_stream:
             response = client.generate(request)
         else:

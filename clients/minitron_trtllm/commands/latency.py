@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trtllm import files
-from minitron_trtllm.client import Client
-from minitron_trtllm.client.arguments import add_connection, endpoint
+from minitron_trtllm.client.arguments import add_connection, client_of, endpoint_of_any_kind
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load import compare, latency
@@ -53,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--tolerance", type=float, default=0.1, metavar="SHARE", help="how much worse is allowed (default %(default)s)")
     add("--output", type=Path, metavar="FILE", help="store the result as JSON")
     add("--json", action="store_true", help="print the result as JSON")
-    add_connection(parser)
+    add_connection(parser, http=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     roofline = compare.read_roofline(args.manifest) if args.manifest else None
     beside = compare.read_run(args.beside) if args.beside else None
     baseline = compare.read_run(args.baseline) if args.baseline else None
-    server = endpoint(args)
+    server = endpoint_of_any_kind(args)
     effort = Effort(args.repeats, args.rounds, args.warm_up, args.deadline)
-    with Client(server, model=args.model) as client:
+    with client_of(server, args.model) as client:
         model, metadata = client.served_model(), client.metadata()
         prompts, counted_by = prompt_maker(client, model, args.tokenizer or found_tokenizer(args.manifest), args.seed)
         results, gone = asyncio.run(

@@ -14,8 +14,7 @@ from statistics import median
 from typing import Any
 
 from minitron_trtllm import files
-from minitron_trtllm.client import Client
-from minitron_trtllm.client.arguments import add_connection, endpoint
+from minitron_trtllm.client.arguments import add_connection, client_of, endpoint_of_any_kind
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.errors import UsageError, VerdictError
 from minitron_trtllm.load import gone, requests, schedule, search
@@ -68,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="DIR", help="folder of the run (default: out/runs/NAME-TIME)")
     add("--dry-run", action="store_true", help="print the plan and send nothing")
     add("--json", action="store_true", help="print the result as JSON")
-    add_connection(parser)
+    add_connection(parser, http=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.find_capacity and (share != Slice() or profile.arrival.kind in ("closed", "ramp", "trace")):
         raise UsageError("--find-capacity varies the rate of constant, poisson or gamma arrivals, and takes no --slice")
     folder = args.output or _default_folder(args.profile)
-    with Client(endpoint(args), model=args.model) as client:
+    with client_of(endpoint_of_any_kind(args), args.model) as client:
         model, metadata = client.served_model(), client.metadata()
         prompts, counted_by = prompt_maker(
             client, model, args.tokenizer or found_tokenizer(args.manifest), profile.seed
@@ -128,7 +127,7 @@ class _Maker:
         ready = requests.build(planned, profile, self._model, self._prompts, few_prompts=self._few)
         runs.new_run_folder(folder, share)
         return runs.execute(
-            profile, ready, endpoint(self._args), folder, model=self._model.name,
+            profile, ready, endpoint_of_any_kind(self._args), folder, model=self._model.counted_as,
             share=share, metrics_url=self._args.metrics_url, show=_show,
         )  # fmt: skip
 

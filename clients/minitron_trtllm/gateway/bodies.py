@@ -22,10 +22,12 @@ MOST_CHOICES = 128
 
 
 class StreamOptions(BaseModel):
-    """``include_usage``: a last event with the counts."""
+    """``include_usage``: a last event with the counts; ``continuous_usage_stats``: every event with those of its choice
+    so far (vLLM's)."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 def _texts(value: Any) -> Any:
@@ -93,6 +95,11 @@ class _Body(BaseModel):
     def includes_usage(self) -> bool:
         """Whether a stream ends with the counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def counts_on(self) -> bool:
+        """Whether every event of a stream has counts."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def choices(self) -> int:

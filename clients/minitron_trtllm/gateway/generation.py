@@ -26,7 +26,7 @@ _SEEDS = 2**64
 class Generation:
     """What is to be generated: ``sequences`` for each prompt, of which the best ``choices`` are answered.
 
-    ``tokens`` counts what was made.
+    ``counts_on``: every event of a stream has counts. ``tokens`` counts what was made.
     """
 
     prompts: list[list[int]]
@@ -37,6 +37,7 @@ class Generation:
     streams: bool
     includes_usage: bool
     shows_log_probs: bool
+    counts_on: bool = False
     tokens: int = 0
 
     @property
@@ -53,6 +54,7 @@ class Generation:
         """The events of a stream, to the one that says that it is whole. Raises EngineError."""
         held: dict[int, list[Piece]] = {}
         begun: set[int] = set()
+        made = [0] * self.count
         async with contextlib.aclosing(self._pieces(text, interval, pace)) as pieces:
             async for index, piece in pieces:
                 waiting = held.setdefault(index, [])
@@ -64,9 +66,11 @@ class Generation:
                     continue
                 begun.add(index)
                 waiting.clear()
-                yield self.answer.part(index, joined)
+                made[index] += joined.tokens
+                prompt = len(self.prompts[index // self.sequences])
+                yield self.answer.part(index, joined, _usage(prompt, made[index]) if self.counts_on else None)
         if self.includes_usage:
-            yield self.answer.usage_part(self._usage())
+            yield self.answer.usage_part(_usage(self.prompt_tokens, self.tokens))
         yield DONE
 
     async def whole(self, text: TextService) -> bytes:
@@ -77,7 +81,7 @@ class Generation:
                 found[index].append(piece)
         made = [Piece.join(parts) for parts in found]
         chosen = [one for row in range(len(self.prompts)) for one in self._best(row, made)]
-        return self.answer.whole(chosen, self._usage())
+        return self.answer.whole(chosen, _usage(self.prompt_tokens, self.tokens))
 
     def _best(self, row: int, made: Sequence[Piece]) -> list[Piece]:
         """The choices of a prompt: by the mean log prob of their tokens where there are more sequences."""
@@ -85,10 +89,6 @@ class Generation:
         if self.sequences > self.choices:
             own = sorted(own, key=_mean_log_prob, reverse=True)[: self.choices]
         return own if self.shows_log_probs else [replace(piece, log_probs=()) for piece in own]
-
-    def _usage(self) -> dict[str, int]:
-        prompt = self.prompt_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
 
     async def _pieces(
         self, text: TextService, interval: Interval, pace: Callable[[], float]
@@ -133,7 +133,7 @@ async def of_completion(
         replace(sampling, echo=bool(body.echo), prompt_log_probs=body.logprobs if body.echo else None),
         Answer(body.model, includes_usage=body.includes_usage, alternatives=body.logprobs or 0),
         choices=body.choices, sequences=body.sequences, streams=body.streams, includes_usage=body.includes_usage,
-        shows_log_probs=body.logprobs is not None,
+        shows_log_probs=body.logprobs is not None, counts_on=body.counts_on,
     )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ async def of_chat(body: ChatBody, tokenizer: TextTokenizer, prompts: PromptMaker
         body.sampling(max_tokens, log_probs=bool(body.logprobs)),
         ChatAnswer(body.model, includes_usage=body.includes_usage, alternatives=body.top_logprobs or 0),
         choices=body.choices, sequences=body.sequences, streams=body.streams, includes_usage=body.includes_usage,
-        shows_log_probs=bool(body.logprobs),
+        shows_log_probs=bool(body.logprobs), counts_on=body.counts_on,
     )  # fmt: skip
 
 
@@ -168,6 +168,10 @@ async def _encode(prompt: str | list[int], tokenizer: TextTokenizer, prompts: Pr
     if len(prompt) < _LONG:
         return tokenizer.encode(prompt)
     return await asyncio.to_thread(tokenizer.encode, prompt)
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _mean_log_prob(piece: Piece) -> float:

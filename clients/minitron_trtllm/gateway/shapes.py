@@ -35,9 +35,10 @@ class Answer:
         self._end = b'], "usage": null}\n\n' if includes_usage else b"]}\n\n"
         self._alternatives = alternatives
 
-    def part(self, index: int, piece: Piece) -> bytes:
-        """The event of what came of one choice."""
-        return self._start + json.dumps(self._part(index, piece)).encode() + self._end
+    def part(self, index: int, piece: Piece, usage: Mapping[str, int] | None = None) -> bytes:
+        """The event of what came of one choice, with the counts until then where they are wanted."""
+        end = self._end if usage is None else b'], "usage": ' + json.dumps(usage).encode() + b"}\n\n"
+        return self._start + json.dumps(self._part(index, piece)).encode() + end
 
     def usage_part(self, usage: Mapping[str, int]) -> bytes:
         """The last event, with the counts."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from minitron_trtllm.errors import NotReady, ServerError, StreamBroken
 from minitron_trtllm.load.record import Record
-from minitron_trtllm.load.wire import Wire
+from minitron_trtllm.load.wire import AnyWire
 
 GONE = "server gone"
 #: A server that is restarted may be back within; one that stalls has its connections and is not asked.
@@ -48,7 +48,7 @@ class GoneWatch:
     that has been so for long enough.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: AnyWire) -> None:
         self.suspected: Gone | None = None
         self.sure = False
         self._wire, self._seen_ns, self._one_asks = wire, 0, asyncio.Lock()

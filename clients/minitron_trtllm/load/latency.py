@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minitron_trtllm.client.dialect import ServedModel
-from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.client.openai import AnyEndpoint
 from minitron_trtllm.client.request import Request
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.load.gone import GoneWatch
@@ -22,7 +22,7 @@ from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.prompts import PromptMaker
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.statistics import Estimate, mean, percentiles
-from minitron_trtllm.load.wire import Prepared, Wire, prepare
+from minitron_trtllm.load.wire import AnyWire, Prepared, prepare, wire_to
 
 SCHEMA = 1
 FIXED_LENGTH = "every answer has exactly its output length (min_tokens = max_tokens, end token ignored)"
@@ -98,14 +98,14 @@ class Effort:
 
 
 async def measure(
-    endpoint: Endpoint, model: ServedModel, points: Sequence[Point], *, prompts: PromptMaker, effort: Effort,
+    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[Point], *, prompts: PromptMaker, effort: Effort,
     progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[PointResult], dict[str, Any] | None]:  # fmt: skip
     """Measure every point in turn, until the server is gone: the results so far, and when that was (None: it is there).
 
     Raises the error of a warm-up request that failed (nothing else would work).
     """
-    wire = Wire(endpoint)
+    wire = wire_to(endpoint)
     watch, start_ns = GoneWatch(wire), time.monotonic_ns()
     results: list[PointResult] = []
     sent = 0
@@ -154,7 +154,7 @@ def _check(warm_up: Sequence[Record], watch: GoneWatch) -> None:
 
 
 async def closed_loop(
-    wire: Wire, prepared: Sequence[Prepared], concurrency: int, deadline_s: float | None = None,
+    wire: AnyWire, prepared: Sequence[Prepared], concurrency: int, deadline_s: float | None = None,
     watch: GoneWatch | None = None, *, first: int = 0,
 ) -> list[Record]:  # fmt: skip
     """Send all requests, ``concurrency`` at a time, each as soon as another has ended; their records in order.

@@ -14,6 +14,7 @@ from typing import Any
 
 from minitron_trtllm.client.blocking import Client
 from minitron_trtllm.client.dialect import ServedModel
+from minitron_trtllm.client.openai import HttpClient
 from minitron_trtllm.errors import InputError, InvalidRequest, MissingDependency, UsageError
 
 _COMMONEST = """
@@ -80,7 +81,9 @@ def found_tokenizer(folder: Path | None) -> Path | None:
     return next((one for one in (base / "tokenizer", base) if (one / "tokenizer.json").is_file()), None)
 
 
-def prompt_maker(client: Client, model: ServedModel, tokenizer: Path | None, seed: int) -> tuple[PromptMaker, str]:
+def prompt_maker(
+    client: Client | HttpClient, model: ServedModel, tokenizer: Path | None, seed: int
+) -> tuple[PromptMaker, str]:
     """A prompt maker for a model, and who counts for it in words: the ``tokenizer``'s folder, else the server.
 
     A tokenizer's count is compared with the server's once. Raises UsageError, InputError, ClientError.

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.client.openai import AnyEndpoint
 from minitron_trtllm.errors import ClientError, NotReady, OutputExists
 from minitron_trtllm.load import worker
 from minitron_trtllm.load.gone import GONE, Gone
@@ -69,7 +69,7 @@ def _records_name(share: Slice, number: object) -> str:
 
 
 def execute(
-    profile: Profile, requests: Sequence[Sendable], endpoint: Endpoint, folder: Path, *, model: str,
+    profile: Profile, requests: Sequence[Sendable], endpoint: AnyEndpoint, folder: Path, *, model: str,
     share: Slice | None = None, metrics_url: str | None = None, show: Show = lambda seconds, progress: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Send ``requests`` by ``profile`` and return the result document.

@@ -11,13 +11,13 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from minitron_trtllm.client import dialect, failures
+from minitron_trtllm.client import dialect, failures, openai
 from minitron_trtllm.client.answer import STOP_GRACE_S
 from minitron_trtllm.client.dialect import ServedModel
 from minitron_trtllm.client.endpoint import INFER_RPC, Endpoint
@@ -30,7 +30,10 @@ _BETWEEN_QUESTIONS_S = 0.1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request as the bytes that will be sent, and the bytes that end it (None: its stream is cancelled)."""
+    """A request as the bytes that will be sent, and the bytes that end it (None: its stream is cancelled).
+
+    Over HTTP the bytes are a body.
+    """
 
     message: bytes
     max_tokens: int
@@ -40,9 +43,33 @@ class Prepared:
 def prepare(model: ServedModel, request: Request, request_id: str, *, stream: bool = True) -> Prepared:
     """Make the bytes of a request; raises InvalidRequest."""
     request.check()
+    if model.dialect == openai.DIALECT:
+        return Prepared(openai.body(request, model.name, stream=stream), request.max_tokens)
     message = dialect.message(model, request, request_id, stream=stream)
     stop = dialect.stop_message(model, request_id).SerializeToString() if model.takes_stops else None
     return Prepared(message.SerializeToString(), request.max_tokens, stop)
+
+
+class AnyWire(Protocol):
+    """What sends the requests of one event loop to one server."""
+
+    async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
+        """See Wire."""
+
+    async def is_ready(self, within_s: float) -> bool:
+        """See Wire."""
+
+    async def close(self) -> None:
+        """See Wire."""
+
+
+def wire_to(endpoint: openai.AnyEndpoint) -> AnyWire:
+    """The wire to a server, over what it speaks; to be made in the event loop that uses it."""
+    if isinstance(endpoint, Endpoint):
+        return Wire(endpoint)
+    from minitron_trtllm.load.http_wire import HttpWire
+
+    return HttpWire(endpoint)
 
 
 class Wire:
@@ -77,9 +104,9 @@ class Wire:
             record.outcome, record.error = Cancelled.__name__, "the run ended"
             raise
         except grpc.RpcError as error:
-            _fail(record, failures.of_status(error, self._url, streaming=True))
+            fail(record, failures.of_status(error, self._url, streaming=True))
         except ClientError as error:
-            _fail(record, error)
+            fail(record, error)
         finally:
             record.ended_ns = time.monotonic_ns()
             if not reading.done():
@@ -132,7 +159,8 @@ class Wire:
         return bool(infer.parameters["triton_final_response"].bool_param)
 
 
-def _fail(record: Record, error: ClientError) -> None:
+def fail(record: Record, error: ClientError) -> None:
+    """Note how a request ended."""
     record.outcome, record.error = type(error).__name__, str(error)
 
 

@@ -16,14 +16,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.client.endpoint import Endpoint
+from minitron_trtllm.client.openai import AnyEndpoint
 from minitron_trtllm.load.gone import GoneWatch
 from minitron_trtllm.load.pacing import Pacer
 from minitron_trtllm.load.pauses import no_pauses
 from minitron_trtllm.load.profile import Slo
 from minitron_trtllm.load.record import OK, Record
 from minitron_trtllm.load.summary import Window, read_records, summarize
-from minitron_trtllm.load.wire import Prepared, Wire
+from minitron_trtllm.load.wire import Prepared, wire_to
 
 _REPORT_S = 0.25
 
@@ -32,7 +32,7 @@ _REPORT_S = 0.25
 class Task:
     """What one worker does. ``requests``: (index, ns after the start or None in a closed loop, what is sent)."""
 
-    endpoint: Endpoint
+    endpoint: AnyEndpoint
     requests: list[tuple[int, int | None, Prepared]]
     concurrency: int
     duration_s: float
@@ -73,7 +73,7 @@ async def _send_all(pipe: Connection, task: Task) -> tuple[int, GoneWatch]:
 
 class _Worker:
     def __init__(self, pipe: Connection, task: Task) -> None:
-        self._pipe, self._task, self._wire = pipe, task, Wire(task.endpoint)
+        self._pipe, self._task, self._wire = pipe, task, wire_to(task.endpoint)
         self._watch, self._progress = GoneWatch(self._wire), Progress()
         self._unanswered = 0
         self._in_flight: set[asyncio.Task[None]] = set()

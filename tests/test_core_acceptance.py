@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minitron_trtllm import recipe
-from minitron_trtllm.acceptance import lines, page, speed
+from minitron_trtllm.acceptance import engines_beside, lines, page, speed
 from minitron_trtllm.acceptance.evidence import Evidence, StepFailed
 from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron_trtllm.acceptance.work import Options, Work
 from minitron_trtllm.errors import InputError
 
 
@@ -169,3 +171,32 @@ def test_the_page_in_a_real_browser(tmp_path: Path) -> None:
                            check=True, timeout=120)  # fmt: skip
     assert "CONSOLE" not in shown.stderr
     assert shown.stdout.count("<tr>") == 3 and shown.stdout.count("<h2>") == 3
+
+
+class Asked:
+    """Evidence that only notes which commands were run; 'generate' is answered with ``text``."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder, self.text = folder, text
+        self.words: list[str] = []
+
+    def run(self, step: str, *words: str | Path, **how: bool) -> str:
+        self.words.append(" ".join(map(str, words[:2])))
+        return self.text if words[0] == "generate" else json.dumps({"urls": {"grpc": "127.0.0.1:1"}, "log": "-"})
+
+    def do(self, step: str, inputs: Any, work: Callable[[], list[Line]], made: Path | None = None) -> list[Line]:
+        return work()
+
+
+def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path) -> None:
+    wanted = recipe.load("a100-int8", {}).recipe
+    for text, status in (("And the earth", PASS), (" ", FAIL)):
+        asked = Asked(tmp_path, text)
+        work = Work(wanted, tmp_path, asked, Options(llmapi=True))  # type: ignore[arg-type]
+        (line,) = engines_beside.llmapi(work)
+        assert (line.id, line.status) == ("llmapi.answers", status)
+        place = str(tmp_path / "llmapi" / "repository")
+        assert asked.words == ["repo render", f"serve {place}", "generate In the beginning", f"stop {place}"]
+        rendered = json.loads((tmp_path / "llmapi" / "recipe.yaml").read_text())
+        assert (rendered["backend"], rendered["precision"]) == ("llmapi", "bfloat16")  # it takes 16 bits only
+    assert engines_beside.llmapi(Work(wanted, tmp_path, asked, Options()))[0].status == SKIPPED  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from minitron_trtllm import cache, manifest, recipe
 from minitron_trtllm.cache import EngineKey
 from minitron_trtllm.errors import OutputExists
 from minitron_trtllm.plan import engine_plan, model
+from minitron_trtllm.version import VERSION
 
 WANTED = recipe.load("a100-int8", {}).recipe
 PLAN = engine_plan.plan(WANTED, model.look_up(WANTED.model)).identity()
@@ -113,6 +114,15 @@ def test_an_engine_that_is_not_in_its_place_is_none(engine: Path, fault: str) ->
     with pytest.raises(OutputExists):
         cache.check_free(engine, force=False)
     cache.check_free(engine, force=True)
+
+
+def test_an_engine_of_another_version_counts_where_trtllm_build_made_it(engine: Path) -> None:
+    path = engine / manifest.NAME
+    path.write_text(path.read_text().replace(f'"toolkit": "{VERSION}"', '"toolkit": "0.0.9"'))
+    assert cache.find(engine, KEY) is not None
+    on_cpu = replace(KEY, architecture="cpu")
+    path.write_text(path.read_text().replace(KEY.digest, on_cpu.digest))
+    assert cache.find(engine, on_cpu) is None
 
 
 def test_the_cpu_target_uses_the_same_cache(small_checkpoint: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bare_process import Bare, prompt, unused_port, words
-from minitron_trtllm.client import ApiKey, Client, Request, Retry, Tls
+from minitron_trtllm.client import ApiKey, Client, Endpoint, Request, Retry, Tls
 from minitron_trtllm.errors import (
     Cancelled,
     ClientError,
@@ -321,6 +321,18 @@ def test_wrong_port_that_accepts_and_says_nothing() -> None:
 def test_wrong_url(url: str) -> None:
     with pytest.raises(UsageError, match="HOST:PORT"):
         Client(url)
+
+
+@pytest.mark.parametrize("given", [{"tls": Tls()}, {"api_key": ApiKey("s3cret")}])
+def test_nothing_given_beside_an_endpoint_is_overlooked(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="give tls and api_key to it"):
+        Client(Endpoint("127.0.0.1:1"), **given)
+
+
+@pytest.mark.parametrize("seconds", [0.5, -1.0, float("nan"), float("inf"), 1e6])
+def test_a_keepalive_that_cannot_be(seconds: float) -> None:
+    with pytest.raises(UsageError, match="keepalive"):
+        Client("127.0.0.1:1", keepalive_s=seconds)
 
 
 def test_server_dies_in_the_middle_and_comes_back(start_bare: Callable[..., Bare]) -> None:

@@ -235,9 +235,8 @@ def started(*words: str | Path) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
-    """A server that a test may stop and kill; what a killed one leaves is cleaned up."""
-    repository = small_repository("bfloat16")
-    with serving.server(repository) as document:
+    """A server that a test may stop and kill; what a killed one leaves is cleaned up, and nobody else's."""
+    with serving.server(small_repository("bfloat16")) as document:
         yield document
     minitron("stop", "--all", "--state", Path(document["folder"]).parent, check=False)
 

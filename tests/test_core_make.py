@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, SMALL_MODEL, minitron, outside_make
 from minitron_trtllm import manifest, recipe
 from minitron_trtllm.verify import verify
+from minitron_trtllm.version import VERSION
 
 
 def commands(text: str) -> list[str]:
@@ -66,6 +67,18 @@ def test_another_recipe_value_makes_what_depends_on_it(doubles: Path, monkeypatc
     assert manifest.read(doubles / "out" / "engine", "engine").details["limits"]["max_batch_size"] == 3
     monkeypatch.setenv("MINITRON_RECIPE_PRECISION", "int4_weight_only")
     assert commands(minitron(*words).stdout) == ["convert", "build", "repo render"]
+
+
+def test_what_another_version_made_is_made_again(doubles: Path) -> None:
+    """But the TensorRT engine, which trtllm-build made, in an hour perhaps."""
+    words = ("make", "repo", "--directory", doubles / "out", "--recipe", "a100-int8", "--model", SMALL_MODEL)
+    minitron(*words)
+    for stage in ("checkpoint", "engine", "repository"):
+        path = doubles / "out" / stage / manifest.NAME
+        path.write_text(path.read_text().replace(f'"toolkit": "{VERSION}"', '"toolkit": "0.0.9"'))
+    again = minitron(*words).stdout
+    assert commands(again) == ["convert", "build", "repo render"]
+    assert "is there already and is what was asked for" in again
 
 
 def test_a_changed_model_is_converted_again(doubles: Path) -> None:

@@ -76,11 +76,11 @@ def test_openai_s_client_gets_the_text_in_every_way_and_raises_what_it_should(ga
     assert found["too_long"][:2] == ["BadRequestError", 400]
 
 
-def test_openai_s_client_raises_when_a_stream_breaks(tmp_path: Path) -> None:
+def test_openai_s_client_raises_when_a_stream_breaks_and_passes_over_comments(tmp_path: Path) -> None:
     server = Bare(tmp_path, "--tokenizer", str(SMALL_MODEL))
-    gateway = Gateway("--upstream", server.url)
+    gateway = Gateway("--upstream", server.url, "--sse-keep-alive", "0.2")
     try:
-        found = openai_client(gateway.document["url"], prompt(error="it broke", error_after=3))
+        found = openai_client(gateway.document["url"], prompt(error="it broke", error_after=3, interval_ms=800))
         assert found["error"][0] == "APIError" and "it broke" in found["error"][2]
         assert found["text"]
     finally:

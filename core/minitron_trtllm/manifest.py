@@ -138,6 +138,15 @@ def whole(folder: Path, stage: str) -> Manifest | None:
     return record if unchanged(record.files, folder) else None
 
 
+def current(folder: Path, stage: str) -> Manifest | None:
+    """The manifest of a folder that is ``whole`` and was made by this version of the toolkit, else None.
+
+    The one rule of whether a stage is done, beside what it was made from and with, which is the stage's own to say.
+    """
+    record = whole(folder, stage)
+    return record if record is not None and record.toolkit == VERSION else None
+
+
 def _records(raw: dict[str, Any]) -> dict[str, FileRecord]:
     return {name: FileRecord(**record) for name, record in raw.items()}
 

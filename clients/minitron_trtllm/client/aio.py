@@ -42,7 +42,7 @@ class AsyncClient:
         keepalive_s: float = PATIENT_KEEPALIVE_S,
         tokenizer: Path | str | None = None,
     ) -> None:
-        self._endpoint = url if isinstance(url, Endpoint) else Endpoint(url, tls, api_key, keepalive_s)
+        self._endpoint = Endpoint.of(url, tls, api_key, keepalive_s)
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
         self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata

@@ -128,6 +128,15 @@ class Endpoint:
                 f"a keepalive of {self.keepalive_s!r} s cannot be; give 1 to {_LONGEST_KEEPALIVE_S:g} s, or 0 for none"
             )
 
+    @classmethod
+    def of(cls, url: str | Endpoint, tls: Tls | None, api_key: ApiKey | None, keepalive_s: float) -> Endpoint:
+        """From the arguments of a client; raises UsageError where some of them would be overlooked."""
+        if not isinstance(url, Endpoint):
+            return cls(url, tls, api_key, keepalive_s)
+        if tls or api_key:
+            raise UsageError("an Endpoint says by itself how to connect: give tls and api_key to it, not beside it")
+        return url
+
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """gRPC headers of every call."""

@@ -78,6 +78,12 @@ def shown(document: Mapping[str, Any]) -> str:
     return "; ".join(f"{_name(point)} {_rate(point):.1f} tokens/s, TTFT {_ttft(point)}" for point in document["points"])
 
 
+def failures(document: Mapping[str, Any]) -> str:
+    """What failed at which point, and how often."""
+    counted = [(_name(point), *one) for point in document["points"] for one in (point.get("failures") or {}).items()]
+    return "; ".join(f"{name} {kind} x {count}" for name, kind, count in counted)
+
+
 def _roofline(measured: Mapping[str, Any]) -> Line:
     roofline = measured.get("roofline")
     if not roofline:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitron_trtllm import files, manifest
 from minitron_trtllm.acceptance import lines as acceptance
 from minitron_trtllm.acceptance import speed
-from minitron_trtllm.acceptance.evidence import Evidence
+from minitron_trtllm.acceptance.evidence import Evidence, StepFailed
 from minitron_trtllm.acceptance.lines import Line, judge
 from minitron_trtllm.acceptance.serving import Serving
 from minitron_trtllm.errors import InputError
@@ -79,10 +79,15 @@ class Work:
         return acceptance.read(path)[0]
 
     def latency(self, step: str, serving: Serving, repository: Path, points: Sequence[str]) -> Path:
-        """Run the latency test at ``points``, and return its document."""
-        path = self.measured(step)
-        self.evidence.run(step, "latency", "--grid", *points, "--url", serving.urls()["grpc"],
-                          "--manifest", repository, "--output", path)  # fmt: skip
+        """Run the latency test at ``points``, and return its document; raises StepFailed with what failed where."""
+        path, url = self.measured(step), serving.urls()["grpc"]
+        path.unlink(missing_ok=True)
+        try:
+            self.evidence.run(step, "latency", "--grid", *points, "--url", url, "--manifest", repository,
+                              "--output", path)  # fmt: skip
+        except StepFailed as failure:
+            reasons = speed.failures(speed.read(path)) if path.exists() else ""
+            raise replace(failure, said=f"{failure.said}{reasons and ': ' + reasons}") from None
         return path
 
     def points(self) -> list[str]:

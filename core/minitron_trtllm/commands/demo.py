@@ -20,7 +20,6 @@ from typing import Any
 from minitron_trtllm import children, compat, interrupt, manifest, output
 from minitron_trtllm.errors import UsageError
 from minitron_trtllm.manifest import Manifest
-from minitron_trtllm.version import VERSION
 
 _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
@@ -140,10 +139,9 @@ def _name(words: tuple[str | Path, ...]) -> str:
 
 def _is_up_to_date(stage: str, made: Path, source: Path, arguments: dict[str, Any]) -> bool:
     """Whether ``made`` is whole, of this toolkit version, of these arguments, and of what ``source`` now holds."""
-    record = manifest.whole(made, stage)
+    record = manifest.current(made, stage)
     return (
         record is not None
-        and record.toolkit == VERSION
         and all(record.arguments.get(name) == value for name, value in arguments.items())
         # A repository holds the place where it lies.
         and record.details.get("root", os.path.abspath(made)) == os.path.abspath(made)

@@ -109,7 +109,7 @@ class _Way:
             files.write_text(self.directory / _REPOSITORY_RECIPE, self._recipe_text())
 
     def _checkpoint_is_done(self) -> bool:
-        record = manifest.whole(self._checkpoint, "checkpoint")
+        record = manifest.current(self._checkpoint, "checkpoint")
         if record is None:
             return False
         wanted = self.effective.recipe
@@ -122,7 +122,7 @@ class _Way:
         return all(record.arguments.get(name) == value for name, value in asked.items()) and _model_is_the_same(record)
 
     def _repository_is_done(self, source: str) -> bool:
-        record, kept = manifest.whole(self._repository, "repository"), self.directory / _REPOSITORY_RECIPE
+        record, kept = manifest.current(self._repository, "repository"), self.directory / _REPOSITORY_RECIPE
         if record is None or not kept.exists() or kept.read_text(encoding="utf-8") != self._recipe_text():
             return False
         if record.input.kind != "engine":

@@ -437,6 +437,7 @@ def test_what_cannot_be_is_said_in_one_line(upstream: Bare, tmp_path: Path) -> N
     nobody = f"127.0.0.1:{unused_port()}"
     listen = ("--listen", "127.0.0.1:0")
     (tmp_path / "short").write_text("short\n")
+    (tmp_path / "short").chmod(0o600)
     for words, code, told in (
         (("--upstream", nobody, "--wait", "0"), 10, "check that the server runs"),
         (("--upstream", upstream.url, "--workers", "0"), 2, "--workers 0 must be 1 or more"),
@@ -444,7 +445,7 @@ def test_what_cannot_be_is_said_in_one_line(upstream: Bare, tmp_path: Path) -> N
         (("--upstream", upstream.url, "--tokenizer", tmp_path / "none"), 3, "--tokenizer names"),
         (("--upstream", upstream.url, "--repository", tmp_path), 3, "config.pbtxt"),
         (("--upstream", upstream.url, "--tls-cert", tmp_path / "x"), 2, "both --tls-cert and --tls-key"),
-        (("--upstream", upstream.url, "--api-key-file", tmp_path / "short"), 3, "at least 16"),
+        (("--upstream", upstream.url, "--api-key-file", tmp_path / "short"), 3, "less than 16 characters"),
         (("--upstream", upstream.url, "--listen", upstream.url), 5, "cannot be listened on"),
         (("--upstream", upstream.url, "--listen", upstream.url, "--workers", "2"), 5, "cannot be listened on"),
         (("--listen", "8080"), 2, "is no HOST:PORT"),

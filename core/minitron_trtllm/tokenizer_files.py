@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minitron_trtllm import chat_template
 from minitron_trtllm.errors import EngineError, InputError
 from minitron_trtllm.text import end_ids
 
@@ -22,7 +23,7 @@ TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 GENERATION_CONFIG = "generation_config.json"
 #: What transformers needs to load a tokenizer and to write a chat. Code is not among it.
-NAMES = (TOKENIZER, SENTENCEPIECE, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, "chat_template.jinja", "vocab.json",
+NAMES = (TOKENIZER, SENTENCEPIECE, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, chat_template.FILE, "vocab.json",
          "merges.txt")  # fmt: skip
 #: What a tokenizer would be made of, if the server could read it; only the first is served.
 _CORE = (TOKENIZER, SENTENCEPIECE, "vocab.json")
@@ -70,7 +71,7 @@ def check(content: Mapping[str, bytes], vocab_size: int, where: str) -> None:
                 f"{line}; it would be token {token}, and the model knows {vocab_size}; correct one of them"
             )
         log.warning("%s; it becomes token %d", line, token)
-    for line in (*contradictions(content), *_without_end(content)):
+    for line in (*contradictions(content), *_without_end(content), *_broken_chat(content)):
         log.warning("%s: %s", where, line)
 
 
@@ -84,6 +85,15 @@ def check_end_ids(folder: Path, vocab_size: int) -> None:
         raise EngineError(
             f"{folder / GENERATION_CONFIG} ends texts with id {foreign[0]}, and the engine knows {vocab_size}: "
             "it is of another model; convert and build with the right one"
+        )
+
+
+def check_chat_template(folder: Path) -> None:
+    """Raise EngineError where the template by which chats are written cannot write one."""
+    if found := chat_template.problem(read(folder)):
+        name, said = found
+        raise EngineError(
+            f"{folder / name}: the chat template is broken: {said}; correct it, or take it out: chats are then refused"
         )
 
 
@@ -152,6 +162,12 @@ def _without_end(content: Mapping[str, bytes]) -> list[str]:
     if ids in (None, []) and not named:
         return ["no token is known to end a text: every answer goes on to max_tokens, unless stop words are given"]
     return []
+
+
+def _broken_chat(content: Mapping[str, bytes]) -> list[str]:
+    """A line where chats cannot be written; texts can."""
+    found = chat_template.problem(content)
+    return [f"{found[0]}: the chat template is broken: {found[1]}; no repository is rendered with it"] if found else []
 
 
 def _around(processor: Any) -> set[str]:

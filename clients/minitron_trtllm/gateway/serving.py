@@ -115,6 +115,9 @@ def _serve(settings: Settings, listening: socket.socket, on_ready: Callable[[], 
             server.should_exit = True
         await serving
         await gateway.close()
+        for number in _SIGNALS:  # it has ended well, and one more signal changes nothing of that
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     uvloop.run(serve())
 

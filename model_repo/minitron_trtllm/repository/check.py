@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm import files, manifest, tokenizer_files
+from minitron_trtllm import chat_template, files, manifest, tokenizer_files
 from minitron_trtllm.errors import EngineError, InputError, RepositoryError
 from minitron_trtllm.repository import (
     check_config,
@@ -125,6 +125,8 @@ def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
 def _tokenizer(contents: Contents) -> Iterator[Finding]:
     """The tokenizer against the engine and against what was rendered, opened as the server opens it."""
     where, folder = "tokenizer/tokenizer.json", contents.folder / "tokenizer"
+    if found := chat_template.problem(tokenizer_files.read(folder)):
+        yield error(f"tokenizer/{found[0]}", "chat_template", f"is broken: {found[1]}")
     if contents.engine:
         try:
             tokenizer_files.check_end_ids(folder, contents.engine.vocab_size)

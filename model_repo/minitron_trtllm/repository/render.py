@@ -55,6 +55,7 @@ def render(
             "another model; convert and build with the right one"
         )
     tokenizer_files.check_end_ids(tokenizer, facts.vocab_size)
+    tokenizer_files.check_chat_template(tokenizer)
     plan = layout.plan(
         facts, options,
         root=writing.root_as_seen(root, str(output) if facts.is_cpu else writing.CONTAINER_ROOT),

@@ -108,9 +108,9 @@ class AsyncClient:
         """Tell a model to end its request of this id; an unknown id is no error."""
         message = dialect.stop_message(await self.served_model(model, deadline_s=STOP_GRACE_S), request_id)
         try:
-            async for answer in self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata):
-                if answer.error_message:
-                    raise failures.of_text(answer.error_message, self._endpoint.url)
+            answers = [one async for one in self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata)]
+            if error_message := next((answer.error_message for answer in answers if answer.error_message), None):
+                raise failures.of_text(error_message, self._endpoint.url)
         except grpc.RpcError as error:
             raise failures.of_status(error, self._endpoint.url) from None
 
@@ -328,6 +328,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._end()
             raise error from None
         log.debug("sending request %s again in %.1f s: %s", self.request_id, delay_s, error)
+        self._finish()
         await asyncio.sleep(delay_s)
         self._reading = None
         self._send()
@@ -344,16 +345,18 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._call.cancel()
 
     def _end(self) -> None:
-        """Release the call; a request that was told to stop is let come to its end."""
         self._ended = True
         if self._timer:
             self._timer.cancel()
-        if self._exchange is None or self._call is None:
-            return
-        if self._exchange.runs_on:
+        self._finish()
+
+    def _finish(self) -> None:
+        """Let the call come to its end, for a while, whatever its answer was: a stop, an error, a whole one.
+
+        One that is cancelled while its last response is written stays in Triton (2.51) for ever, and with it the model.
+        """
+        if self._call is not None and not self._call.done():
             self._client._later(_drain, self._call, self._reading)
-        else:
-            self._call.cancel()
 
 
 async def _drain(call: Any, reading: asyncio.Future[Any] | None) -> None:

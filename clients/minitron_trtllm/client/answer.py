@@ -116,11 +116,6 @@ class Exchange:
         self._texts: dict[int, str] = {}
 
     @property
-    def runs_on(self) -> bool:
-        """Whether the engine, told to stop, is to be waited for."""
-        return self.model.takes_stops and (self.leaves_engine or (self.stopped and not self.final))
-
-    @property
     def call_timeout_s(self) -> float | None:
         """The deadline that gRPC watches: later than ours where ours is kept with a ``stop``."""
         left = self.deadline.left_s

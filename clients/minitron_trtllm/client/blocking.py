@@ -116,9 +116,9 @@ class Client:
         """Tell a model to end its request of this id; an unknown id is no error."""
         message = dialect.stop_message(self.served_model(model, deadline_s=STOP_GRACE_S), request_id)
         try:
-            for answer in self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata):
-                if answer.error_message:
-                    raise failures.of_text(answer.error_message, self._endpoint.url)
+            answers = list(self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata))
+            if error_message := next((answer.error_message for answer in answers if answer.error_message), None):
+                raise failures.of_text(error_message, self._endpoint.url)
         except grpc.RpcError as error:
             raise failures.of_status(error, self._endpoint.url) from None
 
@@ -294,6 +294,7 @@ class Stream(Iterator[Chunk]):
             self._end()
             raise error from None
         log.debug("sending request %s again in %.1f s: %s", self.request_id, delay_s, error)
+        self._finish()
         time.sleep(delay_s)
         self._send()
 
@@ -310,16 +311,22 @@ class Stream(Iterator[Chunk]):
             self._client.stop(self.request_id, model=self._exchange.model.name)
 
     def _end(self) -> None:
-        """Release the call; a request that was told to stop is let come to its end."""
         self._ended = True
         if self._timer:
             self._timer.cancel()
-        if self._exchange.runs_on:
-            watch = threading.Timer(STOP_GRACE_S, self._call.cancel)
-            watch.daemon = True
-            watch.start()
-            with contextlib.suppress(grpc.RpcError):
-                for _ in self._call:
-                    pass
-            watch.cancel()
-        self._call.cancel()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Let the call come to its end, for a while, whatever its answer was: a stop, an error, a whole one.
+
+        One that is cancelled while its last response is written stays in Triton (2.51) for ever, and with it the model.
+        """
+        if not self._call.is_active():
+            return
+        watch = threading.Timer(STOP_GRACE_S, self._call.cancel)
+        watch.daemon = True
+        watch.start()
+        with contextlib.suppress(grpc.RpcError):
+            for _ in self._call:
+                pass
+        watch.cancel()

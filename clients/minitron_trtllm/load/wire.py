@@ -142,9 +142,14 @@ class Wire:
         return False
 
     async def _receive(self, call: Any, record: Record) -> None:
-        final = False
+        final, wrong = False, None
         while (response := await call.read()) is not grpc.aio.EOF:
-            final = self._take(response, record, time.monotonic_ns())
+            try:
+                final = self._take(response, record, time.monotonic_ns())
+            except ClientError as error:
+                wrong = wrong or error  # and on to the end: Triton (2.51) keeps what is cancelled while it ends
+        if wrong:
+            raise wrong
         if not final:
             raise StreamBroken(f"{self._url}: the stream ended before the last response; the answer is incomplete")
 

@@ -9,6 +9,10 @@ that is worth waiting for, and the processes are ended, whatever their unloading
 
 First the models that ask others (the text model, the ensemble), then those they ask: what was accepted finds its way,
 and what a client leaves meanwhile is stopped there.
+
+Triton 2.51 may keep a request for ever whose client cancelled while its last response was written: in the verbose log
+it is "Waiting for the callback to retrieve cancellation". So what neither the text model nor the engine counts any more
+is not waited for either.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from minitron_trtllm.errors import NotDrained, ServerError
+from minitron_trtllm.errors import NotDrained, NotReady, ServerError
+from minitron_trtllm.prometheus import Metrics
 from minitron_trtllm.server import leftovers
 from minitron_trtllm.server.control import Control, Refused
 from minitron_trtllm.server.launch import GRACE_S, Served
@@ -27,6 +32,9 @@ from minitron_trtllm.server.running import Running, ending
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_COUNT_S = 0.5  # between two looks at what the models count
+_NOTHING_S = 10.0  # so long nothing is counted of requests that Triton holds; who reads its last answers has this long
+_ENGINE_WORKS_ON = ("active", "scheduled", "waiting", "context", "generation")
 # A token through the ensemble makes up to 6 kB of verbose log. After so much of it the log is kept short again; the
 # models' ends are known later then, from their unloading, which takes a second for each instance.
 _VERBOSE_BYTES = 64 << 20
@@ -38,10 +46,16 @@ class Drain:
     """One drain of a server; ``run`` does it all."""
 
     def __init__(
-        self, running: Running, served: Served, control: Control, exit_timeout_s: int, look: Callable[[], bool]
-    ) -> None:
-        """``look`` is called over and over: it reads the server's log on and says whether to end at once."""
+        self, running: Running, served: Served, control: Control, exit_timeout_s: int, look: Callable[[], bool],
+        *, metrics: str,
+    ) -> None:  # fmt: skip
+        """``look`` is called over and over: it reads the server's log on and says whether to end at once.
+
+        ``metrics``: where the server's metrics are, host:port.
+        """
         self._running, self._served, self._control, self._look = running, served, control, look
+        self._metrics, self._is_left = metrics, False
+        self._next_count = self._counted = time.monotonic()  # when to look, and when something was counted last
         self._log = running.log
         self._exit_timeout_s = exit_timeout_s
         self._deadline = time.monotonic() + exit_timeout_s + GRACE_S
@@ -81,7 +95,7 @@ class Drain:
             gone, lost = child.poll(), self._lost()
             if self._look():
                 return False
-            if gone == 0:
+            if gone == 0 or self._counts_nothing():
                 return True
             if not self._log.ended.issuperset(models):
                 if gone is not None:
@@ -98,6 +112,20 @@ class Drain:
                 with contextlib.suppress(Refused):
                     self._control.log_verbosely(verbose=False)
             time.sleep(_POLL_S)
+        return True
+
+    def _counts_nothing(self) -> bool:
+        """Whether no model has counted a request for a while; False where they do not tell."""
+        now = time.monotonic()
+        if now >= self._next_count:
+            self._next_count = now + _COUNT_S
+            if _in_work(self._metrics) != 0:
+                self._counted = time.monotonic()
+        if now - self._counted < _NOTHING_S:
+            return False
+        if not self._is_left:
+            log.warning("Triton holds requests that no model works on, as those of clients that left; it is ended")
+            self._is_left = True
         return True
 
     def _lost(self) -> list[str]:
@@ -121,3 +149,15 @@ class Drain:
                 time.sleep(_FLUSH_UNSEEN_S)
                 return
             quiet = 0 if at_work else quiet + 1
+
+
+def _in_work(url: str) -> float | None:
+    """Requests that text model and engine count; None where one of them does not say."""
+    try:
+        metrics = Metrics.read(url)
+    except NotReady:
+        return None
+    text = metrics.sum("minitron_text_requests")
+    engine = [metrics.sum("nv_trt_llm_request_metrics", request_type=kind) for kind in _ENGINE_WORKS_ON]
+    told = [count for count in engine if count is not None]
+    return text + sum(told) if text is not None and told else None

@@ -174,7 +174,8 @@ class Supervisor:
         if self._openai:
             self._openai.drain()
         control = Control(self._options, self._port)
-        if Drain(running, self._served, control, self._options.exit_timeout_s, hurry).run():
+        timeout_s, metrics = self._options.exit_timeout_s, self._state.urls["metrics"]
+        if Drain(running, self._served, control, timeout_s, hurry, metrics=metrics).run():
             return 0
         log.warning("ended at once, as asked; streams in flight were cut off")
         return _CUT_OFF

@@ -99,6 +99,9 @@ class TritonPythonModel:
         )  # fmt: skip
         self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in (self._watch(), self._heed())]
         self._restarts = _tell_restarts(args["model_name"])
+        family = pb_utils.MetricFamily
+        self._requests = family("minitron_text_requests", "Requests that the text model works on", family.GAUGE)
+        self._in_work = self._requests.Metric(labels={"model": args["model_name"]})
 
     def execute(self, requests: list[Any]) -> None:
         """Copy the requests; their answers are sent by the loop."""
@@ -128,6 +131,7 @@ class TritonPythonModel:
             call.close(_error(full, pb_utils.TritonError.UNAVAILABLE))
             return
         self._calls.add(call)
+        self._in_work.set(len(self._calls))
         call.task = self._loop.create_task(self._serve(call, arrays))
 
     def _stop(self, call: _Call) -> None:
@@ -159,6 +163,7 @@ class TritonPythonModel:
             error = _error(f"tensorrt_llm_bls failed ({type(fault).__name__})", pb_utils.TritonError.INTERNAL)
         finally:
             self._calls.discard(call)
+            self._in_work.set(len(self._calls))
             call.close(error)
 
     async def _watch(self) -> None:

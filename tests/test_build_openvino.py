@@ -186,6 +186,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """440 MB of weights (two tables of 164 MB) are built in the memory of a few pieces beside OpenVINO itself."""
     big = shape.ModelShape(

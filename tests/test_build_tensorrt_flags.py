@@ -20,6 +20,8 @@ from minitron_trtllm.engine import tensorrt_check, tensorrt_flags
 from minitron_trtllm.errors import ToolError, UsageError
 from minitron_trtllm.plan import engine_plan, model
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = {
     "a100-float16": ("a100-float16", {}),
     "a100-bfloat16": ("a100-bfloat16", {}),

@@ -18,7 +18,7 @@ from minitron_trtllm.client.endpoint import Endpoint
 from minitron_trtllm.conformance import suite
 from minitron_trtllm.conformance.subject import TENSORRT, Answer, Call, Subject
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from minitron_trtllm.errors import (
 from serving import Stream, text_of
 from test_gateway_faults import text
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 PROMPT = "In the beginning God created"
 

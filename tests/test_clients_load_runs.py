@@ -39,6 +39,8 @@ from minitron_trtllm.load.statistics import percentile
 from minitron_trtllm.load.summary import Window, read_records
 from minitron_trtllm.load.wire import Wire, prepare
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Bare]:
@@ -170,7 +172,6 @@ def test_senders_are_started_with_the_cheaper_grpc_or_the_users_own(
     assert settings == {"-event_engine_client" if own is None else own} and process.returncode == 0
 
 
-@pytest.mark.slow
 def test_slices_send_the_same_requests_as_the_whole(bare: Bare, tmp_path: Path) -> None:
     def got() -> dict[str, Any]:
         return {one["id"]: one["inputs"] for one in bare.events("request") if one["id"].startswith("load-")}

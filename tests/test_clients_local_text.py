@@ -20,7 +20,7 @@ from minitron_trtllm.errors import InputError, InvalidRequest, UsageError
 from serving import Stream, text_of
 from test_gateway_text import prompts
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 BLS = "tensorrt_llm_bls"
 PROMPT = "In the beginning God created"

@@ -64,6 +64,7 @@ def test_percentile_is_the_nearest_rank(share: int, size: int) -> None:
     assert percentile(values, share) == np.percentile(values, share, method="inverted_cdf")
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     draw = np.random.default_rng(7)
     truth = np.log(2)  # median of the exponential distribution

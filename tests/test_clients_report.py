@@ -24,6 +24,8 @@ from minitron_trtllm.report import page, reading
 from minitron_trtllm.report.comparison import compare
 from minitron_trtllm.report.svg import Series, plot
 
+pytestmark = pytest.mark.slow
+
 S = 10**9
 
 

@@ -180,6 +180,7 @@ def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Pat
     assert "<svg" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_the_server_takes_more_than_it_can_finish(
     server: dict[str, Any], tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_run_ends_when_the_server_takes_more_than_it_can_finish(
     wait_until(lambda: gauge(server, r"nv_inference_pending_request_count") == 0)
 
 
+@pytest.mark.slow
 def test_a_stall_at_100_requests_a_second_and_the_servers_own_rate(tmp_path: Path, small_model: Path) -> None:
     """Coordinated omission and the cross-check, with a model that costs nothing: benches/scheduled_model."""
     with known_servers.triton() as server:
@@ -241,6 +243,7 @@ def own_server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, An
     minitron("stop", "--all", "--state", Path(document["folder"]).parent, check=False)
 
 
+@pytest.mark.slow
 def test_load_over_a_stall_and_the_death_of_the_server(own_server: dict[str, Any], tmp_path: Path) -> None:
     """Coordinated omission, and one outcome for every request, with Triton itself stopped and then killed (-9).
 

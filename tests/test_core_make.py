@@ -45,6 +45,7 @@ def test_a_dry_run_prints_the_whole_way_in_order(name: str, tmp_path: Path) -> N
     assert "${" not in text and "None" not in text
 
 
+@pytest.mark.slow
 def test_the_whole_way_runs_once(doubles: Path) -> None:
     words = ("make", "a100", "--directory", doubles / "out", "--recipe", "a100-int8", "--model", SMALL_MODEL)
     first = minitron(*words)
@@ -58,6 +59,7 @@ def test_the_whole_way_runs_once(doubles: Path) -> None:
     assert {stage: manifest.read(doubles / "out" / stage, stage) for stage in before} == before
 
 
+@pytest.mark.slow
 def test_another_recipe_value_makes_what_depends_on_it(doubles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("make", "repo", "--directory", doubles / "out", "--recipe", "a100-int8", "--model", SMALL_MODEL)
     minitron(*words)
@@ -69,6 +71,7 @@ def test_another_recipe_value_makes_what_depends_on_it(doubles: Path, monkeypatc
     assert commands(minitron(*words).stdout) == ["convert", "build", "repo render"]
 
 
+@pytest.mark.slow
 def test_what_another_version_made_is_made_again(doubles: Path) -> None:
     """But the TensorRT engine, which trtllm-build made, in an hour perhaps."""
     words = ("make", "repo", "--directory", doubles / "out", "--recipe", "a100-int8", "--model", SMALL_MODEL)

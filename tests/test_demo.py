@@ -15,6 +15,7 @@ import pytest
 
 import gguf_files
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
+from minitron_trtllm import manifest
 from minitron_trtllm.commands import demo
 
 pytestmark = pytest.mark.server
@@ -171,7 +172,7 @@ def test_what_is_not_up_to_date(output: Path, first_run: object, monkeypatch: py
     assert not demo._is_up_to_date("repository", repository, checkpoint, {})
     assert not demo._is_up_to_date("engine", output / "nowhere", checkpoint, arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "VERSION", "9.9.9")
+        patch.setattr(manifest, "VERSION", "9.9.9")
         assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
     moved = repository.rename(output / "moved")  # its configs name the place where it was rendered
     assert not demo._is_up_to_date("repository", moved, engine, {})

@@ -22,6 +22,8 @@ from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway, within
 
+pytestmark = pytest.mark.slow
+
 QUEUE_FULL = "Maximum queue size of 4 has been reached, please try again later"
 
 

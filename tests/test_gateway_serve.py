@@ -22,7 +22,7 @@ from conftest import minitron
 from gateway_process import events, within
 from supervisor import FREE, command_lines, nothing_is_left
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 def post(url: str, body: dict[str, Any], *, key: str = "") -> Any:

@@ -19,7 +19,7 @@ import pytest
 import hand_made
 from serving import Stream, server, text_of
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 BLS = "tensorrt_llm_bls"
 PROMPT = "the quick brown fox é 日 ☃ jumps"

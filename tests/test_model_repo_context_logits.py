@@ -25,6 +25,8 @@ from minitron_trtllm.models.tensorrt_llm.generation_request import Refused, Requ
 from minitron_trtllm.precision import Precision
 from nemotron_reference import checkpoint_weights, logits
 
+pytestmark = pytest.mark.slow
+
 LONG = next(prompt for prompt in PROMPTS if len(prompt) > context_logits.STEP_TOKENS)
 
 

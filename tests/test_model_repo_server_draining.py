@@ -21,6 +21,8 @@ from minitron_trtllm.server import draining
 from minitron_trtllm.server.draining import Drain
 from minitron_trtllm.server.launch import Served
 
+pytestmark = pytest.mark.slow
+
 IDLE = """\
 minitron_text_requests{model="tensorrt_llm_bls"} 0
 nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"} 0

@@ -35,7 +35,7 @@ from supervisor import (
     within,
 )
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 def test_a_crashed_server_comes_back_until_it_crashes_too_often(echo: Path, serve: Callable[..., Supervisor]) -> None:
@@ -206,7 +206,6 @@ def test_what_two_killed_ones_left_is_removed_by_the_next_command(
     assert nothing_is_left(one.mark)
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_each_followed_by_serve(echo: Path, tmp_path: Path) -> None:
     """A piece of ``make drill-kill``."""
     drill = kill_drill.Drill(echo, tmp_path / "state", seed=6)

@@ -35,7 +35,7 @@ from supervisor import (
     within,
 )
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 NEVER_ENDS = "time.sleep(600)"  # much longer than any exit timeout here
 

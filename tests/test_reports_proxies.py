@@ -38,6 +38,8 @@ from minitron_trtllm.text import proxy
 from serving import server as serving
 from supervisor import Supervisor, environment, tritonserver
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hunter2hunter2"
 
 

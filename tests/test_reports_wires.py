@@ -43,6 +43,8 @@ from minitron_trtllm.text.engine import Address, EngineClient, EngineError
 from serving import server as serving
 from supervisor import Supervisor, tritonserver, within
 
+pytestmark = pytest.mark.slow
+
 ALLOWED = "grpc-http2-min-recv-ping-interval-without-data"
 READY = grpc.ChannelConnectivity.READY
 WAIT_S = 9

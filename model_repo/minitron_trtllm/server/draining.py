@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 _COUNT_S = 0.25  # between two looks at what the models count
-# So long nothing is counted of requests that Triton holds. Their answers are in the network by then, save what is beyond
-# gRPC's window (64 kB and more) for a client that has not read all that time.
+# So long nothing is counted of requests that Triton holds. Their answers are in the network by then, save what is
+# beyond gRPC's window (64 kB and more) for a client that has not read all that time.
 _NOTHING_S = 1.5
 _ENGINE_WORKS_ON = ("active", "scheduled", "waiting", "context", "generation")
 # A token through the ensemble makes up to 6 kB of verbose log. After so much of it the log is kept short again; the

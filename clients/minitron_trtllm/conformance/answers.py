@@ -85,8 +85,7 @@ def long_prompt(subject: Subject) -> str:
     length = min(_LONG_PROMPT, subject.longest_prompt, subject.limits.max_seq_len - _LONG_OUTPUT)
     if length <= _LONG:
         raise NotApplicable(f"the engine takes no prompt of more than {_LONG} tokens")
-    ids = (subject.prompt * (length // len(subject.prompt) + 1))[:length]
-    answer = good(subject, subject.request(_LONG_OUTPUT, ids, return_log_probs=True))
+    answer = good(subject, subject.request(_LONG_OUTPUT, subject.prompt_of(length), return_log_probs=True))
     found = [float(value) for one in answer.responses for value in one["output_log_probs"].reshape(-1)]
     if len(found) != _LONG_OUTPUT or not all(map(math.isfinite, found)):
         raise Disagreement(f"log probs after a prompt of {length} tokens are {found}")

@@ -97,19 +97,15 @@ def prompt_limit(subject: Subject) -> str:
     """One token more than the engine takes; and a TensorRT engine takes more than the max_input_len of its build."""
     longest, built = subject.longest_prompt, subject.limits.max_input_len
     if longest > built:
-        answer = subject.ask(subject.request(1, _long_prompt(subject, built + 1)))
+        answer = subject.ask(subject.request(1, subject.prompt_of(built + 1)))
         if answer.error is not None:
             raise Disagreement(
                 f"{built + 1} tokens were refused ({answer.error}): max_input_len {built} is no limit of the runtime, "
                 f"which takes {longest} (trtGptModel.h; 'TRTGptModel maxInputLen' in the log)"
             )
         answer.check_whole()
-    said = refused(subject, subject.request(1, _long_prompt(subject, longest + 1)), "exceed")
+    said = refused(subject, subject.request(1, subject.prompt_of(longest + 1)), "exceed")
     return f"{longest} tokens are the limit, {built} that of the build; {said}"
-
-
-def _long_prompt(subject: Subject, length: int) -> list[int]:
-    return (subject.prompt * (length // len(subject.prompt) + 1))[:length]
 
 
 def sequence_limit(subject: Subject) -> str:

@@ -198,6 +198,10 @@ class Subject:
         ids = list(self._tokenizer.encode(PROMPT, add_special_tokens=False).ids)
         return ids[: max(1, min(len(ids), self.limits.max_input_len // 2))]
 
+    def prompt_of(self, length: int) -> list[int]:
+        """Token ids of a prompt of so many tokens: that one again and again."""
+        return (self.prompt * (length // len(self.prompt) + 1))[:length]
+
     @cached_property
     def greedy(self) -> list[int]:
         """What the engine continues ``prompt`` with, whole and without an end."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from minitron_trtllm import data_files
 from minitron_trtllm.errors import UsageError
+from minitron_trtllm.gpu import architecture_of
 
 _LLMAPI = "use --backend llmapi, which needs no engine ('minitron repo render MODEL --backend llmapi')"
 
@@ -102,7 +103,7 @@ def check_engine(details: Mapping[str, Any], where: str, server: Image, compute_
             f"{where} was built with TensorRT-LLM {version} and image {server.tag} has {server.tensorrt_llm}; "
             f"build it again in that image{f', or serve it in {fitting[0]}' if fitting else ''}"
         )
-    if compute_capability is not None and architecture != "sm" + compute_capability.replace(".", ""):
+    if compute_capability is not None and architecture != architecture_of(compute_capability):
         raise UsageError(
             f"{where} was built for {architecture} and this GPU has compute capability {compute_capability}; "
             "build it again for this GPU's target"

@@ -28,7 +28,7 @@ class Gpu:
     @property
     def architecture(self) -> str:
         """The name of the architecture that an engine is built for: ``sm80``."""
-        return "sm" + self.compute_capability.replace(".", "")
+        return architecture_of(self.compute_capability)
 
     @property
     def code_layout(self) -> str:
@@ -38,6 +38,11 @@ class Gpu:
         cutlass_preprocessors.cpp (NVIDIA/TensorRT-LLM b35ac1b6): sm75 to sm89 share one, sm90 has another.
         """
         return "sm80" if "7.5" <= self.compute_capability <= "8.9" else self.architecture
+
+
+def architecture_of(compute_capability: str) -> str:
+    """What engines call a compute capability: "8.0" is "sm80"."""
+    return "sm" + compute_capability.replace(".", "")
 
 
 def all_gpus() -> list[Gpu]:

@@ -15,7 +15,7 @@ from minitron_trtllm.audit.runtime_log import RuntimeLog
 from minitron_trtllm.errors import NotReady
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.prometheus import Metrics
-from minitron_trtllm.repository import config_text
+from minitron_trtllm.repository import config_text, parameters
 from minitron_trtllm.runtime_limits import longest_prompt
 from minitron_trtllm.server.launch import Served
 from minitron_trtllm.server.state import State
@@ -137,7 +137,7 @@ def _log_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str]:
         found = running.log.limits.get(name)
         if found is not None and found != limits[own]:
             yield f"{own} is {found} in the runtime, and {limits[own]} in the plan"
-    chunked = meant.get("enable_chunked_context", "false").lower() in ("true", "1")
+    chunked = parameters.is_true(meant.get("enable_chunked_context"))
     prompt = longest_prompt(limits["max_seq_len"], limits["max_num_tokens"], chunked_context=chunked)
     if running.log.limits.get("maxInputLen", prompt) != prompt:
         yield f"a prompt may have {running.log.limits['maxInputLen']} tokens in the runtime, and {prompt} were expected"

@@ -84,7 +84,7 @@ def steps(logits: Collection[str]) -> tuple[Step, ...]:
 
     Names that begin with an underscore exist only between the steps.
     """
-    left_out = {name for kind, names in tensors.LOGITS_OF.items() if kind not in logits for name in names}
+    left_out = tensors.not_offered(logits)
     engine = replace(
         _ENGINE,
         inputs={name: outer for name, outer in _ENGINE.inputs.items() if name not in left_out},

@@ -49,8 +49,13 @@ LOGITS_OF = {kind: (f"return_{kind}_logits", f"{kind}_logits") for kind in ("con
 
 def offered(tensors: tuple[Tensor, ...], kinds: Collection[str]) -> tuple[Tensor, ...]:
     """The tensors without the kinds of logits that are not in ``kinds``: Triton refuses what is not declared."""
-    left_out = {name for kind, names in LOGITS_OF.items() if kind not in kinds for name in names}
+    left_out = not_offered(kinds)
     return tuple(tensor for tensor in tensors if tensor.name not in left_out)
+
+
+def not_offered(kinds: Collection[str]) -> set[str]:
+    """Names of the tensors of the other kinds of logits."""
+    return {name for kind, names in LOGITS_OF.items() if kind not in kinds for name in names}
 
 
 PREPROCESSING_INPUTS = _table("""

@@ -16,6 +16,7 @@ from typing import Any
 from minitron_trtllm import docker, gpus_here, manifest
 from minitron_trtllm.container_environment import environment
 from minitron_trtllm.errors import MachineError, MissingDependency, RepositoryError, UsageError
+from minitron_trtllm.gpu import architecture_of
 from minitron_trtllm.gpus_here import GpuHere
 from minitron_trtllm.output import human_bytes
 from minitron_trtllm.repository.options import IMAGE
@@ -66,7 +67,7 @@ def _check_gpus(served: Served) -> None:
         return
     details = manifest.read(served.engine, "engine").details
     architecture, where = details.get("architecture"), str(served.engine)
-    fitting = [gpu for gpu in here if architecture in (None, "sm" + gpu.compute_capability.replace(".", ""))]
+    fitting = [gpu for gpu in here if architecture in (None, architecture_of(gpu.compute_capability))]
     if not fitting:
         raise UsageError(
             f"{where} was built for {architecture}, and here {_shown(here)}: it would not load; build it again with "

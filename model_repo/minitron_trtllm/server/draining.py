@@ -156,7 +156,7 @@ class Drain:
 def _in_work(url: str) -> float | None:
     """Requests that text model and engine count; None where one of them does not say."""
     try:
-        metrics = Metrics.read(url)
+        metrics = Metrics.read(url, timeout_s=1.0)  # a server that hangs must not hold up its own end
     except NotReady:
         return None
     text = metrics.sum("minitron_text_requests")

@@ -23,6 +23,7 @@ from minitron_trtllm.server.server_log import ServerLog
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_LOOK_S = 1.0  # between two looks at a starting server's processes
 _LAST_WORDS_S = 5.0  # for tritonserver to say itself that a model's process died
 _LOST_S = 5.0  # for a process that tritonserver waits for to end, while a model is loaded
 _BACKTRACE_S = 5.0  # for tritonserver to write it; its handler of signals may hang over it
@@ -70,7 +71,7 @@ class Running:
 
         Raises Crashed, another ServerError or PortBusy where it does not become ready.
         """
-        deadline = time.monotonic() + options.ready_timeout_s
+        deadline, next_look = time.monotonic() + options.ready_timeout_s, 0.0
         with _Progress(len(served.models)) as progress:
             while not readiness.is_ready(options.probe_host, port, served.models):
                 self.log.new_errors()  # the message of a failed start holds them
@@ -84,7 +85,9 @@ class Running:
                     raise self._died()
                 if self._hangs(self.log.struck is not None):
                     raise Crashed(f"tritonserver hangs since signal {self.log.struck} (log: {self.log.path})")
-                self._check_processes()
+                if now >= next_look:  # /proc is read through for it, which takes 10 ms
+                    self._check_processes()
+                    next_look = now + _LOOK_S
                 if now > deadline:
                     raise ServerError(
                         f"the server was not ready within {options.ready_timeout_s} s; --ready-timeout gives it "

@@ -171,6 +171,16 @@ def server(small_repository: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
         yield document
 
 
+@pytest.fixture(scope="module")
+def gateway(server: dict[str, Any]) -> Iterator[Any]:
+    """A gateway before ``server``, which ends well when the file is through."""
+    from gateway_process import Gateway
+
+    one = Gateway("--upstream", server["urls"]["grpc"])
+    yield one
+    assert one.end()[0] == 0
+
+
 @pytest.fixture(scope="session")
 def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A server whose engine says its prompt again and again (doubles/echo_engine.py) behind our own models.

@@ -37,13 +37,6 @@ PROMPT = "In the beginning God created"
 
 
 @pytest.fixture(scope="module")
-def gateway(server: dict[str, Any]) -> Iterator[Gateway]:
-    one = Gateway("--upstream", server["urls"]["grpc"])
-    yield one
-    assert one.end()[0] == 0
-
-
-@pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     one = Bare(tmp_path_factory.mktemp("bare"), "--tokenizer", str(SMALL_MODEL))
     yield one

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ pytestmark = [pytest.mark.clients, pytest.mark.server]
 
 PROMPT = "In the beginning God created"
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def gateway(server: dict[str, Any]) -> Iterator[Gateway]:
-    one = Gateway("--upstream", server["urls"]["grpc"])
-    yield one
-    assert one.end()[0] == 0
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ reference: a prompt's first token has no log prob, and its own stands among the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,13 +32,6 @@ LOG_PROBS = (
     ROWS - np.log(np.exp(ROWS - ROWS.max(-1, keepdims=True)).sum(-1, keepdims=True)) - ROWS.max(-1, keepdims=True)
 )
 OWN = [float(LOG_PROBS[place, token]) for place, token in enumerate(IDS[1:])]
-
-
-@pytest.fixture(scope="module")
-def gateway(server: dict[str, Any]) -> Iterator[Gateway]:
-    one = Gateway("--upstream", server["urls"]["grpc"])
-    yield one
-    assert one.end()[0] == 0
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,6 @@ PROMPT = "In the beginning God created"
 
 
 @pytest.fixture(scope="module")
-def gateway(server: dict[str, Any]) -> Iterator[Gateway]:
-    one = Gateway("--upstream", server["urls"]["grpc"])
-    yield one
-    assert one.end()[0] == 0
-
-
-@pytest.fixture(scope="module")
 def echoing(echo_server: dict[str, Any]) -> Iterator[Gateway]:
     """A gateway to the engine that says its prompt again and again."""
     one = Gateway("--upstream", echo_server["urls"]["grpc"])

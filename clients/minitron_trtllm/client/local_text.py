@@ -18,7 +18,7 @@ from minitron_trtllm.text.answers import Answers
 from minitron_trtllm.text.errors import RequestError
 from minitron_trtllm.text.prompts import PromptMaker
 from minitron_trtllm.text.request import TextRequest
-from minitron_trtllm.text.tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
+from minitron_trtllm.text.tensors import Arrays, Tensors, add_inputs, unpacked
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
 #: The text model's inputs, as its config declares them (TensorRT-LLM 1.2, tensorrt_llm_bls).
@@ -62,19 +62,14 @@ class LocalText:
 
     def begin(self, message: Any) -> LocalAnswer:
         """Take a request for the text model, which becomes one for tensorrt_llm; raises InvalidRequest."""
-        arrays = {
-            tensor.name: from_bytes(tensor.datatype, tuple(tensor.shape), raw)
-            for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True)
-        }
+        arrays = unpacked(message.inputs, message.raw_input_contents)
         try:
             request = TextRequest.read(arrays, excludes_input=True)
             prompt = self._prompts.of_request(arrays)
         except RequestError as error:
             raise InvalidRequest(f"the request was not sent: {error}") from None
         del message.inputs[:], message.raw_input_contents[:]
-        for name, array in request.engine_inputs(prompt).items():
-            message.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
-            message.raw_input_contents.append(to_bytes(array))
+        add_inputs(message, request.engine_inputs(prompt))
         return LocalAnswer(Answers(self._tokenizer, prompt, request))
 
 
@@ -97,10 +92,7 @@ class LocalAnswer:
 
 def arrays_of(infer: Any) -> Tensors:
     """The tensors of a ``ModelInferResponse``; raises ValueError for bytes that are not what they say."""
-    return {
-        tensor.name: from_bytes(tensor.datatype, tuple(tensor.shape), raw)
-        for tensor, raw in zip(infer.outputs, infer.raw_output_contents, strict=True)
-    }
+    return unpacked(infer.outputs, infer.raw_output_contents)
 
 
 def as_values(tensors: Tensors) -> tuple[dict[str, list[Any]], dict[str, tuple[int, ...]]]:

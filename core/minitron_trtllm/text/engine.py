@@ -24,7 +24,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from minitron_trtllm.text.channel import KEEPALIVE_S, options
-from minitron_trtllm.text.tensors import Arrays, Tensors, datatype, from_bytes, to_bytes
+from minitron_trtllm.text.tensors import Arrays, Tensors, add_inputs, unpacked
 
 INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY_RPC = "/inference.GRPCInferenceService/ModelReady"
@@ -172,7 +172,8 @@ class EngineClient:
                     continue
                 is_final = response.infer_response.parameters["triton_final_response"].bool_param
                 if response.infer_response.outputs:
-                    arrived.put(_tensors(response.infer_response))
+                    infer = response.infer_response
+                    arrived.put(unpacked(infer.outputs, infer.raw_output_contents))
             if not is_final:
                 arrived.fail(EngineError(f"{self._name} ended the stream before its last response"))
         except grpc.RpcError as error:
@@ -200,9 +201,7 @@ class EngineClient:
     def _message(self, inputs: Arrays, outputs: Sequence[str], request_id: str) -> Any:
         message = pb.ModelInferRequest(model_name=self._name, id=request_id)
         message.parameters["triton_enable_empty_final_response"].bool_param = True
-        for name, array in inputs.items():
-            message.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
-            message.raw_input_contents.append(to_bytes(array))
+        add_inputs(message, inputs)
         for name in outputs:
             message.outputs.add(name=name)
         return message
@@ -247,10 +246,3 @@ class _Arrivals:
             raise self._error
         there, self._there = self._there, []
         return there
-
-
-def _tensors(infer: Any) -> Tensors:
-    return {
-        output.name: from_bytes(output.datatype, tuple(output.shape), raw)
-        for output, raw in zip(infer.outputs, infer.raw_output_contents, strict=True)
-    }

@@ -46,14 +46,20 @@ def of_prompt(decoder: Decoder, ids: Sequence[int], logits: Array, likeliest: in
     return tuple(tokens)
 
 
+def log_softmax(logits: Array) -> NDArray[np.float32]:
+    """Natural logarithms of the probabilities that rows of logits [..., vocabulary] stand for."""
+    rows = logits.astype(np.float32)
+    rows -= rows.max(axis=-1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    return rows
+
+
 def _expected(
     decoder: Decoder, ids: Sequence[int], logits: Array, likeliest: int
 ) -> Iterator[tuple[float, dict[str, float] | None]]:
     """For each token but the last: the log prob of the one that follows, and the likeliest ones there."""
     for start in range(0, len(ids) - 1, _ROWS):
-        rows = logits[start : min(start + _ROWS, len(ids) - 1)].astype(np.float32)
-        rows -= rows.max(axis=-1, keepdims=True)
-        rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+        rows = log_softmax(logits[start : min(start + _ROWS, len(ids) - 1)])
         for place, row in enumerate(rows, start):
             yield float(row[ids[place + 1]]), _best(decoder, ids[place], row, likeliest) if likeliest else None
 

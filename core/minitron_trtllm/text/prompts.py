@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trtllm.text.errors import RequestError
-from minitron_trtllm.text.tensors import Arrays
+from minitron_trtllm.text.tensors import MESSAGE_BYTES, Arrays
 from minitron_trtllm.text.tokenizer import TextTokenizer
 
 Ints = NDArray[np.int32]
@@ -18,7 +18,6 @@ Texts = NDArray[np.object_]
 
 #: Bytes of a logit, by what the text model's parameter ``context_logits`` says.
 _LOGIT_BYTES = {"FP32": 4, "FP16": 2}
-_MESSAGE_BYTES = (2 << 30) - (1 << 20)  # what a response may hold, with room for its other tensors
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class PromptMaker:
                 "gather_context_logits (trtllm_build: {gather_context_logits: true} in a recipe) and served without "
                 "enable_kv_cache_reuse; a CPU engine gives them, in a repository that is rendered again"
             )
-        most = _MESSAGE_BYTES // (_LOGIT_BYTES[self._context_logits] * self._vocab_size)
+        most = MESSAGE_BYTES // (_LOGIT_BYTES[self._context_logits] * self._vocab_size)
         if prompt > most:
             raise RequestError(
                 f"the prompt has {prompt} tokens, and a response of the engine holds the logits of at most {most}"

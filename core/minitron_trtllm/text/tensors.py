@@ -6,7 +6,7 @@ A BYTES element is its length in four bytes, then the bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,25 @@ DATATYPES: Mapping[str, Any] = {
     "INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "FP16": np.float16, "BOOL": np.bool_,
 }  # fmt: skip
 _NAMES = {np.dtype(kind): name for name, kind in DATATYPES.items()} | {np.dtype(object): "BYTES"}
+
+
+#: Bytes that the tensors of one message may have: protobuf holds less than 2 GiB, and a response has others beside one.
+MESSAGE_BYTES = (2 << 30) - (1 << 20)
+
+
+def unpacked(tensors: Iterable[Any], contents: Iterable[bytes]) -> Tensors:
+    """The arrays of a message's ``inputs`` or ``outputs`` with its raw contents; raises ValueError."""
+    return {
+        tensor.name: from_bytes(tensor.datatype, tuple(tensor.shape), raw)
+        for tensor, raw in zip(tensors, contents, strict=True)
+    }
+
+
+def add_inputs(message: Any, arrays: Arrays) -> None:
+    """Put arrays into a ``ModelInferRequest``, behind the inputs that it has."""
+    for name, array in arrays.items():
+        message.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
+        message.raw_input_contents.append(to_bytes(array))
 
 
 def datatype(array: Array) -> str:

@@ -68,10 +68,3 @@ class ContextLogits:
             ids = prompt[start : start + STEP_TOKENS]
             logits[start : start + len(ids)] = self._model.infer(ids, start)
         return logits
-
-
-def log_softmax(row: Logits) -> Logits:
-    """Natural logarithms of the probabilities that one row of logits stands for."""
-    shifted = row - row.max()
-    result: Logits = shifted - np.log(np.exp(shifted).sum())
-    return result

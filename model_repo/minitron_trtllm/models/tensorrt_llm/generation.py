@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .context_logits import Logits, log_softmax
+from minitron_trtllm.text.log_probs import log_softmax
+
+from .context_logits import Logits
 from .engine_config import BLOCK_TOKENS
 from .generation_request import Request
 

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minitron_trtllm.text.tensors import MESSAGE_BYTES
+
 from .engine_config import EngineConfig
 
 # A logit is multiplied or divided by the repetition penalty, in float32: beyond these it would be infinite, and what is
 # sampled from that is anything.
 _PENALTIES = (1e-28, 1e28)
-#: What is left of the 2 GiB of a protobuf message beside a response's other tensors.
-_MESSAGE_BYTES = (2 << 30) - (1 << 20)
 
 
 class Refused(ValueError):
@@ -80,10 +80,10 @@ def _check_lengths(request: Request, engine: EngineConfig) -> None:
             f"Prompt length ({length}) and requested output length ({wanted}) together exceed the maximum sequence "
             f"length ({engine.max_seq_len})"
         )
-    if request.context_logits and (size := 4 * length * engine.vocab_size) > _MESSAGE_BYTES:
+    if request.context_logits and (size := 4 * length * engine.vocab_size) > MESSAGE_BYTES:
         raise Refused(
-            f"context_logits of {length} tokens are {size:,} bytes, and a response holds at most {_MESSAGE_BYTES:,}: "
-            f"at most {_MESSAGE_BYTES // (4 * engine.vocab_size)} tokens can have them"
+            f"context_logits of {length} tokens are {size:,} bytes, and a response holds at most {MESSAGE_BYTES:,}: "
+            f"at most {MESSAGE_BYTES // (4 * engine.vocab_size)} tokens can have them"
         )
     if not 0 <= request.min_tokens <= wanted:
         raise Refused(f"min_tokens is {request.min_tokens}: it must be from 0 to request_output_len ({wanted})")

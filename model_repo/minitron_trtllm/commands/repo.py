@@ -24,6 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         "(default: DIR for a CPU engine, /models for a GPU engine)")  # fmt: skip
     render.add_argument("--force", action="store_true", help="replace DIR if it is there")
     render.add_argument("--copy", action="store_true", help="copy the engine's files instead of hard-linking them")
+    render.add_argument("--kubernetes", type=Path, metavar="DIR",
+                        help="write also DIR/values.yaml for the Helm chart, derived from recipe and plan")  # fmt: skip
+    render.add_argument("--replicas", type=int, metavar="N",
+                        help="least servers for --kubernetes (default: as many as hold the concurrency)")  # fmt: skip
     render.add_argument("--json", action="store_true", help="print one JSON document")
     check = commands.add_parser("check", help="say what in a model repository cannot work")
     check.add_argument("repository", type=Path, metavar="DIR", help="folder that 'minitron repo render' made")
@@ -91,12 +95,18 @@ def _check(args: argparse.Namespace) -> int:
 def _render(args: argparse.Namespace) -> int:
     wanted = recipe.from_args(args).recipe
     options = _options(args, wanted)
+    if args.replicas is not None and (args.kubernetes is None or args.replicas < 1):
+        raise UsageError(f"--replicas {args.replicas} must be 1 or more, and goes with --kubernetes")
+    if args.kubernetes and wanted.backend == "llmapi":
+        raise UsageError("--kubernetes is for engines; the chart has no pods for backend llmapi yet")
     if wanted.backend == "llmapi":
         return _render_llmapi(args, wanted, options)
     from minitron_trtllm.repository.render import render
 
     repository = render(args.engine, args.output, options, root=args.root, force=args.force, copy=args.copy)
     folder = args.output.absolute()
+    if args.kubernetes:
+        _kubernetes(args, wanted)
     if args.json:
         output.emit_json(
             {
@@ -115,6 +125,16 @@ def _render(args: argparse.Namespace) -> int:
         print(output.table(rows, ("model", "backend", "max_batch_size", "instances", "inputs")))
         print(f"repository: {folder} (the server sees it as {repository.root})")
     return 0
+
+
+def _kubernetes(args: argparse.Namespace, wanted: Recipe) -> None:
+    from minitron_trtllm import manifest
+    from minitron_trtllm.repository import kubernetes
+    from minitron_trtllm.server.launch import Served
+
+    engine = manifest.read(args.engine, "engine")
+    served = Served.read(args.output)
+    kubernetes.write(wanted, engine, served, args.kubernetes, replicas=args.replicas, force=args.force)
 
 
 def _render_llmapi(args: argparse.Namespace, wanted: Recipe, options: RepositoryOptions) -> int:

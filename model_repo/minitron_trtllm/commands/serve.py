@@ -34,6 +34,8 @@ def configure(parser: Parser) -> None:
     add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron repo render'")
     recipe.add_flags(parser, "serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s")
     add("--host", default=Options.host, metavar="ADDRESS", help="address to listen on (default %(default)s)")
+    add("--metrics-host", metavar="ADDRESS",
+        help="address of the metrics (default: as HTTP, which with TLS is this machine alone)")  # fmt: skip
     add("--tls-cert", type=Path, metavar="PEM", help="server certificate: gRPC speaks TLS, HTTP answers health only")
     add("--tls-key", type=Path, metavar="PEM", help="the certificate's private key")
     add("--tls-ca", type=Path, metavar="PEM", help="demand client certificates signed by this one (mutual TLS)")
@@ -130,6 +132,7 @@ def _options(args: argparse.Namespace, wanted: Recipe, folder: Path) -> Options:
         raise UsageError(f"--restarts {args.restarts} is less than none; 0 leaves a crashed server down")
     return Options(
         host=launch.check_host(args.host),
+        metrics_host=launch.check_host(args.metrics_host, "--metrics-host") if args.metrics_host else None,
         tls=tls.read(args.tls_cert, args.tls_key, args.tls_ca, (args.loopback_cert, args.loopback_key)),
         api_key=launch.read_api_key(args.api_key_file),
         api_key_file=_key_file(args.api_key_file, folder),
@@ -165,7 +168,7 @@ def _state(folder: Path, served: Served, options: Options, ports: Ports, launche
     urls = {
         "grpc": f"{options.host}:{ports.grpc}",
         "http": f"{options.http_host}:{ports.http}",
-        "metrics": f"{options.http_host}:{ports.metrics}",
+        "metrics": f"{options.metrics_bind}:{ports.metrics}",
     }
     timeout_s = options.exit_timeout_s
     return State(

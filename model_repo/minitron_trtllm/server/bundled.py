@@ -165,7 +165,14 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
         "--allow-gpu-metrics=false",
     )
     words = flags(
-        served, options, repository=str(repository), ports=ports, mark=mark, bind_http=options.http_host, more=more
+        served,
+        options,
+        repository=str(repository),
+        ports=ports,
+        mark=mark,
+        bind_http=options.http_host,
+        bind_metrics=options.metrics_bind,
+        more=more,
     )
     argv = [str(wheel.server), *words]
     calls = loopback(f"{reachable(options.host)}:{ports.grpc}", options.tls, options.api_key_file)

@@ -105,7 +105,7 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
         f"--stop-timeout={options.exit_timeout_s + GRACE_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",
         f"--publish={options.http_host}:{ports.http}:{_INSIDE.http}",
-        f"--publish={options.http_host}:{ports.metrics}:{_INSIDE.metrics}",
+        f"--publish={options.metrics_bind}:{ports.metrics}:{_INSIDE.metrics}",
         f"--volume={served.folder}:{served.root}:ro",
         *(f"--volume={outside}:{path}:ro" for path, outside in sorted(_mounted(options, inside).items())),
     ]  # fmt: skip

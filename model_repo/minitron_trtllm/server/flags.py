@@ -12,8 +12,8 @@ from minitron_trtllm.server import triton_flags
 from minitron_trtllm.server.launch import API_KEY_HEADER, Options, Ports, Served
 
 #: Interfaces that can make the server run other code or write files: no client of ours needs them.
-_ADMIN = ("model-repository", "trace", "logging")
-_USER = ("inference", "metadata", "model-config", "shared-memory", "statistics")
+ADMIN = ("model-repository", "trace", "logging")
+USER = ("inference", "metadata", "model-config", "shared-memory", "statistics")
 
 
 def flags(
@@ -24,12 +24,14 @@ def flags(
     ports: Ports,
     mark: str,
     bind_http: str,
+    bind_metrics: str | None = None,
     rank: int = 0,
     more: Sequence[str] = (),
 ) -> list[str]:
     """Everything behind the word ``tritonserver``.
 
-    ``repository`` is the folder, ``options.host`` and ``bind_http`` the addresses, as the server sees them. Ranks above
+    ``repository`` is the folder, ``options.host``, ``bind_http`` and ``bind_metrics`` (None: as HTTP) the
+    addresses, as the server sees them. Ranks above
     0 of a parallel engine load only ``tensorrt_llm``; they get the same ports, and do not open them. ``more``: what
     this way to run the server needs besides. The user's own flags (``options.triton_flags``) come last.
     """
@@ -46,7 +48,7 @@ def flags(
         f"--grpc-port={ports.grpc}",
         f"--http-address={bind_http}",
         f"--http-port={ports.http}",
-        f"--metrics-address={bind_http}",
+        f"--metrics-address={bind_metrics or bind_http}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(mark, rank)}",
@@ -83,10 +85,10 @@ def _restrictions(options: Options) -> list[str]:
     """
     if not options.server_key:
         return []
-    grpc: list[tuple[tuple[str, ...], str, str]] = [(_ADMIN, "server-key", options.server_key)]
+    grpc: list[tuple[tuple[str, ...], str, str]] = [(ADMIN, "server-key", options.server_key)]
     if options.api_key:
-        grpc.append((_USER, API_KEY_HEADER, options.api_key))
-    http = [(_ADMIN + _USER, "server-key", options.server_key)] if options.tls else grpc
+        grpc.append((USER, API_KEY_HEADER, options.api_key))
+    http = [(ADMIN + USER, "server-key", options.server_key)] if options.tls else grpc
     return [
         *(f"--grpc-restricted-protocol={','.join(names)}:{header}={key}" for names, header, key in grpc),
         *(f"--http-restricted-api={','.join(names)}:{header}={key}" for names, header, key in http),

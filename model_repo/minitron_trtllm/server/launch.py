@@ -92,13 +92,15 @@ class Ports:
 class Options:
     """What the user chose for one server.
 
-    ``gpus`` is what ``docker run --gpus`` takes, ``environment`` the recipe's for containers. ``api_key_file`` is where
-    a model of the server reads ``api_key``. ``server_key`` guards the interfaces that no client needs; it is made anew
-    for each server. ``triton_flags`` are the user's own for tritonserver, as ``triton_flags.read`` gives them. Neither
-    key nor these are in any representation.
+    ``metrics_host``: where the metrics listen, if not where HTTP does. ``gpus`` is what ``docker run --gpus`` takes,
+    ``environment`` the recipe's for containers. ``api_key_file`` is where a model of the server reads ``api_key``.
+    ``server_key`` guards the interfaces that no client needs; it is made anew for each server. ``triton_flags`` are
+    the user's own for tritonserver, as ``triton_flags.read`` gives them. Neither key nor these are in any
+    representation.
     """
 
     host: str = _LOOPBACK
+    metrics_host: str | None = None
     tls: Tls | None = None
     api_key: str | None = field(default=None, repr=False)
     api_key_file: Path | None = None
@@ -115,6 +117,11 @@ class Options:
     def http_host(self) -> str:
         """HTTP and metrics have no TLS in Triton, so with TLS they stay on the loopback address."""
         return _LOOPBACK if self.tls else self.host
+
+    @property
+    def metrics_bind(self) -> str:
+        """The address that the metrics listen on; they hold no secret, so one may be chosen beside TLS."""
+        return self.metrics_host or self.http_host
 
     @property
     def probe_host(self) -> str:
@@ -179,12 +186,12 @@ def without_loopback(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith("MINITRON_GRPC")}
 
 
-def check_host(host: str) -> str:
+def check_host(host: str, flag: str = "--host") -> str:
     """Accept an IPv4 address to listen on; raises UsageError."""
     try:
         return str(ipaddress.IPv4Address(host))
     except ValueError:
-        raise UsageError(f"--host {host} is no IPv4 address; 127.0.0.1 is this machine alone, 0.0.0.0 all") from None
+        raise UsageError(f"{flag} {host} is no IPv4 address; 127.0.0.1 is this machine alone, 0.0.0.0 all") from None
 
 
 def read_api_key(path: Path | None) -> str | None:

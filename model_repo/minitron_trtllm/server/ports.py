@@ -29,7 +29,7 @@ class Reservation:
             self.ports = Ports(
                 grpc=self._reserve(options.host, wanted.grpc, "--grpc-port"),
                 http=self._reserve(options.http_host, wanted.http, "--http-port"),
-                metrics=self._reserve(options.http_host, wanted.metrics, "--metrics-port"),
+                metrics=self._reserve(options.metrics_bind, wanted.metrics, "--metrics-port"),
             )
         except BaseException:
             self.release()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minitron_trtllm import api_keys
 from minitron_trtllm.errors import InputError, UsageError
-from minitron_trtllm.gateway import serving
+from minitron_trtllm.gateway import names, serving
 from minitron_trtllm.gateway.settings import Interval, Limits, Settings
 from minitron_trtllm.output import emit_json
 from minitron_trtllm.text.engine import DEFAULT_URL, Address
@@ -60,7 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="most sequences in flight, shared out among the workers (default %(default)s)")  # fmt: skip
     server = parser.add_argument_group("servers").add_argument
     server("--upstream", action="append", metavar="HOST:PORT",
-        help=f"gRPC address of a server; may be repeated (default {DEFAULT_URL})")  # fmt: skip
+        help="gRPC address of a server, or dns:///NAME:PORT for all that a name stands for; may be repeated "
+        f"(default {DEFAULT_URL})")  # fmt: skip
     server("--upstream-ca", type=Path, metavar="PEM", help="speak TLS; authority that signed the servers' certificates")
     server("--upstream-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
     server("--upstream-key", type=Path, metavar="PEM", help="our certificate's private key")
@@ -131,6 +132,9 @@ def _upstreams(args: argparse.Namespace) -> tuple[Address, ...]:
         "ca": _pem(args.upstream_ca), "cert": _pem(args.upstream_cert), "key": _pem(args.upstream_key),
         "api_key_file": str(args.upstream_api_key_file or ""), "authority": args.upstream_authority,
     }  # fmt: skip
+    for url in args.upstream or ():
+        if url.startswith("dns:") and (wrong := names.check(url)):
+            raise UsageError(f"--upstream {wrong}")
     if args.upstream:
         return tuple(Address(url, **given) for url in args.upstream)
     # 'minitron serve' tells its gateway where it listens as it tells its models.

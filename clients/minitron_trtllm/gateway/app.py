@@ -192,11 +192,12 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, to its end or until its client leaves."""
-        reply, counted = _Reply(send), self._gateway.metrics
+        reply, counted, began = _Reply(send), self._gateway.metrics, time.perf_counter()
         try:
             self._gateway.check_key(request := Request(scope))
             with self._gateway.accepting():
                 await self._generate(request, receive, reply)
+                counted.duration.labels(self._name).observe(time.perf_counter() - began)
         except _Left:
             counted.left.inc()
             reply.status = reply.status or 499

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -103,7 +104,7 @@ def firing(tmp_path: Path, at_minutes: list[float], series: list[dict[str, str]]
 
 @needs_promtool
 def test_alerts_on_the_series_of_a_real_server(tmp_path: Path) -> None:
-    """``step_load.json``: a server of four at a time under 2, 32, 2, 0 streams, and then stopped; the gateway took 24."""
+    """``step_load.json``: a server of four at a time under 2, 32, 2 and 0 streams, then stopped; 24 were let in."""
     series = [series_of(one["labels"], one["values"]) for one in recorded()["series"]]
     heavy, after, dead = phase_minute("heavy"), phase_minute("light again"), phase_minute("dead")
     at = [heavy, heavy + 5, after - 0.2, dead - 0.2, dead + 2, dead + 6.5]
@@ -119,25 +120,30 @@ def test_alerts_on_the_series_of_a_real_server(tmp_path: Path) -> None:
     assert {"MinitronNoServer", "MinitronErrors"} <= said[at[5]]
 
 
+ITL, TTFT = "minitron_gateway_inter_token_latency_seconds_bucket", "minitron_gateway_time_to_first_token_seconds_bucket"
+
+
+def slow(histogram: str, below: str, above: str) -> list[tuple[str, str]]:
+    """Nine observations a step, all of them between two bounds."""
+    counts = {below: "0x120", above: "0+9x120", "+Inf": "0+9x120"}
+    return [(f'{histogram}{{job="g",le="{bound}"}}', values) for bound, values in counts.items()]
+
+
+BY_HAND = {
+    "MinitronServerNotReady": [('minitron_gateway_upstream_ready{job="g",upstream="a"}', "0x120"),
+                               ('minitron_gateway_upstream_ready{job="g",upstream="b"}', "1x120")],
+    "MinitronNoTokens": [('minitron_gateway_streams{job="g"}', "3x120"),
+                         ('minitron_gateway_generated_tokens_total{job="g"}', "700x120")],
+    "MinitronBrokenStreams": [('minitron_gateway_broken_streams_total{job="g"}', "0x90 4x30")],
+    "MinitronSlowTokens": slow(ITL, "0.25", "0.5"),
+    "MinitronSlowFirstToken": slow(TTFT, "2.5", "5.0"),
+    "MinitronKvCacheFull": [('nv_trt_llm_kv_cache_block_metrics{model="m",kv_cache_block_type="fraction"}', "0.99x120"),
+                            ('nv_trt_llm_general_metrics{model="m",general_type="iteration_counter"}', "0+50x120")],
+}  # fmt: skip
+
+
 @needs_promtool
-@pytest.mark.parametrize(
-    ("name", "series"),
-    [
-        ("MinitronServerNotReady", [('minitron_gateway_upstream_ready{job="g",upstream="a"}', "0x120"),
-                                    ('minitron_gateway_upstream_ready{job="g",upstream="b"}', "1x120")]),
-        ("MinitronNoTokens", [('minitron_gateway_streams{job="g"}', "3x120"),
-                              ('minitron_gateway_generated_tokens_total{job="g"}', "700x120")]),
-        ("MinitronBrokenStreams", [('minitron_gateway_broken_streams_total{job="g"}', "0x90 4x30")]),
-        ("MinitronSlowTokens", [('minitron_gateway_inter_token_latency_seconds_bucket{job="g",le="0.25"}', "0x120"),
-                                ('minitron_gateway_inter_token_latency_seconds_bucket{job="g",le="0.5"}', "0+9x120"),
-                                ('minitron_gateway_inter_token_latency_seconds_bucket{job="g",le="+Inf"}', "0+9x120")]),
-        ("MinitronSlowFirstToken", [('minitron_gateway_time_to_first_token_seconds_bucket{job="g",le="2.5"}', "0x120"),
-                                    ('minitron_gateway_time_to_first_token_seconds_bucket{job="g",le="5.0"}', "0+9x120"),
-                                    ('minitron_gateway_time_to_first_token_seconds_bucket{job="g",le="+Inf"}', "0+9x120")]),
-        ("MinitronKvCacheFull", [('nv_trt_llm_kv_cache_block_metrics{model="m",kv_cache_block_type="fraction"}', "0.99x120"),
-                                 ('nv_trt_llm_general_metrics{model="m",general_type="iteration_counter"}', "0+50x120")]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "series"), BY_HAND.items(), ids=list(BY_HAND))
 def test_alerts_that_the_recording_has_no_case_of(name: str, series: list[tuple[str, str]], tmp_path: Path) -> None:
     """Series by hand, of what each page says."""
     written = [{"series": one, "values": values} for one, values in series]
@@ -175,7 +181,7 @@ def test_no_query_of_the_board_is_empty(loaded: Monitored) -> None:
         )
         assert "$" not in asked, asked
         values = [float(one["value"][1]) for one in loaded.prometheus.query(asked)]
-        if not values or any(value != value for value in values):
+        if not values or any(map(math.isnan, values)):
             empty.append((panel, asked, values))
     assert not empty
 

@@ -1,0 +1,123 @@
+"""Sizing by simulation: cases that can be calculated by hand, and laws of queues."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from conftest import minitron_here
+from minitron_trtllm.plan.limits import Limits
+from minitron_trtllm.plan.roofline import Machine
+from minitron_trtllm.plan.simulation import Arrival, Step, roofline_steps, simulate
+from minitron_trtllm.plan.traffic import Traffic
+from random_model import SHAPES
+
+LIMITS = Limits(max_batch_size=2, max_input_len=64, max_seq_len=128, max_num_tokens=16)
+
+
+def second(step: Step) -> float:
+    return 1.0
+
+
+def test_one_request_by_hand() -> None:
+    """40 tokens of prompt in pieces of 16 are three steps, the third brings the first of five tokens."""
+    (one,) = simulate([Arrival(10.0, 40, 5)], LIMITS, 1024, second)
+    assert (one.ttft_s, one.last_token_s, one.tpot_s) == (3.0, 17.0, 1.0)
+
+
+def test_a_full_batch_makes_others_wait_in_their_order() -> None:
+    """Two places, each taken for four steps: the third comes at step 5, the fourth with it."""
+    outcomes = simulate([Arrival(0.0, 4, 4) for _ in range(4)], LIMITS, 1024, second)
+    assert [one.first_token_s for one in outcomes] == [1.0, 1.0, 5.0, 5.0]
+    assert [one.last_token_s for one in outcomes] == [4.0, 4.0, 8.0, 8.0]
+
+
+def test_a_prompt_and_an_answer_share_a_step() -> None:
+    """One generates (1 of 16 tokens), so the other's 40 are read as 15 + 15 + 10: three steps, not two and a half."""
+    seen: list[Step] = []
+    simulate([Arrival(0.0, 4, 8), Arrival(0.5, 40, 1)], LIMITS, 1024, lambda step: seen.append(step) or 1.0)
+    assert [(step.sequences, step.prompt_tokens) for step in seen[:4]] == [(1, 4), (1, 15), (1, 15), (2, 10)]
+
+
+def test_the_cache_makes_wait_as_the_batch_does() -> None:
+    """64 tokens of cache are two blocks of 32, and each sequence of 40 takes both: one after the other."""
+    outcomes = simulate([Arrival(0.0, 8, 32), Arrival(0.0, 8, 32)], LIMITS, 64, second)
+    assert outcomes[1].first_token_s == outcomes[0].last_token_s + 1.0
+
+
+def test_two_servers_share_by_what_is_outstanding() -> None:
+    outcomes = simulate([Arrival(0.0, 4, 100), Arrival(0.1, 4, 2), Arrival(0.2, 4, 2)], LIMITS, 1024, second, servers=2)
+    assert [one.server for one in outcomes] == [0, 1, 1]
+
+
+def test_md1_queue() -> None:
+    """One place, one token a request, a second each: an M/D/1 queue. Its mean wait is rho / (2 (1 - rho)) services
+    (Pollaczek-Khinchine); at rho 0.6 that is 0.75 s, so the mean time to the token is 1.75 s."""
+    traffic = Traffic.model_validate(
+        {"arrival": {"rate": 0.6}, "input_tokens": {"mean": 4}, "output_tokens": {"mean": 1}}
+    )
+    one = Limits(max_batch_size=1, max_input_len=64, max_seq_len=128, max_num_tokens=16)
+    outcomes = simulate(traffic.arrivals(40_000), one, 1024, second)
+    mean = sum(each.ttft_s for each in outcomes) / len(outcomes)
+    assert mean == pytest.approx(1.75, rel=0.05)
+
+
+@pytest.mark.parametrize(("kind", "variation"), [("constant", 0.0), ("poisson", 1.0), ("gamma", 2.0)])
+def test_arrivals_have_their_rate_and_their_burstiness(kind: str, variation: float) -> None:
+    """Squared coefficient of variation of the gaps: 0, 1, and 1 / shape for a gamma of shape 1/2."""
+    traffic = Traffic.model_validate({"arrival": {"kind": kind, "rate": 5, "burstiness": 0.5}})
+    times = [one.at_s for one in traffic.arrivals(40_000)]
+    gaps = [b - a for a, b in pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    spread = sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
+    assert mean == pytest.approx(0.2, rel=0.03) and spread == pytest.approx(variation, rel=0.06, abs=1e-9)
+
+
+def test_lengths_have_their_mean() -> None:
+    traffic = Traffic.model_validate({"input_tokens": {"kind": "lognormal", "mean": 128, "deviation": 96}})
+    prompts = [one.prompt for one in traffic.arrivals(40_000)]
+    assert sum(prompts) / len(prompts) == pytest.approx(128, rel=0.03)
+
+
+def test_the_roofline_of_a_step_is_that_of_the_plan() -> None:
+    """Decode at batch 32 with 640 tokens each, and a prompt of 512: docs/plan.md's own rows for int8 on an A100, which
+    'minitron plan --recipe a100-int8' shows as 9,491 tokens/s and 8.8 ms."""
+    machine = Machine(2.039e12, 3.12e14)
+    steps = roofline_steps(SHAPES["minitron-4b"], machine, matrix_bytes=4_190_109_696, kv_bytes=131_072)
+    assert 32 / steps(Step(32, 0, 32 * 640)) == pytest.approx(9491, rel=0.001)
+    assert steps(Step(1, 511, 512)) == pytest.approx(8.76e-3, rel=0.01)
+
+
+def test_the_command_says_how_many(tmp_path: Path) -> None:
+    """By the law of flow: 60 requests/s of 100 tokens are 6,000 tokens/s, and one server makes 9,491 at the roofline;
+    at a third of it two are needed at the least."""
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("arrival: {rate: 60}\ninput_tokens: 100\noutput_tokens: 100\n")
+    words = ("plan", "--recipe", "a100-int8", "--traffic", profile, "--slo", "1000,100", "--json")
+    code, out, _ = minitron_here(*words)
+    assert code == 0 and json.loads(out)["traffic"]["servers"] == 1
+    code, out, _ = minitron_here(*words, "--roofline-share", "0.33")
+    found = json.loads(out)["traffic"]
+    assert code == 0 and found["servers"] >= 2 and found["gateway_workers"] >= 1
+    assert found["tried"][-1]["good"] >= 0.95
+    assert math.isclose(found["tried"][-1]["tokens_per_s"], 6000, rel_tol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--traffic", "steady-poisson"), "--slo"),
+        (("--traffic", "steady-poisson", "--slo", "500"), "TTFT,ITL"),
+        (("--traffic", "steady-poisson", "--slo", "500,50", "--roofline-share", "2"), "--roofline-share"),
+        (("--traffic", "ramp-to-saturation", "--slo", "500,50"), "arrival.kind"),
+        (("--traffic", "no-such", "--slo", "500,50"), "no load profile"),
+        (("--traffic", "steady-poisson", "--slo", "500,50", "--input-tokens", "8", "--output-tokens", "8"), "workload"),
+    ],
+)
+def test_what_cannot_be_sized_is_said(words: tuple[str, ...], says: str) -> None:
+    code, _, err = minitron_here("plan", "--recipe", "a100-int8", *words)
+    assert code in (2, 3) and says in err

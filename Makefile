@@ -191,6 +191,14 @@ format: $(VENV)/.ready ## format the code
 docs: $(VENV)/.ready ## write docs/cli.md and the table in docs/a100.md anew from the code
 	@$(BIN)/python tools/cli_docs.py
 
+# --- images -------------------------------------------------------------------------------------------------------
+
+IMAGE ?= serve
+
+.PHONY: image
+image: $(VENV)/.ready ## build an image of the toolkit, or print the command where docker is absent (IMAGE=serve, builder)
+	@$(BIN)/python tools/image.py $(IMAGE) $(ARGS)
+
 # --- figures ------------------------------------------------------------------------------------------------------
 
 .PHONY: bench-cpu
@@ -217,6 +225,10 @@ bench-gguf: $(VENV)/.ready ## the same from a Q4_K_M file of the 4B shape
 .PHONY: bench-front
 bench-front: $(VENV)/.ready ## text model and gateway beside tensorrt_llm itself, in interleaved rounds (JSON=, BASE=)
 	@$(BIN)/python benches/bench_front.py $(if $(JSON),--json $(JSON)) $(if $(BASE),--base $(BASE)) $(ARGS)
+
+.PHONY: bench-sizing
+bench-sizing: $(VENV)/.ready ## the simulation of 'plan --traffic' beside the CPU engine (JSON=)
+	@$(BIN)/python benches/bench_sizing.py $(if $(JSON),--json $(JSON)) $(ARGS)
 
 .PHONY: clean
 clean: ## remove what the targets made (out/, virtual environments)

@@ -41,8 +41,9 @@ from minitron_trtllm.shape import ModelShape  # noqa: E402
 from random_model import write_random_model  # noqa: E402
 
 SHAPE = ModelShape(
-    vocab_size=8000, hidden_size=1024, intermediate_size=3072, num_layers=8, num_heads=8, num_kv_heads=2,
-    max_positions=1024, norm_epsilon=1e-5, rotary_share=0.5, rotary_base=10000.0, tied_embeddings=False, dtype="bfloat16",
+    vocab_size=4096, hidden_size=512, intermediate_size=1536, num_layers=6, num_heads=8, num_kv_heads=2,
+    max_positions=1024, norm_epsilon=1e-5, rotary_share=0.5, rotary_base=10000.0, tied_embeddings=False,
+    dtype="bfloat16",
 )  # fmt: skip
 LIMITS = Limits(max_batch_size=4, max_input_len=512, max_seq_len=768, max_num_tokens=256)
 TRAFFIC = {
@@ -190,12 +191,14 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
         costs = before.between(after)
         simulated = figures(simulate(arrivals, LIMITS, 4 * LIMITS.tokens_per_sequence, costs))
         ratios = {name: simulated[name] / value for name, value in measured.items()}
-        rows.append({"share": share, "measured": measured, "simulated": simulated, "ratio": ratios, "costs": vars(costs),
-                     "before": vars(before), "after": vars(after), "load": os.getloadavg()[0]})  # fmt: skip
-        line = ", ".join(
-            f"{name} {measured[name]:.1f} and {simulated[name]:.1f}: {ratios[name]:.2f}" for name in ratios
-        )
-        print(f"{share:.0%}: measured and simulated: {line} (load {os.getloadavg()[0]:.1f})", flush=True)
+        rows.append({
+            "share": share, "measured": measured, "simulated": simulated, "ratio": ratios, "costs": vars(costs),
+            "before": vars(before), "after": vars(after), "load": os.getloadavg()[0],
+        })  # fmt: skip
+        for name, ratio in ratios.items():
+            both = f"measured {measured[name]:.1f}, simulated {simulated[name]:.1f}"
+            print(f"{share:.0%}: {name}: {both}: {ratio:.2f}", flush=True)
+        print(f"     load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
         before = after
     return {"capacity_requests_per_s": capacity, "requests": args.requests, "seed": args.seed, "loads": rows}
 

@@ -27,7 +27,11 @@ def is_name(address: Address) -> bool:
 def check(url: str) -> str | None:
     """What is wrong with a name, if anything."""
     host, _, port = url.removeprefix(_SCHEME).rpartition(":")
-    return None if host and port.isdigit() and 0 < int(port) < 65536 else f"{url} is no dns:///NAME:PORT"
+    return (
+        None
+        if url.startswith(_SCHEME) and host and port.isdigit() and 0 < int(port) < 65536
+        else f"{url} is no dns:///NAME:PORT"
+    )
 
 
 class Names:

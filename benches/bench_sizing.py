@@ -29,15 +29,15 @@ sys.path[:0] = [str(ROOT / part) for part in ("tests", "models")]
 
 import numpy as np  # noqa: E402
 
-from minitron_trtllm.checkpoint.convert import convert  # noqa: E402
-from minitron_trtllm.engine import openvino as cpu  # noqa: E402
-from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine  # noqa: E402
-from minitron_trtllm.models.tensorrt_llm.generation import Chunk  # noqa: E402
-from minitron_trtllm.models.tensorrt_llm.generation_request import Request  # noqa: E402
-from minitron_trtllm.plan.limits import Limits  # noqa: E402
-from minitron_trtllm.plan.simulation import Arrival, Outcome, Step, simulate  # noqa: E402
-from minitron_trtllm.plan.traffic import Traffic  # noqa: E402
-from minitron_trtllm.shape import ModelShape  # noqa: E402
+from minitron_build.checkpoint.convert import convert  # noqa: E402
+from minitron_build.engines.openvino import write as cpu  # noqa: E402
+from minitron_triton.models.tensorrt_llm.cpu_engine import Engine  # noqa: E402
+from minitron_triton.models.tensorrt_llm.generation import Chunk  # noqa: E402
+from minitron_triton.models.tensorrt_llm.generation_request import Request  # noqa: E402
+from minitron_build.plan.limits import Limits  # noqa: E402
+from minitron_build.plan.simulation import Arrival, Outcome, Step, simulate  # noqa: E402
+from minitron_build.plan.traffic import Traffic  # noqa: E402
+from minitron.model.shape import ModelShape  # noqa: E402
 from random_model import write_random_model  # noqa: E402
 
 SHAPE = ModelShape(

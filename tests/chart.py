@@ -55,12 +55,12 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 def derived(name: str) -> dict[str, Any]:
     """The values of a set as ``minitron repo render --kubernetes`` derives them, of an engine made by hand."""
     import hand_made
-    from minitron_trtllm import recipe
-    from minitron_trtllm.plan import engine_plan, model
-    from minitron_trtllm.repository import kubernetes
-    from minitron_trtllm.repository.options import from_recipe
-    from minitron_trtllm.repository.render import render
-    from minitron_trtllm.server.launch import Served
+    from minitron import recipe
+    from minitron_build.plan import engine_plan, model
+    from minitron_triton.repository import kubernetes
+    from minitron_triton.repository.options import from_recipe
+    from minitron_triton.repository.render import render
+    from minitron_triton.server.launch import Served
 
     shipped, changed = RECIPES[name]
     wanted = recipe.load(shipped, {}, changed).recipe
@@ -125,7 +125,7 @@ def _render() -> None:
 
 
 def _write() -> None:
-    from minitron_trtllm.repository import kubernetes
+    from minitron_triton.repository import kubernetes
 
     for name, own in OF_THE_USER.items():
         text = kubernetes.text(merged(derived(name), own))

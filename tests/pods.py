@@ -110,7 +110,7 @@ class Pod:
         mounts.pop("/dev/shm", None)  # this machine's own
         words = [translate(word, mounts, self.address) for word in (*container["command"], *container.get("args", []))]
         if words[0] == "minitron":
-            words[:1] = [sys.executable, "-m", "minitron_trtllm.cli"]
+            words[:1] = [sys.executable, "-m", "minitron_cli"]
         if self._hosts:
             mount = f'mount --bind {self._hosts} /etc/hosts && exec "$0" "$@"'
             words = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, *words]

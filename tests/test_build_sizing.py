@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from conftest import minitron_here
-from minitron_trtllm.plan.limits import Limits
-from minitron_trtllm.plan.roofline import Machine
-from minitron_trtllm.plan.simulation import Arrival, Step, roofline_steps, simulate
-from minitron_trtllm.plan.traffic import Traffic
+from minitron_build.plan.limits import Limits
+from minitron_build.plan.roofline import Machine
+from minitron_build.plan.simulation import Arrival, Step, roofline_steps, simulate
+from minitron_build.plan.traffic import Traffic
 from random_model import SHAPES
 
 LIMITS = Limits(max_batch_size=2, max_input_len=64, max_seq_len=128, max_num_tokens=16)

@@ -17,8 +17,8 @@ import yaml
 
 import chart
 from conftest import ROOT, minitron
-from minitron_trtllm import recipe
-from minitron_trtllm.repository import kubernetes
+from minitron import recipe
+from minitron_triton.repository import kubernetes
 
 #: The oldest that the chart takes, the oldest with OCI images as volumes, and the newest with schemas here.
 VERSIONS = ("1.29", "1.33", "1.37")
@@ -102,8 +102,8 @@ def servers(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_the_command_is_what_minitron_serve_runs_in_the_container(tmp_path: Path) -> None:
     """'minitron serve --dry-run' with the same recipe says it, but for what differs with every start."""
     import hand_made
-    from minitron_trtllm.repository.options import from_recipe
-    from minitron_trtllm.repository.render import render
+    from minitron_triton.repository.options import from_recipe
+    from minitron_triton.repository.render import render
 
     wanted = recipe.load("a100-int8", {}).recipe
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=False, plugins={"use_paged_context_fmha": True})
@@ -265,7 +265,7 @@ def test_replicas_without_kubernetes_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_chart_has_the_toolkit_s_version() -> None:
-    from minitron_trtllm.version import VERSION
+    from minitron.version import VERSION
 
     found = yaml.safe_load((chart.CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert found["version"] == found["appVersion"] == VERSION

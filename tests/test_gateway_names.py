@@ -13,9 +13,9 @@ import pytest
 
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway, within
-from minitron_trtllm.gateway.metrics import Metrics
-from minitron_trtllm.gateway.names import Names
-from minitron_trtllm.text.engine import Address
+from minitron_gateway.metrics import Metrics
+from minitron_gateway.names import Names
+from minitron.text.engine import Address
 
 
 def looked_up(*addresses: Address) -> list[Address]:

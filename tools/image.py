@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _version() -> str:
-    from minitron_trtllm.version import VERSION
+    from minitron.version import VERSION
 
     return VERSION
 

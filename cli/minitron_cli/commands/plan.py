@@ -1,0 +1,71 @@
+"""``minitron plan``: memory, limits and the roofline of a recipe, before anything is built or downloaded."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from minitron import console, recipe
+from minitron.errors import NotEnoughMemory, UsageError
+
+if TYPE_CHECKING:
+    from minitron_build.plan.engine_plan import EnginePlan
+    from minitron_build.plan.roofline import Machine
+    from minitron_build.plan.traffic import Sizing
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    recipe.add_flags(
+        parser, "model.source", "model.revision", "model.activations", "precision", "dtype", "target",
+        "tensor_parallel", "pipeline_parallel", "workload.concurrency", "workload.input_tokens",
+        "workload.output_tokens", "cpu.execution", "cpu.lm_head",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB/S",
+        help="read bandwidth of this machine in 1e9 bytes/s, for target cpu (default: measured in a second)",
+    )  # fmt: skip
+    parser.add_argument("--traffic", metavar="PROFILE",
+        help="say how many servers and gateways the arrivals of this load profile need, by simulation")  # fmt: skip
+    parser.add_argument(
+        "--slo", metavar="TTFT,ITL", help="limits in ms that 95 %% of the requests are to meet, for --traffic"
+    )
+    parser.add_argument("--roofline-share", type=float, default=1.0, metavar="SHARE",
+        help="part of the roofline that an engine reaches (default %(default)g: the best case)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; fails with NotEnoughMemory where not one sequence fits."""
+    from minitron_build.plan import engine_plan, model, show, this_machine, traffic
+
+    wanted = recipe.from_args(args).recipe
+    here = None
+    if wanted.target == "cpu":
+        here = this_machine.roofline_machine(args.bandwidth * 1e9 if args.bandwidth else None)
+    planned = engine_plan.plan(
+        wanted, model.look_up(wanted.model), machine=here, capacity_bytes=this_machine.capacity_bytes()
+    )
+    sizing = _sizing(args, planned, here)
+    if args.json:
+        console.emit_json(planned.document() | ({"traffic": sizing.document()} if sizing else {}))
+    else:
+        print(show.text(planned) + (f"\n\n{traffic.text(sizing)}" if sizing else ""))
+    if not planned.fits:
+        raise NotEnoughMemory(f"{planned.notes[0]}; what would: {'; or '.join(planned.remedies)}")
+    return 0
+
+
+def _sizing(args: argparse.Namespace, planned: EnginePlan, here: Machine | None) -> Sizing | None:
+    """What --traffic asks; None where it is not given."""
+    from minitron_build.plan import traffic
+
+    if (args.traffic is None) != (args.slo is None):
+        raise UsageError("--traffic and --slo go together: a traffic needs limits, and limits a traffic")
+    if args.traffic is None:
+        return None
+    if not 0 < args.roofline_share <= 1:
+        raise UsageError(f"--roofline-share {args.roofline_share:g} must be above 0 and at most 1")
+    return traffic.size(
+        planned, here, traffic.Traffic.read(args.traffic), traffic.Slo.parse(args.slo), share=args.roofline_share
+    )

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from minitron_trtllm import recipe
-from minitron_trtllm.acceptance import engines_beside, lines, page, speed
-from minitron_trtllm.acceptance.evidence import Evidence, StepFailed
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
-from minitron_trtllm.acceptance.work import Options, Work
-from minitron_trtllm.errors import InputError
+from minitron import recipe
+from minitron_cli.accept import engines_beside, lines, page, speed
+from minitron_cli.accept.evidence import Evidence, StepFailed
+from minitron_cli.accept.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron_cli.accept.work import Options, Work
+from minitron.errors import InputError
 
 
 def test_every_line_says_what_it_holds_and_what_to_do() -> None:

@@ -17,9 +17,9 @@ import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
 from minitron.artifacts import manifest
-from minitron_cli import main
-from minitron_build.engines.tensorrt import build
 from minitron.errors import MinitronError, NotEnoughMemory, OutputExists, ToolError, UsageError
+from minitron_build.engines.tensorrt import build
+from minitron_cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import minitron
-from minitron_cli.accept.lines import FAIL, PASS, SKIPPED
+from minitron.acceptance import FAIL, PASS, SKIPPED
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.conformance import suite
 from minitron_client.conformance.subject import TENSORRT, Answer, Call, Subject

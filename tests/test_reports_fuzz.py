@@ -25,9 +25,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from minitron.errors import InputError, MinitronError
 from minitron.model import shape
 from minitron_build.checkpoint.convert import convert
-from minitron.errors import InputError, MinitronError
+from minitron_cli.main import PACKAGES
 
 Config = dict[str, Any]
 MUTATIONS, SLICE = 2000, 400
@@ -187,9 +188,11 @@ def refusal_names(error: Exception, log: Log, changed: set[str]) -> bool:
 def log() -> Any:
     """What the toolkit logs during a test."""
     handler = Log()
-    logging.getLogger("minitron_trtllm").addHandler(handler)
+    for package in PACKAGES:
+        logging.getLogger(package).addHandler(handler)
     yield handler
-    logging.getLogger("minitron_trtllm").removeHandler(handler)
+    for package in PACKAGES:
+        logging.getLogger(package).removeHandler(handler)
 
 
 def said_if_only_vllm_reads_it(config: Config, log: Log) -> bool:
@@ -283,12 +286,12 @@ class Ours:
 
     def _run(self, checkpoint: Path) -> list[list[int]]:
         import cpu_engines
-        from minitron_build.engines.openvino import build
+        from minitron_build.engines.openvino import write
         from minitron_build.engines.openvino.importing import ov
 
         built = self._scratch / "engine"
         shutil.rmtree(built, ignore_errors=True)
-        build.build(checkpoint, built, build.CpuOptions())
+        write.build(checkpoint, built, write.CpuOptions())
         xml = built / "openvino" / "openvino_model.xml"
         compiled = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
         return greedy(lambda ids: cpu_engines._logits(compiled, np.array(ids)))

@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from minitron_client.client import failures
+from minitron import failures
 from minitron.errors import InputError, NotReady, RepositoryError
 from minitron.text.engine import Address
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minitron_client.client import failures
+from minitron import failures
 from minitron.errors import InvalidRequest, NotReady, Rejected
 from minitron.text.engine import EngineError, EngineUnreachable
 from minitron.text.errors import RequestError

@@ -10,8 +10,8 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
-from minitron.errors import EngineError, UsageError
 from minitron.artifacts.manifest import FileRecord
+from minitron.errors import EngineError, UsageError
 from minitron_build.sources.opening import open_model
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".xml")
@@ -73,7 +73,7 @@ class Subject:
 def prepare(name: str, scratch: Path) -> Subject:
     """Convert and build what is not an engine yet, below ``scratch``; raises what those stages raise."""
     from minitron_build.checkpoint.convert import convert
-    from minitron_build.engines.openvino import build
+    from minitron_build.engines.openvino import write
 
     path = Path(name)
     kind = _kind(path)
@@ -86,7 +86,7 @@ def prepare(name: str, scratch: Path) -> Subject:
         checkpoint, size, source = done.folder, size or done.source_bytes, done.manifest.input.digest
     elif (path / manifest.NAME).is_file():
         source = manifest.read(path, "checkpoint").input.digest
-    build.build(checkpoint, scratch / "engine", build.CpuOptions())
+    write.build(checkpoint, scratch / "engine", write.CpuOptions())
     return Subject(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"), source)
 
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_build.engines.tensorrt import container, run
 from minitron.errors import MissingDependency, ToolError
 from minitron.recipe_model import Container
+from minitron_build.engines.tensorrt import container, process
 
 SCRIPT = Path(__file__).with_name("inside.py")
 _SCRIPT, _OUTPUT = Path("/probe"), Path("/answers")
@@ -43,7 +43,7 @@ def answers(place: Place, what: str, folders: Mapping[str, Path]) -> Iterator[Pa
             if shutil.which("trtllm-build") is None:
                 raise MissingDependency("trtllm-build is not on PATH; --container asks in NVIDIA's image with docker")
             argv = ["python3", str(SCRIPT), what, *(str(folder.absolute()) for folder in folders.values()), scratch]
-            run.run(argv, place.log, cwd=output, timeout_s=place.timeout_s)
+            process.run(argv, place.log, cwd=output, timeout_s=place.timeout_s)
         else:
             name = container.new_name("probe")
             argv = container.command(
@@ -57,9 +57,7 @@ def answers(place: Place, what: str, folders: Mapping[str, Path]) -> Iterator[Pa
                 name=name,
                 container=place.container,
             )
-            run.run(
-                argv, place.log, cwd=output, timeout_s=place.timeout_s, stop=lambda: container.stop(name)
-            )
+            process.run(argv, place.log, cwd=output, timeout_s=place.timeout_s, stop=lambda: container.stop(name))
         yield output
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_cli.accept.lines import Line, judge
+from minitron.acceptance import Line, judge
 from minitron.machine.compat import Image, same_version, version_key
 from minitron_build.engines.tensorrt.flags import Flag, Value, flags
 from minitron_build.probe.asking import Place, answers

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron import children, files, recipe
-from minitron_cli.accept.lines import FAIL, Line
+from minitron.acceptance import FAIL, Line
 from minitron.errors import VerdictError
 from minitron.version import VERSION
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from minitron import data_files, console
-from minitron_cli.accept.lines import of_step
+from minitron import console, data_files
+from minitron.acceptance import of_step
 
 
 @dataclass(frozen=True)

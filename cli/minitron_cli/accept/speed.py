@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.accept.lines import SKIPPED, Line, judge
+from minitron.acceptance import SKIPPED, Line, judge
 from minitron.errors import InputError
 from minitron.recipe_model import Percentiles, Recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minitron_cli.accept import lines
+from minitron import acceptance
 from minitron.errors import NotReady
 from minitron_triton.server import state
 
@@ -27,4 +27,4 @@ def run(args: argparse.Namespace) -> int:
     if not running:
         raise NotReady(f"no server of {args.repository} is ready here; 'minitron serve' starts one")
     found = look(args.repository, running[-1])
-    return lines.report(judge_all(found), to=args.output, as_json=args.json, numbers=found.numbers())
+    return acceptance.report(judge_all(found), to=args.output, as_json=args.json, numbers=found.numbers())

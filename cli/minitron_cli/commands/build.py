@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from minitron import console, recipe
-from minitron.machine import memory
-from minitron.errors import UsageError
 from minitron.artifacts.manifest import Manifest
+from minitron.errors import UsageError
+from minitron.machine import memory
 from minitron.recipe import Effective
 
 
@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build_cpu(args: argparse.Namespace, effective: Effective, started: float) -> int:
-    from minitron_build.engines.openvino import engine
+    from minitron_build.engines.openvino import build
 
     if args.container or args.dry_run or args.workers or args.timeout:
         raise UsageError("--container, --dry-run, --workers and --timeout are for GPU targets")
-    place, record, found = engine.build(effective, args.checkpoint, args.output, force=args.force)
+    place, record, found = build.build(effective, args.checkpoint, args.output, force=args.force)
     peak = memory.peak_bytes()
     _report(args, place, record, found, {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak})
     return 0

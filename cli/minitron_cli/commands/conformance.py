@@ -6,9 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from minitron_cli.accept import lines
-from minitron_client.client.arguments import add_connection, endpoint
+from minitron import acceptance
 from minitron.errors import UsageError
+from minitron_client.client.arguments import add_connection, endpoint
 
 log = logging.getLogger(__name__)
 
@@ -40,4 +40,4 @@ def run(args: argparse.Namespace) -> int:
             log.info("%s %s", line.status, line.id)
             judged.append(line)
         engine = subject.engine
-    return lines.report(judged, to=args.output, as_json=args.json, url=args.url, engine=engine)
+    return acceptance.report(judged, to=args.output, as_json=args.json, url=args.url, engine=engine)

@@ -6,11 +6,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from minitron import recipe
-from minitron.machine import compat
-from minitron_cli.accept import lines
-from minitron_cli.accept.lines import Line
+from minitron import acceptance, recipe
+from minitron.acceptance import Line
 from minitron.errors import UsageError
+from minitron.machine import compat
 from minitron.recipe import Effective
 
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Judge, print; exit code 8 where a line failed."""
     with tempfile.TemporaryDirectory() as scratch:
         judged = _judged(args, Path(scratch))
-    return lines.report(judged, to=args.output, as_json=args.json, subject=args.subject)
+    return acceptance.report(judged, to=args.output, as_json=args.json, subject=args.subject)
 
 
 def _command(effective: Effective) -> list[str]:

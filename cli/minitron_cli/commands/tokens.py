@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from minitron import acceptance
+from minitron.acceptance import Line, judge
 from minitron.artifacts import manifest
-from minitron_cli.accept import lines
-from minitron_cli.accept.lines import Line, judge
-from minitron_client.client.arguments import add_connection, endpoint
 from minitron.errors import UsageError
+from minitron_client.client.arguments import add_connection, endpoint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Store or compare; exit code 8 where the verdict is bad."""
     judged = [_store(args)] if args.what == "store" else [_compare(args)]
-    return lines.report(judged, to=args.output, as_json=args.json)
+    return acceptance.report(judged, to=args.output, as_json=args.json)
 
 
 def _store(args: argparse.Namespace) -> Line:

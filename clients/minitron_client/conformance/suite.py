@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable, Iterable, Iterator
 
-from minitron_cli.accept.lines import FAIL, PASS, SKIPPED, Line
+from minitron.acceptance import FAIL, PASS, SKIPPED, Line
 from minitron_client.conformance import answers, ends, leaving, requests
 from minitron_client.conformance.subject import Disagreement, NotApplicable, RefusedByServer, Subject
 

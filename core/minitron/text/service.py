@@ -60,9 +60,8 @@ class TextService:
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
         async with contextlib.aclosing(batches):
             async for batch in batches:
-                for response in map(answers.feed, batch):
-                    if response is not None:
-                        yield response
+                for response in answers.feed_all(batch):
+                    yield response
                 if answers.all_stopped:
                     break
         for response in answers.finish():

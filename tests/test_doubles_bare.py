@@ -18,8 +18,8 @@ from tritonclient.grpc import service_pb2_grpc
 from bare_process import Bare
 from bare_triton import MODELS as SPOKEN
 from conftest import DATA, SMALL_MODEL
-from minitron.errors import NotReady
 from minitron import failures
+from minitron.errors import NotReady
 from minitron_client.client import Client, Request, dialect
 
 pytestmark = pytest.mark.server

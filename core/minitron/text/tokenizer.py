@@ -131,8 +131,7 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, Named]:
     numbered = {int(key): token for key, token in decoder.items() if key.isdecimal()} if _is_object(decoder) else {}
     for _, token in sorted(numbered.items(), key=lambda item: item[0]):
         if (text := _content(token)) is not None and _is_object(token):
-            flags = {name: bool(token[name]) for name in _FLAGS if name in token}
-            named[text] = Named("added_tokens_decoder", flags, bool(token.get("special")))
+            named[text] = Named("added_tokens_decoder", _flags(token), bool(token.get("special")))
     others = [key for key in config if key.endswith("_token") and key not in _NAMED]
     listed = [(key, config[key]) for key in (*_NAMED, *others) if key in config]
     for key in _LISTED:
@@ -141,8 +140,13 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, Named]:
         listed += [(key, token) for token in more] if isinstance(more, list) else []
     for key, token in listed:
         if (text := _content(token)) is not None:
-            named.setdefault(text, Named(key, {})).is_special = True
+            named.setdefault(text, Named(key, _flags(token))).is_special = True
     return named
+
+
+def _flags(token: Any) -> dict[str, bool]:
+    """How the text around a token is treated, as far as its object says."""
+    return {name: bool(token[name]) for name in _FLAGS if name in token} if _is_object(token) else {}
 
 
 def _is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:

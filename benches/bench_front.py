@@ -32,7 +32,7 @@ from minitron import console
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-ROOMS = ("core", "build", "model_repo", "clients")
+ROOMS = ("core", "build", "model_repo", "clients", "cli")
 STREAMS, TOKENS = 64, 200
 SPREAD_S = 4
 
@@ -155,7 +155,7 @@ def _server(tree: Path, work: Path) -> Iterator[tuple[int, str]]:
     stages = (
         ("convert", tree / "models" / "small-minitron", "--output", work / "checkpoint"),
         ("build", work / "checkpoint", "--target", "cpu", "--output", work / "engine"),
-        ("repo", "render", work / "engine", "--output", work / "repository", "--bls-max-concurrency", str(STREAMS)),
+        ("render", work / "engine", "--output", work / "repository", "--bls-max-concurrency", str(STREAMS)),
     )
     for words in stages:
         argv, environment = _command(tree, *words)

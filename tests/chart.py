@@ -53,7 +53,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def derived(name: str) -> dict[str, Any]:
-    """The values of a set as ``minitron repo render --kubernetes`` derives them, of an engine made by hand."""
+    """The values of a set as ``minitron render --kubernetes`` derives them, of an engine made by hand."""
     import hand_made
     from minitron import recipe
     from minitron_build.plan import engine_plan, model

@@ -20,12 +20,15 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(TESTS), *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients"))]
+    sys.path[:0] = [
+        str(TESTS),
+        *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients", "cli")),
+    ]
 
 import echo_repository  # noqa: E402
 from conftest import minitron  # noqa: E402
-from minitron_client.client import Client  # noqa: E402
 from minitron.errors import ClientError  # noqa: E402
+from minitron_client.client import Client  # noqa: E402
 from supervisor import Supervisor, ask, command_lines, segments, within  # noqa: E402
 
 MOMENTS = ("start", "load", "stream", "drain")

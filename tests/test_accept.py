@@ -25,9 +25,9 @@ import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL
 from minitron import children
+from minitron.acceptance import catalogue
 from minitron_cli import main
 from minitron_cli.accept import hour
-from minitron.acceptance import catalogue
 from minitron_client.conformance import suite
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -271,7 +271,7 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         for words in (
             ("convert", SMALL_MODEL, "--recipe", "a100-int8", "--output", folder / "checkpoint"),
             ("build", folder / "checkpoint", *cpu, "--output", folder / "engine"),
-            ("repo", "render", folder / "engine", "--recipe", "a100-int8", "--output", folder / "repository"),
+            ("render", folder / "engine", "--recipe", "a100-int8", "--output", folder / "repository"),
         ):
             done = called(*words)
             assert done.returncode == 0, done.stderr

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from minitron import recipe
-from minitron import acceptance
+from minitron import acceptance, recipe
+from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron.errors import InputError
 from minitron_cli.accept import engines_beside, page, speed
 from minitron_cli.accept.evidence import Evidence, StepFailed
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron_cli.accept.work import Options, Work
-from minitron.errors import InputError
 
 
 def test_every_line_says_what_it_holds_and_what_to_do() -> None:
@@ -197,7 +196,7 @@ def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path) -> N
         (line,) = engines_beside.llmapi(work)
         assert (line.id, line.status) == ("llmapi.answers", status)
         place = str(tmp_path / "llmapi" / "repository")
-        assert asked.words == ["repo render", f"serve {place}", "generate In the beginning", f"stop {place}"]
+        assert asked.words == ["render", f"serve {place}", "generate In the beginning", f"stop {place}"]
         rendered = json.loads((tmp_path / "llmapi" / "recipe.yaml").read_text())
         assert (rendered["backend"], rendered["precision"]) == ("llmapi", "bfloat16")  # it takes 16 bits only
     assert engines_beside.llmapi(Work(wanted, tmp_path, asked, Options()))[0].status == SKIPPED  # type: ignore[arg-type]

@@ -248,7 +248,7 @@ def test_the_busy_fraction_is_below_what_a_full_batch_holds() -> None:
 def test_render_writes_values_for_the_chart(small_engine: Any, tmp_path: Path) -> None:
     """The command, with a real engine; Helm takes what it writes."""
     engine = small_engine("int8_weight_only")
-    minitron("repo", "render", engine, "--output", tmp_path / "repository", "--recipe", "cpu",
+    minitron("render", engine, "--output", tmp_path / "repository", "--recipe", "cpu",
              "--kubernetes", tmp_path / "deploy", "--replicas", "3")  # fmt: skip
     values = yaml.safe_load((tmp_path / "deploy" / "values.yaml").read_text(encoding="utf-8"))
     assert values["triton"]["replicas"] == 3 and values["autoscaling"]["minReplicas"] == 3
@@ -260,7 +260,7 @@ def test_render_writes_values_for_the_chart(small_engine: Any, tmp_path: Path) -
 
 
 def test_replicas_without_kubernetes_is_refused(tmp_path: Path) -> None:
-    done = minitron("repo", "render", tmp_path, "--output", tmp_path / "r", "--replicas", "2", check=False)
+    done = minitron("render", tmp_path, "--output", tmp_path / "r", "--replicas", "2", check=False)
     assert done.returncode == 2 and "--kubernetes" in done.stderr
 
 

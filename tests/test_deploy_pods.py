@@ -45,7 +45,7 @@ class Cluster:
         """What a user does on his own machine first: build, and render the values."""
         here = self.folder / "here"
         minitron("make", "repo", "--directory", here, "--recipe", "cpu", "--model", SMALL_MODEL)
-        minitron("repo", "render", here / "engine", "--output", here / "again", "--recipe", "cpu",
+        minitron("render", here / "engine", "--output", here / "again", "--recipe", "cpu",
                  "--kubernetes", here / "values", "--replicas", "2")  # fmt: skip
         values = yaml.safe_load((here / "values" / "values.yaml").read_text())
         quick = {"triton": {"drainDelaySeconds": 5}, "gateway": {"drainDelaySeconds": 1, "maxStreams": 4096}}

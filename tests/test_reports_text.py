@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from conftest import SMALL_MODEL
 from minitron import files
-from minitron_cli.commands import generate
 from minitron.errors import InputError
-from minitron_client.bench import requests
 from minitron_build.evaluate import text as quality_text
+from minitron_cli.commands import generate
+from minitron_client.bench import requests
 
 #: (what, the bytes of a file)
 TEXTS: dict[str, bytes] = {

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitron import data_files
+from minitron.console import human_bytes
+from minitron.errors import MachineError
 from minitron.machine import compat, docker, gpus_here, memory
-from minitron.model import shape
 from minitron.machine import gpu as gpus
 from minitron.machine.compat import Image, version_key
-from minitron.errors import MachineError
 from minitron.machine.gpu import Gpu
 from minitron.machine.gpus_here import GpuHere
-from minitron.console import human_bytes
+from minitron.model import shape
 from minitron.model.precision import Precision
 from minitron.recipe_model import Recipe
 
@@ -84,7 +84,7 @@ def diagnose(recipe: Recipe, folder: Path) -> Diagnosis:
 def _summary(recipe: Recipe, base: bool, cpu: bool, gpu: bool) -> tuple[list[str], list[str]]:
     gpu_target = "a100 targets" if recipe.target == "cpu" else recipe.target
     parts = [
-        (base, "plan, convert, inspect, verify, repo render, repo check, and the client"),
+        (base, "plan, convert, inspect, render, check, and the client"),
         (base and cpu, "build and serve for target cpu (OpenVINO in the bundled Triton)"),
         (base and gpu, f"build and serve for {gpu_target} (TensorRT-LLM)"),
     ]

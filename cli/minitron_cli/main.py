@@ -1,11 +1,11 @@
 """The command ``minitron``: finds a subcommand by its name and imports only that one.
 
-A subcommand is a module ``minitron_cli.commands.NAME`` in the room it belongs to, with two functions::
+A subcommand is a module ``minitron_cli.commands.NAME`` with two functions::
 
     def configure(parser: argparse.ArgumentParser) -> None     # declares the arguments
     def run(args: argparse.Namespace) -> int                   # does it, returns the exit code
 
-This is the only place that knows all rooms. The modules of ``commands`` are thin: they turn arguments into a call,
+This room alone knows all others. The modules of ``commands`` are thin: they turn arguments into a call,
 and the result into a table or (``--json``) into exactly one JSON document on stdout.
 """
 
@@ -23,16 +23,18 @@ from minitron import errors
 from minitron.arguments import Parser
 from minitron.version import VERSION
 
+#: Those of all rooms.
+PACKAGES = ("minitron", "minitron_build", "minitron_triton", "minitron_client", "minitron_gateway", "minitron_cli")
+
 COMMANDS: dict[str, str] = {
     "doctor": "check what this machine can do for a recipe",
-    "recipe": "show the values of a recipe and where each came from",
     "plan": "compute memory, limits and the roofline before anything is built",
     "convert": "turn a model into a TensorRT-LLM checkpoint",
     "inspect": "list the tensors of a checkpoint or a GGUF file",
     "build": "build an engine from a checkpoint",
-    "quality": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
-    "verify": "hash a checkpoint, engine or repository again, and what it was made from",
-    "repo": "render a Triton model repository from an engine",
+    "eval": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
+    "render": "render a Triton model repository from an engine",
+    "check": "say what is wrong with a checkpoint, an engine or a model repository",
     "serve": "run Triton on a model repository, until told to stop",
     "status": "list the servers that 'serve' started",
     "stop": "end a server and whatever a killed one left",
@@ -50,6 +52,14 @@ COMMANDS: dict[str, str] = {
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
 }
 
+#: What commands of version 0.2 are called now; each ends with this line.
+RENAMED: dict[str, str] = {
+    "recipe": "is 'minitron plan --show-recipe' and 'minitron plan --list-recipes' now",
+    "quality": "is 'minitron eval' now, with the same arguments",
+    "verify": "is 'minitron check' now, which hashes a model repository with --hash",
+    "repo": "is 'minitron render' and 'minitron check' now, with the same arguments",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code (see ``errors``)."""
@@ -57,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(argv).parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not args.debug:  # of ourselves people want to hear more than of the libraries
-        logging.getLogger("minitron_trtllm").setLevel(logging.INFO)
+        for package in PACKAGES:
+            logging.getLogger(package).setLevel(logging.INFO)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:
@@ -88,6 +99,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     wanted = next((word for word in argv if not word.startswith("-")), None)
+    if wanted in RENAMED:
+        parser.error(f"'minitron {wanted}' {RENAMED[wanted]}")
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -125,9 +138,6 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"internal error, please report it ({type(error).__name__}: {error}); --debug shows where", errors.EXIT_BUG
 
 
-def _entry() -> NoReturn:
+def entry() -> NoReturn:
+    """What the console script and ``python -m`` call."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    _entry()

@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
 from minitron.errors import InvalidRequest, NotReady
+from minitron.text.engine import Address, EngineClient, EngineError, EngineUnreachable
+from minitron.text.tensors import Arrays, Tensors
 from minitron_gateway.metrics import Metrics
 from minitron_gateway.names import Names
 from minitron_gateway.problems import kind_of
-from minitron.text.engine import Address, EngineClient, EngineError, EngineUnreachable
-from minitron.text.tensors import Arrays, Tensors
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron_build.checkpoint import layout
-from minitron_build.checkpoint.plan import Rule, plan_rank
-from minitron_build.checkpoint.spec import Spec
 from minitron.errors import CheckpointError, UsageError
 from minitron.model.precision import DTYPES, Precision
 from minitron.model.shape import ARCHITECTURE, ModelShape
+from minitron_build.checkpoint import layout
+from minitron_build.checkpoint.plan import Rule, plan_rank
+from minitron_build.checkpoint.spec import Spec
 from minitron_build.sources.safetensors import Entry, SafetensorsFile
 
 _MAX_RANKS = 1024

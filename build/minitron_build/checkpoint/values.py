@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron.errors import ModelError
 from minitron_build.checkpoint import codes, layout
 from minitron_build.checkpoint.plan import Part, PlannedTensor, Rule
 from minitron_build.checkpoint.rounding import rounded
 from minitron_build.checkpoint.spec import Spec
-from minitron.errors import ModelError
 from minitron_build.sources.model import SourceTensor
 from minitron_build.sources.safetensors import BFLOAT16
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from minitron.artifacts import verify
 from minitron.acceptance import SKIPPED, Line, judge
+from minitron.artifacts import verify
+from minitron.errors import CheckpointError, ToolError
 from minitron_build.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.checkpoint.values import Calculator
-from minitron.errors import CheckpointError, ToolError
 from minitron_build.probe.asking import Place, answers, failed
 from minitron_build.sources.opening import open_model
 
@@ -25,7 +25,7 @@ _RANK = 0  # ranks differ in the slice they hold, not in how it is quantised
 def judge_files(folder: Path) -> list[Line]:
     """``checkpoint.whole``, which needs no TensorRT-LLM."""
     found = verify.verify(folder)
-    problems = [f"{one.path} {one.message}" for one in found if one.level == "FAIL"]
+    problems = [f"{one.file} {one.message}" for one in found if one.is_error]
     return [judge("checkpoint.whole", problems, found[0].message)]
 
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from minitron.errors import ModelError
 from minitron.model import shape as shapes
 from minitron.model import tokenizer_files, weight_files
-from minitron.errors import ModelError
 from minitron.model.shape import ModelShape
 from minitron_build.sources import model, sentencepiece_model
 from minitron_build.sources.model import SourceTensor

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minitron import acceptance
+from minitron.acceptance import FAIL, SKIPPED, Line, judge, of_step
 from minitron.artifacts import manifest
+from minitron.console import human_bytes
+from minitron.errors import InputError, MachineError
 from minitron.machine import compat, gpus_here
 from minitron_cli.accept import engines_beside, speed
-from minitron import acceptance as acceptance
 from minitron_cli.accept.evidence import StepFailed, digest
-from minitron.acceptance import FAIL, SKIPPED, Line, judge, of_step
 from minitron_cli.accept.serving import Serving
 from minitron_cli.accept.work import TOKENS, Work, finite
-from minitron.errors import InputError, MachineError
-from minitron.console import human_bytes
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Way(Work):
         repository = self.path("repository")
 
         def check() -> list[Line]:
-            self.evidence.run("repository", "repo", "check", repository)
+            self.evidence.run("repository", "check", repository)
             models = manifest.read(repository, "repository").details["models"]
             return [judge("repository.checked", [], f"models {', '.join(models)}")]
 

@@ -99,7 +99,7 @@ def write(recipe: Recipe, engine: Manifest, served: Served, output: Path, *, rep
 
 def text(found: Mapping[str, Any]) -> str:
     """The values as YAML."""
-    head = "# By 'minitron repo render --kubernetes', from recipe and plan; your own changes go into another file.\n"
+    head = "# By 'minitron render --kubernetes', from recipe and plan; your own changes go into another file.\n"
     return head + yaml.safe_dump(dict(found), sort_keys=False, width=120)
 
 

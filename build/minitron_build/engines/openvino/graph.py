@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from minitron.model.shape import ModelShape
 from minitron_build.engines.openvino.importing import opset6, ov
 from minitron_build.engines.openvino.importing import opset13 as op
-from minitron.model.shape import ModelShape
 
 Node = Any  # an openvino.Node; the package has no usable types
 _MASKED = np.float32(-65504)
@@ -49,7 +49,7 @@ _FLOAT16_OVERFLOW = np.float32(65520)
 
 
 def measured_node(layer: int, kind: str) -> str:
-    """Name of the node whose magnitudes ``minitron quality`` looks at: fc (after its ReLU), proj, attended, residual.
+    """Name of the node whose magnitudes ``minitron eval`` looks at: fc (after its ReLU), proj, attended, residual.
 
     ``attended`` and ``residual`` are the sums that a layer's attention and its MLP are added to.
     """

@@ -1,9 +1,10 @@
 """The simulation behind ``minitron plan --traffic`` beside the CPU engine that it simulates.
 
-The engine is asked in this process, without a server. How long its steps take is measured first (closed batches and
-single prompts, fitted to a + b x sequences + c x prompt tokens + d x context tokens), and again after each run, since
-other work on the machine changes it; the simulation gets the mean of both. Then the same schedule, Poisson arrivals at
-30, 60 and 90 % of the measured capacity, goes through engine and simulation.
+The engine is asked in this process, without a server, with Poisson arrivals at 30, 60 and 90 % of the capacity that a
+burst showed. Every step is timed, and a + b x sequences + c x prompt tokens + d x context tokens fitted to them: the
+simulation gets the steps' time of that very run, and has to tell what follows from it for those who wait. So it is the
+rules that are tried, and not how fast a busy machine will be in the next minute; pauses that come in bursts still count
+against it.
 
     python benches/bench_sizing.py --json out/sizing.json
 """
@@ -13,31 +14,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("tests", "models")]
 
 import numpy as np  # noqa: E402
 
+from minitron.model.shape import ModelShape  # noqa: E402
 from minitron_build.checkpoint.convert import convert  # noqa: E402
 from minitron_build.engines.openvino import write as cpu  # noqa: E402
+from minitron_build.plan.limits import Limits  # noqa: E402
+from minitron_build.plan.simulation import Arrival, Outcome, Step, simulate  # noqa: E402
+from minitron_client.bench import schedule as load_schedule  # noqa: E402
+from minitron_client.bench.profile import Profile  # noqa: E402
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine  # noqa: E402
 from minitron_triton.models.tensorrt_llm.generation import Chunk  # noqa: E402
 from minitron_triton.models.tensorrt_llm.generation_request import Request  # noqa: E402
-from minitron_build.plan.limits import Limits  # noqa: E402
-from minitron_build.plan.simulation import Arrival, Outcome, Step, simulate  # noqa: E402
-from minitron_build.plan.traffic import Traffic  # noqa: E402
-from minitron.model.shape import ModelShape  # noqa: E402
 from random_model import write_random_model  # noqa: E402
 
 SHAPE = ModelShape(
@@ -66,15 +66,14 @@ class Costs:
         parts = (self.sequence, step.sequences), (self.prompt, step.prompt_tokens), (self.context, step.context_tokens)
         return self.fixed + sum(cost * count for cost, count in parts)
 
-    def between(self, other: Costs) -> Costs:
-        return Costs(*((a + b) / 2 for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
 
 class Bench:
     """One engine, asked directly."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine, self._random = engine, np.random.default_rng(seed)
+        self.steps: list[tuple[Step, float]] = []
+        self._watch_steps()
 
     def _request(self, prompt: int, output: int) -> Request:
         ids = [int(one) for one in self._random.integers(4, SHAPE.vocab_size, prompt)]  # no two share a beginning
@@ -105,41 +104,35 @@ class Bench:
             done.acquire()
         return outcomes
 
-    def decode_s(self, sequences: int, prompt: int, tokens: int = 32) -> float:
-        """Median seconds of a step in which so many sequences generate."""
-        arrived: queue.SimpleQueue[float] = queue.SimpleQueue()
-        ended = threading.Semaphore(0)
-        for place in range(sequences):
-
-            def take(chunk: Chunk, first: bool = place == 0) -> None:
-                if first and chunk.token_ids:
-                    arrived.put(time.perf_counter())
-                if chunk.is_last:
-                    ended.release()
-
-            self._engine.submit(self._request(prompt, tokens), take)
-        for _ in range(sequences):
-            ended.acquire()
-        times = [arrived.get() for _ in range(arrived.qsize())][8:]
-        return statistics.median(b - a for a, b in pairwise(times))
-
-    def prompt_s(self, tokens: int) -> float:
-        """Median seconds from a prompt to its first token, on an idle engine."""
-        return statistics.median(self.play([Arrival(0.0, tokens, 1)])[0].first_token_s for _ in range(5))
-
     def costs(self) -> Costs:
-        """Fit the parts of a step; all observations count by their relative error."""
-        rows, times = [], []
-        for sequences in (1, 2, 3, 4):
-            for prompt in (16, 200):
-                rows.append((1, sequences, 0, sequences * (prompt + 20)))
-                times.append(self.decode_s(sequences, prompt))
-        for prompt in (16, 64, 128, 250):
-            rows.append((1, 1, prompt, prompt))
-            times.append(self.prompt_s(prompt))
-        weight = 1 / np.array(times)
-        found, *_ = np.linalg.lstsq(np.array(rows) * weight[:, None], np.ones(len(rows)), rcond=None)
-        return Costs(*(float(max(0.0, one)) for one in found))
+        """Fit the parts of a step to all steps since the last call, whose seconds the fit then adds up to."""
+        steps, self.steps = self.steps, []
+        rows = np.array([(1, one.sequences, one.prompt_tokens, one.context_tokens) for one, _ in steps], dtype=float)
+        times = np.array([seconds for _, seconds in steps])
+        found, *_ = np.linalg.lstsq(rows, times, rcond=None)
+        found = np.maximum(found, 0.0)
+        return Costs(*(float(one) for one in found * times.sum() / (rows @ found).sum()))
+
+    def _watch_steps(self) -> None:
+        """Note each step of the engine: what it does, and how long."""
+        engine, pipeline = self._engine, self._engine._pipeline
+        step = pipeline.step
+
+        class Watched:
+            """The pipeline, with a clock."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(pipeline, name)
+
+            def step(watched) -> None:  # noqa: N805
+                active = list(engine._active.values())
+                prompts = sum(len(one.request.prompt) for one in active if not one.token_ids)
+                context = sum(len(one.request.prompt) + len(one.token_ids) for one in active)
+                began = time.perf_counter()
+                step()
+                self.steps.append((Step(len(active), prompts, context), time.perf_counter() - began))
+
+        engine._pipeline = Watched()
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -154,7 +147,9 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def schedule(rate: float, count: int, seed: int) -> list[Arrival]:
-    return Traffic.model_validate(TRAFFIC | {"arrival": {"rate": rate}, "seed": seed}).arrivals(count)
+    own = TRAFFIC | {"arrival": {"rate": rate}, "seed": seed, "warm_up_s": 0, "duration_s": 10 + 2 * count / rate}
+    planned = load_schedule.plan(Profile.model_validate(own))[:count]
+    return [Arrival((one.at_ns or 0) / 1e9, one.input_tokens, one.output_tokens) for one in planned]
 
 
 def main() -> None:
@@ -183,23 +178,22 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
     burst = bench.play([Arrival(0.0, one.prompt, one.output) for one in schedule(1.0, 60, args.seed + 1)])
     capacity = len(burst) / max(one.last_token_s for one in burst)
     print(f"capacity: {capacity:.2f} requests/s; load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
-    rows, before = [], bench.costs()
+    rows = []
     for share in SHARES:
         arrivals = schedule(share * capacity, args.requests, args.seed)
+        bench.steps = []
         measured = figures(bench.play(arrivals))
-        after = bench.costs()
-        costs = before.between(after)
+        costs = bench.costs()
         simulated = figures(simulate(arrivals, LIMITS, 4 * LIMITS.tokens_per_sequence, costs))
         ratios = {name: simulated[name] / value for name, value in measured.items()}
         rows.append({
             "share": share, "measured": measured, "simulated": simulated, "ratio": ratios, "costs": vars(costs),
-            "before": vars(before), "after": vars(after), "load": os.getloadavg()[0],
+            "load": os.getloadavg()[0],
         })  # fmt: skip
         for name, ratio in ratios.items():
             both = f"measured {measured[name]:.1f}, simulated {simulated[name]:.1f}"
             print(f"{share:.0%}: {name}: {both}: {ratio:.2f}", flush=True)
         print(f"     load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
-        before = after
     return {"capacity_requests_per_s": capacity, "requests": args.requests, "seed": args.seed, "loads": rows}
 
 

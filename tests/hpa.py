@@ -60,7 +60,8 @@ class Autoscaler:
             return count
         rule = self.spec["behavior"]["scaleUp" if count > self.replicas else "scaleDown"]
         (policy,) = rule["policies"]
-        recent = [change for at, change in self._changes if at > now_s - policy["periodSeconds"]]
+        pods, period_s = int(policy["value"]), int(policy["periodSeconds"])
+        recent = [change for at, change in self._changes if at > now_s - period_s]
         if count > self.replicas:
-            return min(count, self.replicas - sum(one for one in recent if one > 0) + policy["value"])
-        return max(count, self.replicas - sum(one for one in recent if one < 0) - policy["value"])
+            return min(count, self.replicas - sum(one for one in recent if one > 0) + pods)
+        return max(count, self.replicas - sum(one for one in recent if one < 0) - pods)

@@ -101,7 +101,7 @@ class Pod:
         )
 
     def _own(self, volume: dict[str, Any]) -> Path:
-        path = self._folder / volume["name"]
+        path = self._folder / str(volume["name"])
         path.mkdir(parents=True)
         return path
 
@@ -175,7 +175,7 @@ class Pod:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"http://{self.address}:{port}{get['path']}", timeout=probe["timeoutSeconds"]) as answer:
-                good = 200 <= answer.status < 400
+                good = 200 <= int(answer.status) < 400
         except (OSError, urllib.error.URLError):
             good = False
         self.probed.append(f"{kind} {'ok' if good else 'failed'}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from conftest import minitron_here
 from minitron_build.plan.limits import Limits
 from minitron_build.plan.roofline import Machine
 from minitron_build.plan.simulation import Arrival, Step, roofline_steps, simulate
-from minitron_build.plan.traffic import Traffic
 from random_model import SHAPES
 
 LIMITS = Limits(max_batch_size=2, max_input_len=64, max_seq_len=128, max_num_tokens=16)
@@ -39,7 +37,12 @@ def test_a_full_batch_makes_others_wait_in_their_order() -> None:
 def test_a_prompt_and_an_answer_share_a_step() -> None:
     """One generates (1 of 16 tokens), so the other's 40 are read as 15 + 15 + 10: three steps, not two and a half."""
     seen: list[Step] = []
-    simulate([Arrival(0.0, 4, 8), Arrival(0.5, 40, 1)], LIMITS, 1024, lambda step: seen.append(step) or 1.0)
+
+    def step_s(step: Step) -> float:
+        seen.append(step)
+        return 1.0
+
+    simulate([Arrival(0.0, 4, 8), Arrival(0.5, 40, 1)], LIMITS, 1024, step_s)
     assert [(step.sequences, step.prompt_tokens) for step in seen[:4]] == [(1, 4), (1, 15), (1, 15), (2, 10)]
 
 
@@ -57,30 +60,12 @@ def test_two_servers_share_by_what_is_outstanding() -> None:
 def test_md1_queue() -> None:
     """One place, one token a request, a second each: an M/D/1 queue. Its mean wait is rho / (2 (1 - rho)) services
     (Pollaczek-Khinchine); at rho 0.6 that is 0.75 s, so the mean time to the token is 1.75 s."""
-    traffic = Traffic.model_validate(
-        {"arrival": {"rate": 0.6}, "input_tokens": {"mean": 4}, "output_tokens": {"mean": 1}}
-    )
+    gaps = np.random.default_rng(0).exponential(1 / 0.6, 40_000)
+    arrivals = [Arrival(float(at), 4, 1) for at in gaps.cumsum()]
     one = Limits(max_batch_size=1, max_input_len=64, max_seq_len=128, max_num_tokens=16)
-    outcomes = simulate(traffic.arrivals(40_000), one, 1024, second)
+    outcomes = simulate(arrivals, one, 1024, second)
     mean = sum(each.ttft_s for each in outcomes) / len(outcomes)
     assert mean == pytest.approx(1.75, rel=0.05)
-
-
-@pytest.mark.parametrize(("kind", "variation"), [("constant", 0.0), ("poisson", 1.0), ("gamma", 2.0)])
-def test_arrivals_have_their_rate_and_their_burstiness(kind: str, variation: float) -> None:
-    """Squared coefficient of variation of the gaps: 0, 1, and 1 / shape for a gamma of shape 1/2."""
-    traffic = Traffic.model_validate({"arrival": {"kind": kind, "rate": 5, "burstiness": 0.5}})
-    times = [one.at_s for one in traffic.arrivals(40_000)]
-    gaps = [b - a for a, b in pairwise(times)]
-    mean = sum(gaps) / len(gaps)
-    spread = sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
-    assert mean == pytest.approx(0.2, rel=0.03) and spread == pytest.approx(variation, rel=0.06, abs=1e-9)
-
-
-def test_lengths_have_their_mean() -> None:
-    traffic = Traffic.model_validate({"input_tokens": {"kind": "lognormal", "mean": 128, "deviation": 96}})
-    prompts = [one.prompt for one in traffic.arrivals(40_000)]
-    assert sum(prompts) / len(prompts) == pytest.approx(128, rel=0.03)
 
 
 def test_the_roofline_of_a_step_is_that_of_the_plan() -> None:
@@ -113,7 +98,7 @@ def test_the_command_says_how_many(tmp_path: Path) -> None:
         (("--traffic", "steady-poisson"), "--slo"),
         (("--traffic", "steady-poisson", "--slo", "500"), "TTFT,ITL"),
         (("--traffic", "steady-poisson", "--slo", "500,50", "--roofline-share", "2"), "--roofline-share"),
-        (("--traffic", "ramp-to-saturation", "--slo", "500,50"), "arrival.kind"),
+        (("--traffic", "smoke", "--slo", "500,50"), "no times of arrival"),
         (("--traffic", "no-such", "--slo", "500,50"), "no load profile"),
         (("--traffic", "steady-poisson", "--slo", "500,50", "--input-tokens", "8", "--output-tokens", "8"), "workload"),
     ],

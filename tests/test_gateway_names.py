@@ -13,9 +13,9 @@ import pytest
 
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway, within
+from minitron.text.engine import Address
 from minitron_gateway.metrics import Metrics
 from minitron_gateway.names import Names
-from minitron.text.engine import Address
 
 
 def looked_up(*addresses: Address) -> list[Address]:
@@ -24,7 +24,7 @@ def looked_up(*addresses: Address) -> list[Address]:
 
 def test_a_name_is_each_of_its_addresses() -> None:
     """What getaddrinfo says of localhost; an address that is no name stands for itself."""
-    told = {where[0] for *_, where in socket.getaddrinfo("localhost", 8001, type=socket.SOCK_STREAM)}
+    told = {str(where[0]) for *_, where in socket.getaddrinfo("localhost", 8001, type=socket.SOCK_STREAM)}
     expected = {f"[{one}]:8001" if ":" in one else f"{one}:8001" for one in told}
     found = looked_up(Address("dns:///localhost:8001"), Address("127.0.0.1:9001"))
     assert {one.url for one in found} == expected | {"127.0.0.1:9001"}

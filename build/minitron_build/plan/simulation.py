@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from minitron.model.shape import ModelShape
 from minitron_build.plan.limits import Limits, whole_blocks
 from minitron_build.plan.roofline import Machine, least_time
 from minitron_build.plan.weights import layer_weights
-from minitron.model.shape import ModelShape
 
 
 @dataclass(frozen=True)

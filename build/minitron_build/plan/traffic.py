@@ -1,97 +1,27 @@
 """How many servers and gateways a traffic needs, by simulation on the plan's roofline.
 
-The traffic is a load profile's (``minitron load``): its arrivals and lengths, no more. The roofline is what no engine
-beats, so the answer is the least number that can do; ``share`` says what part of it an engine reaches, once measured.
+The traffic is a schedule of arrivals: when, and how long. The roofline is what no engine beats, so the answer is the
+least number that can do; ``share`` says what part of it an engine reaches, once measured.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from minitron import documents, console
+from minitron import console
+from minitron.errors import UsageError
 from minitron.machine import cpu_execution
-from minitron.errors import InputError, UsageError
 from minitron_build.plan import gateway, weights
 from minitron_build.plan.engine_plan import EnginePlan
 from minitron_build.plan.roofline import Machine
 from minitron_build.plan.simulation import Arrival, Outcome, roofline_steps, simulate
 
-_PROFILES = "load/profiles"
 #: Share of the requests that must meet the limits.
 GOOD = 0.95
 _MOST_SERVERS = 64
-#: Requests of a simulation at the least: enough for its 95th percentile to stand still.
-_LEAST_REQUESTS, _SECONDS = 2000, 30
-
-
-class _Length(BaseModel):
-    """A distribution of lengths; fields and meanings are the load profile's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["fixed", "uniform", "normal", "lognormal"] = "fixed"
-    mean: float = Field(64, ge=1)
-    deviation: float = Field(0, ge=0)
-    low: int = Field(1, ge=1)
-    high: int = Field(1 << 20, ge=1)
-
-    def draw(self, source: random.Random) -> int:
-        value = self.mean
-        if self.kind == "uniform":
-            value = source.randint(self.low, self.high)
-        elif self.kind == "normal":
-            value = source.gauss(self.mean, self.deviation)
-        elif self.kind == "lognormal":
-            spread = math.log(1 + (self.deviation / self.mean) ** 2)
-            value = source.lognormvariate(math.log(self.mean) - spread / 2, math.sqrt(spread))
-        return min(max(round(value), self.low), self.high)
-
-
-class _Arrival(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    kind: Literal["constant", "poisson", "gamma"] = "poisson"
-    rate: float = Field(1.0, gt=0)
-    burstiness: float = Field(1.0, gt=0)
-
-
-class Traffic(BaseModel):
-    """What of a load profile says how much comes; the rest is for ``minitron load``."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    arrival: _Arrival = _Arrival.model_validate({})
-    input_tokens: _Length = _Length.model_validate({"mean": 64})
-    output_tokens: _Length = _Length.model_validate({"mean": 32})
-    seed: int = Field(0, ge=0)
-
-    @classmethod
-    def read(cls, name: str) -> Traffic:
-        """A shipped profile by its name, or a file; raises UsageError, InputError."""
-        document = documents.read(name, _PROFILES, "load profile")[1]
-        for key in ("input_tokens", "output_tokens"):
-            if isinstance(document.get(key), (int, float)):
-                document[key] = {"mean": document[key]}
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(str(step) for step in first["loc"])
-            why = "a sizing needs constant, poisson or gamma" if path == "arrival.kind" else first["msg"]
-            raise InputError(f"load profile {name}: {path}: {why}") from None
-
-    def arrivals(self, count: int) -> list[Arrival]:
-        """A schedule of so many requests; the same every time."""
-        source, now, found = random.Random(self.seed), 0.0, []
-        for _ in range(count):
-            shape = self.arrival.burstiness if self.arrival.kind == "gamma" else 1.0
-            gap = 1.0 if self.arrival.kind == "constant" else source.gammavariate(shape, 1 / shape)
-            now += gap / self.arrival.rate
-            found.append(Arrival(now, self.input_tokens.draw(source), self.output_tokens.draw(source)))
-        return found
 
 
 @dataclass(frozen=True)
@@ -159,16 +89,18 @@ class Sizing:
         return asdict(self)
 
 
-def size(plan: EnginePlan, machine: Machine | None, traffic: Traffic, slo: Slo, *, share: float = 1.0) -> Sizing:
+def size(
+    plan: EnginePlan, machine: Machine | None, arrivals: Sequence[Arrival], slo: Slo, *, share: float = 1.0
+) -> Sizing:
     """Simulate one server, two, and so on, until the limits are kept.
 
-    ``machine``: this machine, for target cpu. Raises UsageError where the traffic has requests that the engine refuses.
+    ``machine``: this machine, for target cpu; ``arrivals`` in the order of time. Raises UsageError where the engine
+    refuses some of them.
     """
     if plan.gpu:
         machine = Machine(plan.gpu.bandwidth * plan.parallel.tensor, plan.gpu.dense_flops * plan.parallel.tensor)
     if machine is None:
         raise UsageError("without this machine's --bandwidth there is no roofline for target cpu")
-    arrivals = traffic.arrivals(max(_LEAST_REQUESTS, round(_SECONDS * traffic.arrival.rate)))
     longest = max(one.prompt + one.output for one in arrivals)
     if longest > plan.limits.max_seq_len:
         raise UsageError(
@@ -191,7 +123,9 @@ def size(plan: EnginePlan, machine: Machine | None, traffic: Traffic, slo: Slo, 
             break  # it is the speed of a step, and no number of servers mends that
     found = tried[-1] if tried[-1].good >= GOOD else None
     workers = gateway.for_rate(found.tokens_per_s).workers if found and plan.gateway else None
-    return Sizing(traffic.arrival.rate, slo, share, found.servers if found else None, workers, tuple(tried))
+    return Sizing(
+        len(arrivals) / arrivals[-1].at_s, slo, share, found.servers if found else None, workers, tuple(tried)
+    )
 
 
 def _least_servers(plan: EnginePlan, arrivals: Sequence[Arrival], share: float) -> int:
@@ -219,7 +153,7 @@ def text(sizing: Sizing) -> str:
     ]  # fmt: skip
     table = console.table(rows, ("servers", "good", "TTFT p50, ms", "p90", "ITL p50, ms", "p90", "tokens/s"))
     limits = f"{1e3 * sizing.slo.ttft_s:g} ms and {1e3 * sizing.slo.itl_s:g} ms"
-    at = f"{sizing.rate:g} requests/s, {GOOD:.0%} of them within {limits}"
+    at = f"{sizing.rate:.3g} requests/s, {GOOD:.0%} of them within {limits}"
     how = "at the roofline, so at the least" if sizing.share == 1 else f"at {sizing.share:.0%} of the roofline"
     if sizing.servers is None:
         return f"{table}\nFor {at}: no number of servers, {how}; what is too slow is a single one."

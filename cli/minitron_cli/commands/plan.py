@@ -13,6 +13,7 @@ from minitron.recipe import Effective
 if TYPE_CHECKING:
     from minitron_build.plan.engine_plan import EnginePlan
     from minitron_build.plan.roofline import Machine
+    from minitron_build.plan.simulation import Arrival
     from minitron_build.plan.traffic import Sizing
 
 
@@ -85,6 +86,23 @@ def _sizing(args: argparse.Namespace, planned: EnginePlan, here: Machine | None)
         return None
     if not 0 < args.roofline_share <= 1:
         raise UsageError(f"--roofline-share {args.roofline_share:g} must be above 0 and at most 1")
-    return traffic.size(
-        planned, here, traffic.Traffic.read(args.traffic), traffic.Slo.parse(args.slo), share=args.roofline_share
-    )
+    return traffic.size(planned, here, _arrivals(args.traffic), traffic.Slo.parse(args.slo), share=args.roofline_share)
+
+
+#: Requests of a simulation at the least: enough for its 95th percentile to stand still.
+_REQUESTS = 2000
+
+
+def _arrivals(name: str) -> list[Arrival]:
+    """The requests that 'minitron load' would send by a profile, of more time where it sends only a few."""
+    from minitron_build.plan.simulation import Arrival
+    from minitron_client.bench import profile, schedule
+
+    wanted = profile.load(name)
+    if wanted.arrival.kind in ("constant", "poisson", "gamma"):
+        longer = max(wanted.duration_s, _REQUESTS / wanted.arrival.rate)
+        wanted = wanted.model_copy(update={"duration_s": longer})
+    planned = schedule.plan(wanted)
+    if not planned or planned[0].at_ns is None:
+        raise UsageError(f"the load profile {name} has no times of arrival ({wanted.arrival.kind}), so no traffic")
+    return [Arrival((one.at_ns or 0) / 1e9, one.input_tokens, one.output_tokens) for one in planned]

@@ -14,14 +14,14 @@ from typing import Any
 import yaml
 
 from minitron import data_files, files
-from minitron.machine import compat
-from minitron.errors import EngineError
 from minitron.artifacts.manifest import Manifest
+from minitron.errors import EngineError
+from minitron.machine import compat
 from minitron.recipe_model import Percentiles, Recipe
+from minitron.version import VERSION
 from minitron_triton.server import container
 from minitron_triton.server import flags as server_flags
 from minitron_triton.server.launch import Options, Served
-from minitron.version import VERSION
 
 _MIB = 1 << 20
 #: Tokens of a KV cache block, for both engines (trtllm-build's default; OpenVINO's on a CPU).

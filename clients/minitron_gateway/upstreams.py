@@ -1,8 +1,9 @@
 """Several servers as one engine: the one with the fewest outstanding tokens answers, and another where it cannot.
 
-A server that is not ready is left out and asked again every second. Names are looked up every other second: a server
-that a name no longer stands for is asked nothing new, and left when its last request has ended. A request whose first
-token has not come is sent once more, to another server; never after.
+A server that is not ready is left out and asked again every second; one that is ready and does not answer the question
+in time is left out at the third time. Names are looked up every other second: a server that a name no longer stands
+for is asked nothing new, and left when its last request has ended. A request whose first token has not come is sent
+once more, to another server; never after.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _ASK_EVERY_S = 1.0
 _ASK_TIMEOUT_S = 2.0
+_SILENT_TIMES = 3
 _LOOK_UP_EVERY_S = 2.0
 
 
@@ -34,6 +36,7 @@ class _Upstream:
     url: str
     engine: EngineClient
     ready: bool = False
+    silent: int = 0
     outstanding: int = 0
     requests: int = 0
     last_chosen: int = 0
@@ -173,7 +176,11 @@ class Upstreams:
             await self._ask(upstream)
 
     async def _ask(self, upstream: _Upstream) -> None:
-        self._set(upstream, ready=await upstream.engine.is_ready(_ASK_TIMEOUT_S))
+        """A server that says no, or that is not there, is left out at once; one that is only slow to say may be busy."""
+        said = await upstream.engine.is_ready(_ASK_TIMEOUT_S)
+        upstream.silent = upstream.silent + 1 if said is None else 0
+        if said is not None or upstream.silent >= _SILENT_TIMES:
+            self._set(upstream, ready=bool(said))
 
     def _set(self, upstream: _Upstream, *, ready: bool) -> None:
         if ready is not upstream.ready:

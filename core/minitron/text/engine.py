@@ -126,13 +126,13 @@ class EngineClient:
             await asyncio.wait(self._ending)
         await self._channel.close()
 
-    async def is_ready(self, timeout_s: float) -> bool:
-        """Whether the server takes requests for the model."""
+    async def is_ready(self, timeout_s: float) -> bool | None:
+        """Whether the server takes requests for the model; None where it does not say in time."""
         request = pb.ModelReadyRequest(name=self._name)
         try:
             return bool((await self._model_ready(request, metadata=self._metadata, timeout=timeout_s)).ready)
-        except grpc.RpcError:
-            return False
+        except grpc.RpcError as error:
+            return None if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else False
 
     async def is_silent(self, within_s: float) -> bool:
         """Whether the server leaves a gRPC stream without any answer; it is asked for a model that it has not."""

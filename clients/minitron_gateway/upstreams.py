@@ -176,7 +176,7 @@ class Upstreams:
             await self._ask(upstream)
 
     async def _ask(self, upstream: _Upstream) -> None:
-        """A server that says no, or that is not there, is left out at once; one that is only slow to say may be busy."""
+        """A server that says no, or is not there, is left out at once; one that is only slow to say may be busy."""
         said = await upstream.engine.is_ready(_ASK_TIMEOUT_S)
         upstream.silent = upstream.silent + 1 if said is None else 0
         if said is not None or upstream.silent >= _SILENT_TIMES:

@@ -196,7 +196,7 @@ format: $(VENV)/.ready ## format the code
 .PHONY: docs
 docs: $(VENV)/.ready ## write what docs/ has from the code anew, and pages of the Python API into out/api
 	@$(BIN)/python tools/write_docs.py
-	@$(BIN)/pdoc --output-directory out/api minitron minitron_build minitron_triton minitron_client minitron_gateway
+	@PYTHONWARNINGS=ignore $(BIN)/pdoc --output-directory out/api minitron minitron_build minitron_triton minitron_client minitron_gateway
 	@echo "The API's pages: out/api/index.html"
 
 # --- figures ------------------------------------------------------------------------------------------------------

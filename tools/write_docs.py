@@ -128,7 +128,11 @@ def hour_table() -> list[str]:
 
 def main() -> int:
     """Write or check the pages."""
-    pages = {TARGET: document(), ACCEPTANCE: acceptance_page(), ARCHITECTURE: architecture_page()}
+    pages = {
+        TARGET: document(),
+        ACCEPTANCE: acceptance_page(),
+        ARCHITECTURE: architecture_page(),
+    }
     if "--check" in sys.argv[1:]:
         return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in pages.items()))
     for path, text in pages.items():

@@ -125,7 +125,8 @@ class Bench:
             def __getattr__(self, name: str) -> Any:
                 return getattr(pipeline, name)
 
-            def step(watched) -> None:  # noqa: N805
+            @staticmethod
+            def step() -> None:
                 active = list(engine._active.values())
                 prompts = sum(len(one.request.prompt) for one in active if not one.token_ids)
                 context = sum(len(one.request.prompt) + len(one.token_ids) for one in active)

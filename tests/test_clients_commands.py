@@ -1,4 +1,4 @@
-"""``minitron generate`` and ``minitron latency`` as users run them, against a bare process (``bare_triton``)."""
+"""``minitron generate`` and ``minitron bench`` as users run them, against a bare process (``bare_triton``)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_generate_sends_the_api_key_of_a_file(bare: Bare, tmp_path: Path) -> Non
 def test_latency_asks_exact_lengths_and_reports_every_metric(bare: Bare, tmp_path: Path) -> None:
     before = len(bare.events("request"))
     words = ["--grid", "7:5:1", "3:4:2", "--repeats", "2", "--rounds", "2", "--url", bare.url]
-    done = minitron("latency", *words, "--json", "--output", tmp_path / "run.json")
+    done = minitron("bench", *words, "--json", "--output", tmp_path / "run.json")
     run = json.loads(done.stdout)
     assert json.loads((tmp_path / "run.json").read_text()) == run
     asked = [one["inputs"] for one in bare.events("request")[before:]]
@@ -97,7 +97,7 @@ def test_latency_asks_exact_lengths_and_reports_every_metric(bare: Bare, tmp_pat
 
 
 def test_latency_table_baseline_and_ratio(bare: Bare, tmp_path: Path) -> None:
-    words = ["latency", "--grid", "4:4:1", "--repeats", "2", "--url", bare.url]
+    words = ["bench", "--grid", "4:4:1", "--repeats", "2", "--url", bare.url]
     minitron(*words, "--output", tmp_path / "run.json")
     run = json.loads((tmp_path / "run.json").read_text())
     rate = run["points"][0]["tokens_per_s"]
@@ -120,5 +120,5 @@ def test_latency_refuses_what_it_cannot_measure(bare: Bare, tmp_path: Path) -> N
         (["--grid", "4:4"], 2), (["--grid", "0:4:1"], 2), (["--model", "tensorrt_llm"], 2), (["--repeats", "0"], 2),
         (["--tokenizer", tmp_path], 3), (["--baseline", tmp_path / "none"], 3), (["--model", "llmapi"], 12),
     ):  # fmt: skip
-        done = minitron("latency", "--url", bare.url, *words, check=False)
+        done = minitron("bench", "--url", bare.url, *words, check=False)
         assert done.returncode == code, (words, done.stderr)

@@ -41,8 +41,7 @@ COMMANDS: dict[str, str] = {
     "stop": "end a server and whatever a killed one left",
     "gateway": "offer OpenAI's HTTP API over running servers",
     "generate": "send a prompt and print the text as it streams",
-    "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
-    "load": "send load by a profile, and measure",
+    "bench": "measure TTFT, ITL, TPOT, E2E and tokens/s: over a grid, under a load, or the capacity",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
     "probe": "ask TensorRT-LLM about the toolkit's data, a checkpoint or an engine",
     "audit": "hold a running server against what its repository and plan meant",
@@ -53,10 +52,19 @@ COMMANDS: dict[str, str] = {
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
 }
 
+#: Commands that are no more: what is said to who types them, as a usage error.
+RENAMED: dict[str, str] = {
+    "latency": "'minitron latency' is 'minitron bench', with the same flags",
+    "load": "'minitron load' is 'minitron bench --profile NAME', with the same flags (--find-capacity is --capacity)",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code (see ``errors``)."""
     argv = sys.argv[1:] if argv is None else argv
+    if sentence := RENAMED.get(_command(argv) or ""):
+        print(f"minitron: error: {sentence}", file=sys.stderr)
+        return errors.UsageError.exit_code
     args = _parser(argv).parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not args.debug:  # of ourselves people want to hear more than of the libraries
@@ -81,6 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
+def _command(argv: list[str]) -> str | None:
+    """The command that ``argv`` names."""
+    return next((word for word in argv if not word.startswith("-")), None)
+
+
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     """Declare all subcommands by name, and the arguments of the one that ``argv`` names."""
     parser = Parser(
@@ -91,7 +104,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minitron-trtllm {VERSION}")
     parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    wanted = next((word for word in argv if not word.startswith("-")), None)
+    wanted = _command(argv)
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -71,7 +71,8 @@ def test_generate_sends_the_api_key_of_a_file(bare: Bare, tmp_path: Path) -> Non
     minitron("generate", "x", "--url", bare.url, "--api-key-file", tmp_path / "key")
     assert bare.events("request")[-1]["metadata"]["triton-grpc-protocol-api-key"] == "s3cret"
     (tmp_path / "key").write_text("")
-    assert minitron("generate", "x", "--api-key-file", tmp_path / "key", check=False).returncode == 3
+    done = minitron("generate", "x", "--url", bare.url, "--api-key-file", tmp_path / "key", check=False)
+    assert done.returncode == 3
 
 
 def test_latency_asks_exact_lengths_and_reports_every_metric(bare: Bare, tmp_path: Path) -> None:

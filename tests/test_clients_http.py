@@ -17,8 +17,9 @@ from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway, within
 from minitron.errors import ClientError, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken, UsageError
+from minitron_client.client.blocking import HttpClient
 from minitron_client.client.endpoint import ApiKey, Tls
-from minitron_client.client.openai import HttpClient, HttpEndpoint, body
+from minitron_client.client.openai import HttpEndpoint, body
 from minitron_client.client.request import Request
 from serving import Stream, text_of
 from test_gateway_faults import text

@@ -22,9 +22,8 @@ from minitron_client.bench.loops import Sendable
 from minitron_client.bench.profile import Profile
 from minitron_client.bench.schedule import ScheduledRequest
 from minitron_client.bench.sender import serialize
-from minitron_client.client.blocking import Client
+from minitron_client.client.blocking import Client, HttpClient
 from minitron_client.client.dialect import ServedModel
-from minitron_client.client.openai import HttpClient
 from minitron_client.client.request import Request
 
 _COMMONEST = """

@@ -10,9 +10,9 @@
 
 ``AsyncClient`` has the same methods with ``async``. Errors are those of ``minitron.errors`` below ClientError.
 
-What the two share stands beside them and does no input or output: ``request`` (what is asked), ``dialect`` (tensors of
-the four kinds of model), ``answer`` (what came back, and when), ``failures`` (which error it was), ``endpoint`` (where
-and how to connect). ``blocking`` and ``aio`` only move messages.
+``aio`` moves the messages; ``blocking`` runs it in a thread. What does no input or output stands beside them:
+``request`` (what is asked), ``dialect`` (tensors of the four kinds of model), ``answer`` (what came back, and when),
+``endpoint`` (where and how to connect).
 """
 
 from minitron_client.client.aio import AsyncClient, AsyncStream

@@ -1,35 +1,60 @@
-"""The client for asyncio: the blocking client's methods with ``async``, for hundreds of streams at once."""
+"""The client for asyncio, for hundreds of streams at once. The blocking one is this one, run in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron import failures
-from minitron.errors import Cancelled, ClientError, DeadlineExceeded, NotReady
+from minitron.errors import Cancelled, ClientError, DeadlineExceeded, NotReady, UsageError
 from minitron.text.channel import PATIENT_KEEPALIVE_S
-from minitron_client.client import dialect, questions
+from minitron_client.client import dialect
 from minitron_client.client.answer import STOP_GRACE_S, Chunk, Exchange, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Deadline, Endpoint, Retry, Tls
-from minitron_client.client.questions import Question
+from minitron_client.client.local_text import LocalText
 from minitron_client.client.request import Request, as_request
 
 log = logging.getLogger(__name__)
 
+#: Clients that had a connection. gRPC does not survive a fork with one of grpc.aio open: it would crash the child.
+_CONNECTED: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+_torn = False
+
+
+def _after_fork_in_child() -> None:
+    global _torn  # noqa: PLW0603 (of the process, as gRPC's own state is)
+    _torn = _torn or any(client._opened is not None for client in _CONNECTED)
+    _CONNECTED.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
 
 class AsyncClient:
-    """A connection to one server for one event loop; arguments, methods and errors are those of ``Client``."""
+    """A connection to one server for one event loop. Use it in an ``async with`` block, or close it.
+
+    ``model``: the model that takes the requests; None finds tensorrt_llm_bls, else ensemble, else tensorrt_llm.
+    ``deadline_s``: for each request unless it says otherwise, retries included; None waits for ever.
+    ``keepalive_s``: how often a silent server is asked whether it lives (see ``Endpoint``). ``url`` may be an Endpoint,
+    which says how to connect by itself.
+    ``tokenizer``: the served tokenizer's folder; text is then made here, over tensorrt_llm, without the text model.
+
+    Every method that talks to the server may raise a ClientError: NotReady, Rejected, InvalidRequest,
+    DeadlineExceeded, StreamBroken, Cancelled.
+    """
 
     def __init__(
         self,
@@ -47,10 +72,14 @@ class AsyncClient:
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
         self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata
+        if self._endpoint.tls:
+            self._endpoint.tls.credentials()  # a file that is not there is named here, not with the first request
         self._models: dict[str | None, ServedModel] = {}
+        self._finding = asyncio.Lock()
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._leaving: set[asyncio.Task[None]] = set()
         self._opened: Any = None
+        self._closed = False
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -64,8 +93,8 @@ class AsyncClient:
             stream.leave()
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=STOP_GRACE_S)
-        if self._opened is not None:
-            await self._opened.close()
+        self._closed = True
+        await self._disconnect()
 
     async def generate(
         self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
@@ -117,31 +146,34 @@ class AsyncClient:
 
     async def is_live(self) -> bool:
         """Whether a server answers there."""
-        return await self._yes(questions.live())
+        return await self._yes("ServerLive", pb.ServerLiveRequest(), "live")
 
     async def is_ready(self) -> bool:
         """Whether the server and all its models are ready."""
-        return await self._yes(questions.ready())
+        return await self._yes("ServerReady", pb.ServerReadyRequest(), "ready")
 
     async def is_model_ready(self, name: str) -> bool:
         """Whether one model is ready."""
-        return await self._yes(questions.model_ready(name))
+        return await self._yes("ModelReady", pb.ModelReadyRequest(name=name), "ready")
 
     async def metadata(self) -> dict[str, Any]:
         """Name, version and extensions of the server."""
-        return dict(await self._ask(questions.metadata()))
+        return _plain(await self._ask("ServerMetadata", pb.ServerMetadataRequest()))
 
     async def model_metadata(self, model: str | None = None) -> dict[str, Any]:
         """Versions, inputs and outputs of a model."""
-        return dict(await self._ask(questions.model_metadata(model or (await self.served_model()).name)))
+        name = model or (await self.served_model()).name
+        return _plain(await self._ask("ModelMetadata", pb.ModelMetadataRequest(name=name)))
 
     async def config(self, model: str | None = None) -> dict[str, Any]:
         """A model's config as the server completed it."""
-        return dict(await self._ask(questions.config(model or (await self.served_model()).name)))
+        return _plain(await self._config(model or (await self.served_model()).name))
 
     async def statistics(self, model: str | None = None) -> list[dict[str, Any]]:
         """Counts and durations of a model, for each version."""
-        return list(await self._ask(questions.statistics(model or (await self.served_model()).name)))
+        name = model or (await self.served_model()).name
+        answer = await self._ask("ModelStatistics", pb.ModelStatisticsRequest(name=name))
+        return [_plain(one) for one in answer.model_stats]
 
     async def served_model(self, name: str | None = None, *, deadline_s: float | None = None) -> ServedModel:
         """What the client knows of a model (None: the one that takes the requests): its dialect and its inputs."""
@@ -150,39 +182,85 @@ class AsyncClient:
     async def _served_model(self, name: str | None, deadline: Deadline) -> ServedModel:
         name = name or self._model
         if name not in self._models:
-            steps = questions.find_model(name, self._endpoint.url, self._tokenizer)
-            found = await self._follow(steps, deadline)
-            self._models[name] = self._models[found.name] = found
+            try:  # streams that begin together: a tokenizer is loaded once, and not while it is loaded
+                await asyncio.wait_for(self._finding.acquire(), deadline.left_s)
+            except asyncio.TimeoutError:
+                raise DeadlineExceeded(f"{self._endpoint.url}: no answer about the model within the deadline") from None
+            try:
+                if name not in self._models:
+                    found = await self._find_model(name, deadline)
+                    self._models[name] = self._models[found.name] = found
+                    return found
+            finally:
+                self._finding.release()
         return self._models[name]
 
-    async def _follow(self, steps: Generator[Question, Any, ServedModel], deadline: Deadline) -> ServedModel:
-        answer = None
-        while True:
-            try:
-                question = steps.send(answer)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            answer = await self._ask(question, deadline)
+    async def _find_model(self, name: str | None, deadline: Deadline) -> ServedModel:
+        """Ask what must be known of a model (None: the best front there is) before it can be sent requests."""
+        config = await self._config(name or await self._best_front(deadline), deadline)
+        engine = dialect.engine_step(config)
+        found = dialect.served_model(config, await self._config(engine, deadline) if engine else config)
+        if self._tokenizer is None:
+            return found
+        limits = {}
+        if await self._is_model_ready(dialect.FRONTS[0], deadline):
+            text_model = await self._config(dialect.FRONTS[0], deadline)
+            limits = {key: value.string_value for key, value in text_model.parameters.items()}
+        return dialect.with_local_text(found, await asyncio.to_thread(LocalText, self._tokenizer, limits))
 
-    async def _ask(self, question: Question, deadline: Deadline | None = None) -> Any:
-        timeout = (deadline or Deadline(None)).question_s
+    async def _best_front(self, deadline: Deadline) -> str:
+        for front in dialect.FRONTS if self._tokenizer is None else dialect.FRONTS[-1:]:
+            if await self._is_model_ready(front, deadline):
+                return front
+        raise NotReady(
+            f"{self._endpoint.url}: none of the models {', '.join(dialect.FRONTS)} is ready; wait, or name another "
+            "(--model)"
+        )
+
+    async def _is_model_ready(self, name: str, deadline: Deadline) -> bool:
+        return bool((await self._ask("ModelReady", pb.ModelReadyRequest(name=name), deadline)).ready)
+
+    async def _config(self, name: str, deadline: Deadline | None = None) -> Any:
+        return (await self._ask("ModelConfig", pb.ModelConfigRequest(name=name), deadline)).config
+
+    async def _ask(self, rpc: str, message: Any, deadline: Deadline | None = None) -> Any:
+        """Call a method of ``inference.GRPCInferenceService``; its answer."""
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), rpc)
         try:
-            call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), question.rpc)
-            return question.read(await call(question.message, timeout=timeout, metadata=self._metadata))
+            return await call(message, timeout=(deadline or Deadline(None)).question_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failures.of_status(error, self._endpoint.url) from None
 
-    async def _yes(self, question: Question) -> bool:
+    async def _yes(self, rpc: str, message: Any, field: str) -> bool:
         try:
-            return bool(await self._ask(question))
+            return bool(getattr(await self._ask(rpc, message), field))
         except (NotReady, DeadlineExceeded):
             return False
+
+    async def _disconnect(self) -> None:
+        """Close the connection; one that is not closed for good opens another with its next request."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            await opened.close()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._leaving and not any(stream.in_flight for stream in self._streams)
 
     @property
     def _channel(self) -> grpc.aio.Channel:
         """The channel; made on first use, because it belongs to the event loop that runs then."""
+        if self._closed:
+            raise UsageError("this client is closed; make another")
+        if _torn:
+            raise ClientError(
+                "this process was forked while a client was connected and in use, which gRPC does not survive; fork "
+                "before, or start processes with 'spawn'"
+            )
         if self._opened is None:
             self._opened = self._endpoint.aio_channel()
+            _CONNECTED.add(self)
         return self._opened
 
     @property
@@ -221,6 +299,16 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._request.check()
         client._streams.add(self)
 
+    async def start(self) -> None:
+        """Send the request now, and not with the first step of the iteration."""
+        if self._exchange is None and not self._ended:
+            await self._open()
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it has been sent and has not ended."""
+        return self._exchange is not None and not self._ended
+
     @property
     def request_id(self) -> str:
         """The id under which the server knows the request; "" before it is sent."""
@@ -232,8 +320,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         return self._sent.response()
 
     async def __anext__(self) -> Chunk:
-        if self._exchange is None and not self._ended:
-            await self._open()
+        await self.start()
         while not self._ready:
             if self._ended:
                 raise StopAsyncIteration
@@ -293,7 +380,10 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def _receive(self) -> None:
         try:
             response = await self._read()
-            if response is grpc.aio.EOF:
+            left = self._ended  # by somebody else meanwhile; then the rest is read elsewhere
+            if left:
+                pass
+            elif response is grpc.aio.EOF:
                 self._end()
                 self._sent.check_whole()
             else:
@@ -310,6 +400,9 @@ class AsyncStream(AsyncIterator[Chunk]):
             await self._send_again_or_raise(self._sent.failure(error))
         except ClientError as error:
             await self._send_again_or_raise(error)
+        else:
+            if left:
+                raise Cancelled(f"{self._client._endpoint.url}: request {self.request_id} was cancelled")
 
     async def _read(self) -> Any:
         if not self._sent.model.takes_stops:
@@ -350,6 +443,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         if self._timer:
             self._timer.cancel()
         self._finish()
+        self._call = None  # which holds the connection
 
     def _finish(self) -> None:
         """Let the call come to its end, for a while, whatever its answer was: a stop, an error, a whole one.
@@ -371,3 +465,8 @@ async def _drain(call: Any, reading: asyncio.Future[Any] | None) -> None:
     with contextlib.suppress(asyncio.TimeoutError, grpc.RpcError):
         await asyncio.wait_for(to_the_end(), STOP_GRACE_S)
     call.cancel()
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """A protobuf message as JSON values, under its own field names (64-bit numbers become strings)."""
+    return dict(MessageToDict(message, preserving_proto_field_name=True))

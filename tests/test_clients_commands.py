@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bare_process import Bare, unused_port
-from conftest import ROOMS, ROOT, minitron
+from conftest import ROOMS, ROOT, minitron, minitron_here
 
 
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(bare: Bare) -> None:
@@ -114,6 +114,18 @@ def test_latency_table_baseline_and_ratio(bare: Bare, tmp_path: Path) -> None:
     (tmp_path / "fast.json").write_text(json.dumps(run))
     done = minitron(*words, "--baseline", tmp_path / "fast.json", check=False)
     assert done.returncode == 8 and "tokens/s was 1e+09" in done.stderr
+
+
+def test_a_grid_and_a_load_do_not_mix(bare: Bare) -> None:
+    for words in (
+        ["--grid", "2:2:1", "--rate", "3"],
+        ["--profile", "smoke", "--repeats", "2"],
+        ["--capacity", "--rounds", "1"],
+    ):
+        code, _, said = minitron_here("bench", "--url", bare.url, *words)
+        assert code == 2 and "is of a grid and" in said and "of a load" in said
+    code, _, said = minitron_here("bench", "--url", bare.url, "--warm-up", "0.5")
+    assert code == 2 and "whole number" in said
 
 
 def test_latency_refuses_what_it_cannot_measure(bare: Bare, tmp_path: Path) -> None:

@@ -157,6 +157,18 @@ def test_commands(url: str, small_model: Path) -> None:
         assert point["metrics"]["ttft_ms"]["count"] == 8 and point["metrics"]["itl_ms"]["count"] == 8 * 5
 
 
+def test_no_flags_are_needed_for_the_server_that_runs(server: dict[str, Any]) -> None:
+    """Its state folder tells the address, and its repository holds the tokenizer; token ids become text with it."""
+    states = Path(server["folder"]).parent
+    result = json.loads(minitron("bench", "--state", states, "--json").stdout)
+    assert [one["point"]["concurrency"] for one in result["points"]] == [1, 4]
+    assert result["prompt_tokens_counted_by"] == f"the tokenizer in {server['repository']}/tokenizer"
+    said = minitron("generate", PROMPT, "--max-tokens", "8", "--state", states).stdout
+    assert (
+        minitron("generate", PROMPT, "--max-tokens", "8", "--state", states, "--model", "tensorrt_llm").stdout == said
+    )
+
+
 @pytest.mark.parametrize("example", sorted(one.name for one in (ROOT / "examples").glob("*.py")))
 def test_examples_run(url: str, example: str) -> None:
     done = subprocess.run(

@@ -87,6 +87,16 @@ def test_unknown_command_is_a_usage_error() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", sorted(main.RENAMED))
+def test_a_command_that_is_no_more_names_the_one_that_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever else is typed with it; and the new one is there."""
+    assert name not in main.COMMANDS
+    assert main.main([name, "--some", "flag"]) == errors.UsageError.exit_code
+    said = capsys.readouterr().err
+    assert said.startswith("minitron: error: ") and said.count("\n") == 1
+    assert {*re.findall(r"minitron (\w+)", said)} & {*main.COMMANDS}
+
+
 @pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_every_command_has_a_module(name: str) -> None:
     assert isinstance(main.parser_of([name]), argparse.ArgumentParser)

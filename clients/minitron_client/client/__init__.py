@@ -15,6 +15,13 @@
 ``endpoint`` (where and how to connect).
 """
 
+import os
+
+# gRPC's own handling of forks cannot stop grpc.aio's threads, gives up in the middle (1.85), and crashes every third
+# child; without it a child is well as long as it leaves alone what it inherited (see ``blocking``). What the user has
+# set stays.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 from minitron_client.client.aio import AsyncClient, AsyncStream
 from minitron_client.client.answer import Chunk, Output, Response
 from minitron_client.client.blocking import Client, Stream

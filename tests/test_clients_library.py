@@ -276,7 +276,9 @@ def test_a_closed_client_says_so(bare: Bare) -> None:
 
 def test_ctrl_c_ends_a_silent_request_and_the_client_lives_on(client: Client, bare: Bare) -> None:
     stream = client.stream(prompt(silent=True))
-    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()  # whom the kernel chooses, too
     with pytest.raises(KeyboardInterrupt), stream:
         next(stream)
     bare.wait_for("cancel", stream.request_id)

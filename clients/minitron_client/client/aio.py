@@ -435,7 +435,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         """End the generation in the server: with a ``stop``, or by cancelling the stream where nothing takes that."""
         if self._sent.model.takes_stops:
             self._client._later(self._client._stop_quietly, self.request_id, self._sent.model.name)
-        else:
+        elif self._call is not None:
             self._call.cancel()
 
     def _end(self) -> None:

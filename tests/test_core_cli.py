@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conftest import minitron
+from conftest import minitron, minitron_here
 from minitron import errors
 from minitron_cli import main
 
@@ -88,11 +88,11 @@ def test_unknown_command_is_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(main.RENAMED))
-def test_a_command_that_is_no_more_names_the_one_that_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_is_no_more_names_the_one_that_is(name: str) -> None:
     """Whatever else is typed with it; and the new one is there."""
     assert name not in main.COMMANDS
-    assert main.main([name, "--some", "flag"]) == errors.UsageError.exit_code
-    said = capsys.readouterr().err
+    code, _, said = minitron_here(name, "--some", "flag")
+    assert code == errors.UsageError.exit_code
     assert said.startswith("minitron: error: ") and said.count("\n") == 1
     assert {*re.findall(r"minitron (\w+)", said)} & {*main.COMMANDS}
 

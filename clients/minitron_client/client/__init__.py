@@ -22,11 +22,12 @@ import os
 # set stays.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
-from minitron_client.client.aio import AsyncClient, AsyncStream
+from minitron_client.client.aio import AsyncClient
 from minitron_client.client.answer import Chunk, Output, Response
 from minitron_client.client.blocking import Client, Stream
 from minitron_client.client.endpoint import ApiKey, Endpoint, Retry, Tls
 from minitron_client.client.request import Request
+from minitron_client.client.stream import AsyncStream
 from minitron_client.client.timing import Timing
 
 __all__ = [

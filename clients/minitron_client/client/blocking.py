@@ -22,12 +22,13 @@ from typing import Any, Generic, TypeVar
 
 from minitron.errors import Cancelled, ClientError
 from minitron.text.channel import PATIENT_KEEPALIVE_S
-from minitron_client.client.aio import AsyncClient, AsyncStream
+from minitron_client.client.aio import AsyncClient
 from minitron_client.client.answer import Chunk, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Retry, Tls
 from minitron_client.client.openai import AsyncHttpClient, AsyncHttpStream, HttpEndpoint
 from minitron_client.client.request import Request
+from minitron_client.client.stream import AsyncStream
 
 T = TypeVar("T")
 C = TypeVar("C", AsyncClient, AsyncHttpClient)

@@ -107,9 +107,9 @@ def text(document: dict[str, Any]) -> str:
             f"{100 * (summary['goodput_share'] or 0):.1f}%",
             *(shown(ttft.get(share), ".1f") for share in ("p50", "p99")), one["stopped"] or _word(one["carried"]),
         ])  # fmt: skip
-    head = ["rate", "requests/s", "tokens/s", "good", "TTFT p50 ms", "TTFT p99 ms", "verdict"]
+    columns = ["rate", "requests/s", "tokens/s", "good", "TTFT p50 ms", "TTFT p99 ms", "verdict"]
     found = (
         f"capacity: {document['capacity_per_s']:.3g} requests/s with at least {document['goodput_bound']:.0%} good, "
         f"{_REPEATS} of {_REPEATS} repeats"
     )
-    return "\n".join([table(rows, head), *remark(rows), found])
+    return "\n".join([table(rows, columns), *remark(rows), found])

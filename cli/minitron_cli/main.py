@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command ``minitron``: finds a subcommand by its name and imports only that one.
 
 A subcommand is a module ``minitron_cli.commands.NAME`` with two functions::
@@ -141,4 +142,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 def entry() -> NoReturn:
     """What the console script and ``python -m`` call."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import argcomplete
+
+        argcomplete.autocomplete(_parser(os.environ["COMP_LINE"].split()[1:]))
     sys.exit(main())

@@ -33,6 +33,7 @@ from minitron_client.client.stream import AsyncStream
 T = TypeVar("T")
 C = TypeVar("C", AsyncClient, AsyncHttpClient)
 _FORK_S = 2.0  # for connections to be closed before a fork
+_INHERITED: list[Any] = []
 
 
 class _LoopThread:
@@ -103,9 +104,8 @@ class _LoopThread:
 
     def after_fork_in_child(self) -> None:
         """The thread is not here; clients make themselves anew. What it held stays: gRPC would crash freeing it."""
-        parents = (self._loop, list(self._open))
+        _INHERITED.append((self._loop, list(self._open)))
         self.__init__()  # type: ignore[misc]
-        self._parents = parents
 
 
 _LOOP = _LoopThread()

@@ -34,9 +34,14 @@ _CONNECTED: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
 _torn = False
 
 
+def any_connected() -> bool:
+    """Whether a client of this process has a connection open."""
+    return any(client._opened is not None for client in _CONNECTED)
+
+
 def _after_fork_in_child() -> None:
     global _torn  # noqa: PLW0603 (of the process, as gRPC's own state is)
-    _torn = _torn or any(client._opened is not None for client in _CONNECTED)
+    _torn = _torn or any_connected()
     _CONNECTED.clear()
 
 

@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from minitron.errors import Cancelled, ClientError
 from minitron.text.channel import PATIENT_KEEPALIVE_S
-from minitron_client.client.aio import AsyncClient
+from minitron_client.client.aio import AsyncClient, any_connected
 from minitron_client.client.answer import Chunk, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Retry, Tls
@@ -34,6 +35,14 @@ T = TypeVar("T")
 C = TypeVar("C", AsyncClient, AsyncHttpClient)
 _FORK_S = 2.0  # for connections to be closed before a fork
 _INHERITED: list[Any] = []
+_GRPC_THREADS = ("event_engine", "grpc_", "lifeguard")  # as gRPC 1.85 names them
+
+
+def _threads_of_grpc() -> Iterator[str]:
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if (name := path.read_text()).startswith(_GRPC_THREADS):
+                yield name
 
 
 class _LoopThread:
@@ -45,6 +54,7 @@ class _LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._calls = 0
+        self._used = False  # since the last fork
 
     def run(self, client: _Blocking[Any], work: Coroutine[Any, Any, T]) -> T:
         """Wait for what a coroutine of an open client returns; raises what it does."""
@@ -54,6 +64,7 @@ class _LoopThread:
                 self._thread = threading.Thread(target=self._loop.run_forever, name="minitron-client", daemon=True)
                 self._thread.start()
             self._open.add(client)
+            self._used = True
             self._calls += 1
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
@@ -92,6 +103,11 @@ class _LoopThread:
         if self._loop is not None and self._calls == 0:
             with contextlib.suppress(concurrent.futures.TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result(_FORK_S)
+        # gRPC's threads end soon after its last connection; until then a child would inherit the locks that they hold.
+        if self._used and not any_connected():
+            self._used, until = False, time.monotonic() + _FORK_S
+            while any(_threads_of_grpc()) and time.monotonic() < until:
+                time.sleep(0.005)
 
     async def _disconnect(self) -> None:
         for client in list(self._open):

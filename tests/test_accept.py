@@ -25,7 +25,7 @@ import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL
 from minitron import children
-from minitron.acceptance import catalogue
+from minitron.checks import catalogue
 from minitron_cli import main
 from minitron_cli.accept import hour
 from minitron_client.conformance import suite

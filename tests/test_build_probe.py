@@ -19,7 +19,7 @@ import pytest
 from safetensors import safe_open
 
 from conftest import DATA, ROOT, SMALL_MODEL, minitron
-from minitron.acceptance import FAIL, PASS
+from minitron.checks import FAIL, PASS
 from minitron.machine import compat
 from minitron_build.engines.tensorrt.flags import flags
 from minitron_build.probe import inside, tool

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minitron import acceptance, recipe
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron.checks import FAIL, PASS, SKIPPED, Check, catalogue, judge
 from minitron.errors import InputError
 from minitron_cli.accept import engines_beside, page, speed
 from minitron_cli.accept.evidence import Evidence, StepFailed
@@ -21,23 +21,23 @@ from minitron_cli.accept.work import Options, Work
 
 def test_every_line_says_what_it_holds_and_what_to_do() -> None:
     for entry in catalogue().values():
-        assert entry.what and entry.remedy and entry.step
-        assert entry.id.isascii() and "\n" not in entry.what + entry.remedy
+        assert entry.question and entry.remedy and entry.step
+        assert entry.name.isascii() and "\n" not in entry.question + entry.remedy
 
 
 def test_a_judgement_names_what_is_wrong_and_counts_the_rest() -> None:
-    assert judge("tool.flags", [], "70 flags") == Line("tool.flags", PASS, "70 flags")
+    assert judge("tool.flags", [], "70 flags") == Check("tool.flags", PASS, "70 flags")
     many = judge("tool.flags", [f"--flag{number} is not there" for number in range(20)], "")
-    assert many.status == FAIL
+    assert many.verdict == FAIL
     assert many.evidence.startswith("--flag0 is not there; ") and many.evidence.endswith("and 12 more")
 
 
 def test_stored_lines_are_read_back_and_the_exit_code_is_the_verdict(tmp_path: Path, capsys: Any) -> None:
-    judged = [Line("tool.flags", PASS, "70 flags"), Line("tool.versions", SKIPPED, "no image")]
+    judged = [Check("tool.flags", PASS, "70 flags"), Check("tool.versions", SKIPPED, "no image")]
     assert acceptance.report(judged, to=tmp_path / "a.json", as_json=True, subject="tool") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "a.json").read_text())
     assert acceptance.read(tmp_path / "a.json")[0] == judged
-    assert acceptance.report([Line("tool.flags", FAIL, "no")], to=None, as_json=False) == 8
+    assert acceptance.report([Check("tool.flags", FAIL, "no")], to=None, as_json=False) == 8
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(InputError, match="cannot be read as evidence"):
         acceptance.read(tmp_path / "b.json")
@@ -47,17 +47,17 @@ def test_a_step_is_remembered_by_its_inputs_unless_it_failed(tmp_path: Path) -> 
     done: list[str] = []
 
     def work(status: str) -> Any:
-        def judged() -> list[Line]:
+        def judged() -> list[Check]:
             done.append(status)
-            return [Line("engine.config", status, "seen")]
+            return [Check("engine.config", status, "seen")]
 
         return judged
 
-    assert Evidence(tmp_path, fresh=False).do("engine", "a", work(PASS))[0].status == PASS
+    assert Evidence(tmp_path, fresh=False).do("engine", "a", work(PASS))[0].verdict == PASS
     again = Evidence(tmp_path, fresh=False)
-    assert again.do("engine", "a", work(FAIL))[0].status == PASS  # not done again
-    assert again.do("engine", "b", work(FAIL))[0].status == FAIL  # other inputs
-    assert again.do("engine", "b", work(PASS))[0].status == PASS  # a failed one is tried again
+    assert again.do("engine", "a", work(FAIL))[0].verdict == PASS  # not done again
+    assert again.do("engine", "b", work(FAIL))[0].verdict == FAIL  # other inputs
+    assert again.do("engine", "b", work(PASS))[0].verdict == PASS  # a failed one is tried again
     assert again.do("engine", "b", work(PASS), made=tmp_path / "missing")  # what it made is gone
     assert Evidence(tmp_path, fresh=True).do("engine", "b", work(PASS))
     assert done == [PASS, FAIL, PASS, PASS, PASS]
@@ -90,7 +90,7 @@ def measured(rates: dict[str, float], roofline: float | None = 100.0, ttft: floa
 
 def verdicts(ours: dict[str, Any], baseline: dict[str, Any] | None, *, on_gpu: bool = True) -> list[str]:
     judged = [*speed.judge_speed(ours), speed.judge_beside(ours, baseline, on_gpu=on_gpu)]
-    return [line.status for line in judged]
+    return [line.verdict for line in judged]
 
 
 def test_speed_is_held_against_physics_and_against_sixteen_bits() -> None:
@@ -134,8 +134,8 @@ ABOUT = {
     "created": "now",
     "finished": True,
 }
-SOME = [Line("words.same", PASS, "20 of 20"), Line("tool.flags", FAIL, "--x is <not> there"),
-        Line("audit.weights", SKIPPED, "the log does not say")]  # fmt: skip
+SOME = [Check("words.same", PASS, "20 of 20"), Check("tool.flags", FAIL, "--x is <not> there"),
+        Check("audit.weights", SKIPPED, "the log does not say")]  # fmt: skip
 
 
 def test_the_document_has_the_catalogues_order_and_remedies_for_failures_only() -> None:
@@ -184,7 +184,7 @@ class Asked:
         self.words.append(" ".join(map(str, words[:2])))
         return self.text if words[0] == "generate" else json.dumps({"urls": {"grpc": "127.0.0.1:1"}, "log": "-"})
 
-    def do(self, step: str, inputs: Any, work: Callable[[], list[Line]], made: Path | None = None) -> list[Line]:
+    def do(self, step: str, inputs: Any, work: Callable[[], list[Check]], made: Path | None = None) -> list[Check]:
         return work()
 
 
@@ -194,9 +194,9 @@ def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path) -> N
         asked = Asked(tmp_path, text)
         work = Work(wanted, tmp_path, asked, Options(llmapi=True))  # type: ignore[arg-type]
         (line,) = engines_beside.llmapi(work)
-        assert (line.id, line.status) == ("llmapi.answers", status)
+        assert (line.name, line.verdict) == ("llmapi.answers", status)
         place = str(tmp_path / "llmapi" / "repository")
         assert asked.words == ["repo render", f"serve {place}", "generate In the beginning", f"stop {place}"]
         rendered = json.loads((tmp_path / "llmapi" / "recipe.yaml").read_text())
         assert (rendered["backend"], rendered["precision"]) == ("llmapi", "bfloat16")  # it takes 16 bits only
-    assert engines_beside.llmapi(Work(wanted, tmp_path, asked, Options()))[0].status == SKIPPED  # type: ignore[arg-type]
+    assert engines_beside.llmapi(Work(wanted, tmp_path, asked, Options()))[0].verdict == SKIPPED  # type: ignore[arg-type]

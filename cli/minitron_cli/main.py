@@ -17,11 +17,15 @@ import importlib
 import logging
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from minitron import errors
 from minitron.arguments import Parser
 from minitron.version import VERSION
+
+if TYPE_CHECKING:
+    from minitron.recipe import Effective
 
 #: Those of all rooms.
 PACKAGES = ("minitron", "minitron_build", "minitron_triton", "minitron_client", "minitron_gateway", "minitron_cli")
@@ -44,19 +48,28 @@ COMMANDS: dict[str, str] = {
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
-    "probe": "ask TensorRT-LLM about the toolkit's data, a checkpoint or an engine",
-    "audit": "hold a running server against what its repository and plan meant",
-    "conformance": "hold a running server against the documented behaviour of TensorRT-LLM's backend",
-    "tokens": "store greedy tokens of a set of prompts, or compare two such files",
-    "accept": "judge a recipe line by line: tool, checkpoint, engine, server, tokens, behaviour, speed",
-    "make": "bring checkpoint, engine and repository of a recipe up to date",
-    "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
+    "accept": "judge a recipe check by check, or what is there already: tool, checkpoint, engine, server, tokens, speed",
+    "up": "bring checkpoint, engine and repository of a recipe up to date, and serve them",
+}
+
+#: Commands that were, and what does it now.
+RENAMED: dict[str, str] = {
+    "make": "'minitron make' is 'minitron up' now: '--until convert', '--until build', or all of it; '--serve' serves it",
+    "demo": "'minitron demo' is 'minitron up --demo' now",
+    "probe": "'minitron probe' is part of 'minitron accept' now: '--only tool', or 'minitron accept CHECKPOINT|ENGINE'",
+    "audit": "'minitron audit DIR' is 'minitron accept DIR --only server' now",
+    "conformance": "'minitron conformance DIR' is 'minitron accept DIR --only behaviour' now",
+    "tokens": "'minitron tokens' is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores them, "
+    "'accept FILE --reference OTHER' compares",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code (see ``errors``)."""
     argv = sys.argv[1:] if argv is None else argv
+    if (renamed := RENAMED.get(_command(argv) or "")) is not None:
+        print(f"minitron: error: {renamed}", file=sys.stderr)
+        return errors.UsageError.exit_code
     args = _parser(argv).parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not args.debug:  # of ourselves people want to hear more than of the libraries
@@ -76,9 +89,24 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        message, code = _explain(error)
+        message, code = explain(error)
         print(f"minitron: error: {message}", file=sys.stderr)
         return code
+
+
+def call(*words: str | Path, effective: Effective | None = None) -> int:
+    """Run a subcommand as a part of another one, in this process, and return its exit code; errors are the caller's.
+
+    ``effective``: the recipe, whose layers are applied already; then neither the environment nor the words change it.
+    """
+    argv = [str(word) for word in words]
+    args = _parser(argv).parse_args(argv)
+    args.effective = effective
+    return int(args.run(args))
+
+
+def _command(argv: list[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -91,7 +119,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minitron-trtllm {VERSION}")
     parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    wanted = next((word for word in argv if not word.startswith("-")), None)
+    wanted = _command(argv)
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -111,7 +139,7 @@ def parser_of(words: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code for any exception."""
     if isinstance(error, errors.MinitronError):
         return " ".join(str(error).split()), error.exit_code

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from minitron import console, data_files
-from minitron.acceptance import of_step
+from minitron.checks import of_step
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ users. Nothing here ran on a GPU; docs/a100.md says what was only read.
 from __future__ import annotations
 
 import getpass
-import json
 import math
 import os
 import pwd
@@ -24,8 +23,8 @@ import numpy as np
 import pytest
 
 from minitron import recipe
-from minitron.checks import FAIL, PASS, SKIPPED, Check, catalogue, judge
 from minitron.artifacts import manifest
+from minitron.checks import FAIL, PASS, SKIPPED, Check, catalogue, judge
 from minitron.errors import MinitronError, UsageError
 from minitron.machine import compat, gpus_here
 from minitron.machine.gpus_here import GpuHere
@@ -37,9 +36,9 @@ from minitron_build.engines.tensorrt import flags
 from minitron_build.plan.engine_plan import plan
 from minitron_build.plan.model import look_up
 from minitron_cli.accept import speed
-from minitron_cli.accept.work import finite
 from minitron_client.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_client.conformance.suite import run
+from minitron_client.parity.stored import Continuation, GreedyOutputs, judge_finite
 from minitron_triton.audit.judging import judge_all
 from minitron_triton.audit.runtime_log import RuntimeLog
 from minitron_triton.server import container
@@ -170,11 +169,12 @@ def beside_sixteen_bits(ttft_ms: float) -> Check:
 
 
 def stored(log_prob: float) -> Check:
-    """Greedy tokens as 'minitron tokens store' leaves them, all with that log prob."""
+    """Greedy tokens as 'accept --only tokens' leaves them, all with that log prob."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.json"
-        path.write_text(json.dumps({"continuations": [{"prompt": "In the", "log_probs": [log_prob] * 3}]}))
-        return finite("words.finite", path, "1 prompt")
+        one = Continuation("In the", (1, 2), (3, 4, 5), (log_prob,) * 3)
+        GreedyOutputs("checkpoint", "engine", "float16", (one,)).write(path)
+        return judge_finite("words.finite", path, "1 prompt")
 
 
 def remedy(name: str) -> str:

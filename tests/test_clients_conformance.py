@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import minitron
+from conftest import minitron_here
 from minitron.checks import FAIL, PASS, SKIPPED
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.conformance import suite
@@ -292,19 +292,24 @@ def test_what_the_cpp_backend_is_expected_to_do_the_cpu_engine_does_not(
     assert line.verdict == FAIL and "it was refused with" in line.evidence
 
 
-def test_the_command_judges_what_it_is_told_to(server: dict[str, Any], small_repository: Callable[[str], Path]) -> None:
-    repository = small_repository("bfloat16")
-    words = ("conformance", repository, "--url", server["urls"]["grpc"], "--only")
-    done = minitron(*words, "streaming", "cancel")
-    assert "PASS     behaviour.streaming" in done.stdout
-    assert "SKIPPED  behaviour.cancel" in done.stdout  # without --metrics-url nobody can tell
-    done = minitron(*words, "end_first")
-    assert "no token, 6 ways, gRPC alone (--http-url gives HTTP)" in done.stdout
-    done = minitron(*words, "end_first", "--http-url", server["urls"]["http"])
-    assert "no token, 12 ways" in done.stdout
-    done = minitron(*words, "end_first", "--http-url", "127.0.0.1:1", check=False)
-    assert done.returncode == 8 and "HTTP: " in done.stdout and "Connection refused" in done.stdout
-    done = minitron(*words, "sleeping", check=False)
-    assert done.returncode == 2 and "there is no case behaviour.sleeping" in done.stderr
-    done = minitron("conformance", repository, "--url", "127.0.0.1:1", "--only", "streaming", check=False)
-    assert done.returncode == 10 and "127.0.0.1:1" in done.stderr
+def test_the_command_judges_what_it_is_told_to(
+    server: dict[str, Any], small_repository: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def accept(*words: str | Path, url: str = server["urls"]["grpc"]) -> tuple[int, str, str]:
+        whole = ("accept", small_repository("bfloat16"), "--output", tmp_path, "--url", url, *words)
+        return minitron_here(*whole)
+
+    code, said, _ = accept("--only", "behaviour.streaming", "behaviour.cancel")
+    assert code == 0 and "PASS     behaviour.streaming" in said
+    assert "SKIPPED  behaviour.cancel" in said  # without --metrics-url nobody can tell
+    end_first = ("--only", "behaviour.end_first")
+    assert "no token, 6 ways, gRPC alone (--http-url gives HTTP)" in accept(*end_first)[1]
+    assert "no token, 12 ways" in accept(*end_first, "--http-url", server["urls"]["http"])[1]
+    code, said, _ = accept(*end_first, "--http-url", "127.0.0.1:1")
+    assert code == 8 and "HTTP: " in said and "Connection refused" in said
+    code, _, error = accept("--only", "behaviour.sleeping")
+    assert code == 2 and "there is no check behaviour.sleeping" in error
+    code, _, error = accept("--only", "behaviour.streaming", url="127.0.0.1:1")
+    assert code == 10 and "127.0.0.1:1" in error
+    code, _, error = accept("--only", "server")
+    assert code == 10 and "ask there, without --url" in error  # the runtime's log is where the server is

@@ -18,8 +18,8 @@ import pytest
 
 import serving
 from minitron import failures
-from minitron.checks import PASS
 from minitron.artifacts import manifest
+from minitron.checks import PASS
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.conformance import suite
 from minitron_client.conformance.subject import OPENVINO, Limits, Message, Subject, wait_until

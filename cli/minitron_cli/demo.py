@@ -1,4 +1,4 @@
-"""The whole way on this machine, as a user would type it: the stages, then a server that is asked, measured, stopped."""
+"""The whole way on this machine, as a user would type it: the stages, then a server that is asked and measured."""
 
 from __future__ import annotations
 

@@ -48,19 +48,19 @@ COMMANDS: dict[str, str] = {
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
-    "accept": "judge a recipe check by check, or what is there already: tool, checkpoint, engine, server, tokens, speed",
+    "accept": "judge a recipe check by check, or what is there: tool, checkpoint, engine, server, tokens, behaviour, speed",
     "up": "bring checkpoint, engine and repository of a recipe up to date, and serve them",
 }
 
 #: Commands that were, and what does it now.
 RENAMED: dict[str, str] = {
-    "make": "'minitron make' is 'minitron up' now: '--until convert', '--until build', or all of it; '--serve' serves it",
+    "make": "'minitron make' is 'minitron up' now: '--until convert', '--until build', or all of it, and '--serve'",
     "demo": "'minitron demo' is 'minitron up --demo' now",
     "probe": "'minitron probe' is part of 'minitron accept' now: '--only tool', or 'minitron accept CHECKPOINT|ENGINE'",
     "audit": "'minitron audit DIR' is 'minitron accept DIR --only server' now",
     "conformance": "'minitron conformance DIR' is 'minitron accept DIR --only behaviour' now",
-    "tokens": "'minitron tokens' is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores them, "
-    "'accept FILE --reference OTHER' compares",
+    "tokens": "'minitron tokens' is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores "
+    "them, 'accept FILE --reference OTHER' compares",
 }
 
 

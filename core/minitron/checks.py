@@ -1,7 +1,7 @@
 """A check that was made: what was asked, PASS, FAIL or SKIPPED, with what evidence.
 
-Every judge, of whatever room, returns these, and ``minitron accept`` is what calls the judges. What a check asks and what
-its FAIL means for the user stand in data/acceptance.yaml only.
+Every judge, of whatever room, returns these, and ``minitron accept`` is what calls the judges. What a check asks and
+what its FAIL means for the user stand in data/acceptance.yaml only.
 """
 
 from __future__ import annotations

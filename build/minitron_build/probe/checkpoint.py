@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron.checks import SKIPPED, Check, judge
 from minitron.artifacts import verify
+from minitron.checks import SKIPPED, Check, judge
 from minitron.errors import CheckpointError, ToolError
 from minitron_build.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_build.checkpoint.read import Checkpoint

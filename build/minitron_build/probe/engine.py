@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron.checks import Check, judge
 from minitron.artifacts import manifest
+from minitron.checks import Check, judge
 from minitron.errors import EngineError
 from minitron.machine import compat
 

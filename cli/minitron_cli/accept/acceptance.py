@@ -1,6 +1,6 @@
 """The steps of an acceptance in their order: which judges each calls, and what it depends on.
 
-A judge is a function of the room that knows the thing, and returns checks. Stages are brought up to date by the pipeline.
+A judge is a function of the room that knows the thing, and returns checks. Stages are the pipeline's to bring up to date.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from minitron_cli.pipeline import CHECK, Pipeline
 log = logging.getLogger(__name__)
 
 TOKENS, LATENCY = "greedy-tokens.json", "latency.json"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -149,10 +150,9 @@ class Acceptance:
 
         return self.evidence.do("machine", [self.recipe.model_dump(), facts], work)
 
-    def make(self, until: str, folder: Path, effective: Effective) -> None:
+    def make(self, until: str, folder: Path, effective: Effective, checkpoint: Path | None = None) -> None:
         """Bring the stages in ``folder`` up to date; the pipeline knows by itself what is."""
-        container = self.on_gpu and self.options.container
-        Pipeline(folder, effective, container=container).bring_up_to_date(until)
+        Pipeline(folder, effective, checkpoint=checkpoint, container=self.options.container).bring_up_to_date(until)
 
     def _made(self, stage: str, name: str, folder: str) -> Sequence[Check]:
         self.make(stage, self.folder, read_recipe(self.recipe_file))

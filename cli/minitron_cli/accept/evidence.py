@@ -105,7 +105,7 @@ class _Said(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if self._file is None:
-            self._file = open(self._path, "a", encoding="utf-8")
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close
         return self._file.write(text)
 
     def flush(self) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from minitron import children, recipe
 from minitron.errors import MachineError, NotReady, ServerError, UsageError
-from minitron_client.client.endpoint import Endpoint
 from minitron_cli.accept.evidence import Evidence
+from minitron_client.client.endpoint import Endpoint
 from minitron_triton.server import state, stopping
 from minitron_triton.server.state import State
 
@@ -76,11 +76,11 @@ class Started:
         return dict(self._document["urls"])
 
     def _serve(self) -> str:
-        words = [self._repository, "--recipe", self._recipe_file, "--detach", *_FREE_PORTS, "--state", self._states]
+        words: list[str | Path] = [self._repository, "--recipe", self._recipe_file, "--state", self._states]
         # The recipe is a file with every layer applied: the environment must not count twice.
         environment = {name: value for name, value in os.environ.items() if not recipe.is_variable(name)}
-        done = children.run("serve", *words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            environment=environment)  # fmt: skip
+        done = children.run("serve", *words, *_FREE_PORTS, "--detach", "--json", stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, environment=environment)  # fmt: skip
         sys.stderr.write(done.stderr)
         if done.returncode:
             said = [line.removeprefix("minitron: error: ") for line in done.stderr.splitlines() if line.strip()]

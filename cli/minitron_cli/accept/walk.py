@@ -51,8 +51,8 @@ def chosen(words: Sequence[str]) -> dict[str, frozenset[str]]:
 
 @dataclass
 class Walk:
-    """``only``: see ``chosen``, empty for all. Whoever asks for a part gets an error as it is, where all of an acceptance
-    goes on past it with a FAIL.
+    """``only``: see ``chosen``, empty for all. Whoever asks for a part gets an error as it is; an acceptance goes on
+    past it, with a FAIL.
 
     ``alone``: do not do what the steps that are asked for need. ``keep_going``: past a cheap proof that failed.
     """

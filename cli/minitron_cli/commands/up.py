@@ -26,8 +26,8 @@ _SERVER = ("serving.grpc_port", "serving.http_port", "serving.metrics_port", "se
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     recipe.add_flags(
-        parser, "model.source", "model.revision", "target", "precision", "dtype", "cpu.execution", "container.image_tag",
-        *_SERVER,
+        parser, "model.source", "model.revision", "target", "precision", "dtype", "cpu.execution",
+        "container.image_tag", *_SERVER,
     )  # fmt: skip
     add = parser.add_argument
     place = "where the stages' folders lie (default out/RECIPE-MODEL, with --demo out/demo)"
@@ -83,8 +83,8 @@ def _small_model() -> str:
         if (folder / _SMALL_MODEL).is_dir():
             return str(_SMALL_MODEL if folder == Path.cwd() else folder / _SMALL_MODEL)
     raise UsageError(
-        f"no model was given, and {_SMALL_MODEL} is not here (it comes with a checkout of the project): give --model, a "
-        "Hugging Face folder or id such as nvidia/Minitron-4B-Base, or a GGUF file"
+        f"no model was given, and {_SMALL_MODEL} is not here (it comes with a checkout of the project): give --model, "
+        "a Hugging Face folder or id such as nvidia/Minitron-4B-Base, or a GGUF file"
     )
 
 

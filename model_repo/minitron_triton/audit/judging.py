@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron import web
-from minitron.checks import SKIPPED, Check, judge
 from minitron.artifacts import manifest
+from minitron.checks import SKIPPED, Check, judge
 from minitron.console import human_bytes
 from minitron.errors import NotReady
 from minitron.model.runtime_limits import longest_prompt

@@ -48,7 +48,7 @@ COMMANDS: dict[str, str] = {
     "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
     "load": "send load by a profile, and measure",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
-    "accept": "judge a recipe check by check, or what is there: tool, checkpoint, engine, server, tokens, behaviour, speed",
+    "accept": "judge a recipe check by check, or what is there already: a checkpoint, an engine, a server that runs",
     "up": "bring checkpoint, engine and repository of a recipe up to date, and serve them",
 }
 

@@ -74,7 +74,7 @@ class Pipeline:
             self._render(str(self.engine))
 
     def _convert(self, *model: str) -> None:
-        done = not self._fresh and self._checkpoint_is_done()
+        done = self.is_done("convert")
         self.run("convert", *model, "--output", str(self.checkpoint), *_force(self.checkpoint), done=done)
 
     def _build(self) -> None:
@@ -88,7 +88,7 @@ class Pipeline:
             self.times[-1] = (self.times[-1][0], "-")
 
     def _render(self, source: str, *backend: str) -> None:
-        done = not self._fresh and self._repository_is_done(Path(source))
+        done = self.is_done("render", Path(source))
         self.run(*RENDER, source, *backend, "--output", str(self.repository), *_force(self.repository), done=done)
         if not done:
             self.run(*CHECK, str(self.repository))
@@ -113,6 +113,12 @@ class Pipeline:
     def _flags(self, words: tuple[str, ...]) -> list[str]:
         """What a user would have to give beside: the recipe, and those of its flags that the command has."""
         return flags_of(self._effective, words)
+
+    def is_done(self, stage: str, source: Path | None = None) -> bool:
+        """Whether ``convert``, or ``render`` of ``source``, has nothing to do; of an engine ``build`` knows that."""
+        if self._fresh:
+            return False
+        return self._checkpoint_is_done() if stage == "convert" else self._repository_is_done(source or self.engine)
 
     def _checkpoint_is_done(self) -> bool:
         record = manifest.current(self.checkpoint, "checkpoint")

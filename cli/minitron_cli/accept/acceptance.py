@@ -1,6 +1,6 @@
 """The steps of an acceptance in their order: which judges each calls, and what it depends on.
 
-A judge is a function of the room that knows the thing, and returns checks. Stages are the pipeline's to bring up to date.
+A judge is a function of the room that knows the thing, and returns checks. The pipeline brings stages up to date.
 """
 
 from __future__ import annotations

@@ -221,12 +221,14 @@ def test_the_page_in_a_real_browser(tmp_path: Path) -> None:
 
 
 class Server:
-    """Stands for a server of our own that answers with ``text``."""
-
-    text = ""
+    """Stands for a server of our own."""
 
     def __init__(self, *words: Any) -> None:
         self.words = words
+
+    def answer(self, text: str) -> str:
+        asked.append("generate")
+        return text
 
     def __enter__(self) -> Server:
         return self
@@ -246,7 +248,7 @@ def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path, monk
         monkeypatch.setattr(Acceptance, "make", lambda _, until, folder, effective: asked.append(
             f"{until} {folder.name} {effective.recipe.backend} {effective.recipe.precision}"))  # fmt: skip
         monkeypatch.setattr(engines_beside, "Started", Server)
-        monkeypatch.setattr(engines_beside, "answer", lambda _, text=text: asked.append("generate") or text)
+        monkeypatch.setattr(engines_beside, "answer", lambda serving, text=text: serving.answer(text))
         work = Acceptance(wanted, folder, Evidence(folder / "evidence"), Options(llmapi=True))
         (check,) = engines_beside.llmapi(work)
         assert (check.name, check.verdict) == ("llmapi.answers", verdict)

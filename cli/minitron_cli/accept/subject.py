@@ -60,7 +60,9 @@ def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, froz
         found = serving.find(args.state or state.home(), None)
         path = found.repository
     kind = _kind(path)
-    asked = _asked(kind, only, path)
+    asked = dict(_asked(kind, only, path))
+    if args.url and not only:
+        asked.pop("audit", None)  # the runtime's log is where it runs
     folder = Path("out", "-".join(["accept", *path.absolute().parts[-2:]]))
     if kind == "tokens":
         if args.reference is None:

@@ -107,7 +107,7 @@ inspect: convert ## list the checkpoint's tensors
 
 .PHONY: verify
 verify: $(VENV)/.ready ## hash the repository again, and all it was made from
-	@$(if $(DRY_RUN),echo) $(MINITRON) verify $(OUT)/repository $(ARGS)
+	@$(if $(DRY_RUN),echo) $(MINITRON) check --hash $(OUT)/repository $(ARGS)
 
 .PHONY: status
 status: $(VENV)/.ready ## servers that were started

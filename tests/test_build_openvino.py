@@ -213,7 +213,7 @@ sys.addaudithook(lambda event, args: seen.append(event) if event in network else
 """
 BUILD = """
 from pathlib import Path
-from minitron_build.engines import openvino as cpu
+from minitron_build.engines.openvino import write as cpu
 cpu.build(Path({checkpoint!r}), Path({output!r}), cpu.CpuOptions())
 """
 GENERATE = """

@@ -54,7 +54,7 @@ def marks(output: Path) -> set[str]:
 
 
 def commands(stdout: str) -> list[str]:
-    return re.findall(r"^\$ minitron (repo \w+|\w+)", stdout, re.MULTILINE)
+    return re.findall(r"^\$ minitron (\w+)", stdout, re.MULTILINE)
 
 
 def skipped(stdout: str) -> int:
@@ -75,9 +75,9 @@ def wait_for(running: subprocess.Popen[str], command: str) -> str:
 
 def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
     assert commands(first_run.stdout) == [
-        "convert", "build", "repo render", "repo check", "serve", "generate", "latency", "stop"]  # fmt: skip
+        "convert", "build", "render", "check", "serve", "generate", "latency", "stop"]  # fmt: skip
     table = first_run.stdout.partition("stage ")[2]
-    assert re.findall(r"^([a-z ]+?) +\d+\.\d$", table, re.MULTILINE) == commands(first_run.stdout)
+    assert re.findall(r"^([a-z]+) +\d+\.\d$", table, re.MULTILINE) == commands(first_run.stdout)
     assert len(answer(first_run.stdout).split()) > 10
     figures = first_run.stdout.partition("$ minitron latency")[2]
     for metric in ("TTFT", "ITL", "TPOT", "E2E", "tokens/s"):
@@ -98,7 +98,7 @@ def test_a_gguf_file_goes_the_whole_way_and_says_the_same(
     assert answer(found.stdout) == answer(first_run.stdout)
     again = minitron(*words).stdout
     assert skipped(again) == 3
-    assert re.findall(r"^(\w+(?: \w+)?) +-$", again, re.MULTILINE) == ["convert", "build", "repo render"]
+    assert re.findall(r"^(\w+) +-$", again, re.MULTILINE) == ["convert", "build", "render"]
     assert ours(tmp_path) == []
 
 
@@ -184,7 +184,7 @@ def test_what_is_not_up_to_date(
         capsys.readouterr()
         return [name for name, seconds in pipeline.times if seconds != "-"]
 
-    whole = ["convert", "build", "repo render", "repo check"]
+    whole = ["convert", "build", "render", "check"]
     assert done_again() == []
     # Other arguments, and back.
     assert done_again(cpu__execution="fast") == whole[1:]

@@ -25,10 +25,10 @@ from minitron.version import VERSION
 def commands(text: str) -> list[str]:
     """What was run or would be, by its first words, without what was left alone."""
     text = re.sub(r"^\$ minitron .*\n\(up to date, skipped\)$", "", text, flags=re.MULTILINE)
-    return re.findall(r"^(?:\$ )?(?:minitron|docker|trtllm-build) (repo \w+|\w+)", text, re.MULTILINE)
+    return re.findall(r"^(?:\$ )?(?:minitron|docker|trtllm-build) (\w+)", text, re.MULTILINE)
 
 
-STAGES = ["convert", "build", "repo render", "repo check"]
+STAGES = ["convert", "build", "render", "check"]
 
 
 @pytest.mark.parametrize("name", recipe.shipped())
@@ -43,7 +43,7 @@ def test_a_dry_run_prints_the_whole_way_in_order(name: str, tmp_path: Path, monk
     assert done.returncode == 0, done.stderr
     text = done.stdout.replace(f"{sys.executable} -m minitron_cli", "minitron")
     found = commands(text)
-    wanted = ["repo render", "repo check"] if name == "a100-llmapi" else STAGES
+    wanted = ["render", "check"] if name == "a100-llmapi" else STAGES
     if name not in ("a100-llmapi", "cpu"):
         wanted = [*STAGES[:2], "run", *STAGES[2:]]
     assert found == ["plan", *wanted, "serve"]
@@ -66,10 +66,10 @@ def test_the_whole_way_runs_once(doubles: Path) -> None:
     first = minitron(*words)
     assert commands(first.stdout) == STAGES
     repository = doubles / "out" / "repository"
-    assert all(finding.level == "OK" for finding in verify(repository))
+    assert all(finding.level == "ok" for finding in verify(repository))
     before = {stage: manifest.read(doubles / "out" / stage, stage) for stage in ("checkpoint", "engine", "repository")}
     again = minitron(*words)
-    assert [name for name in commands(again.stdout) if name in ("convert", "repo render")] == []
+    assert [name for name in commands(again.stdout) if name in ("convert", "render")] == []
     assert "is there already and is what was asked for" in again.stdout
     assert {stage: manifest.read(doubles / "out" / stage, stage) for stage in before} == before
 
@@ -80,7 +80,7 @@ def test_another_recipe_value_makes_what_depends_on_it(doubles: Path, monkeypatc
     minitron(*words)
     monkeypatch.setenv("MINITRON_RECIPE_WORKLOAD_CONCURRENCY", "3")
     changed = commands(minitron(*words).stdout)
-    assert changed == ["build", "repo render", "repo check"]
+    assert changed == ["build", "render", "check"]
     assert manifest.read(doubles / "out" / "engine", "engine").details["limits"]["max_batch_size"] == 3
     monkeypatch.setenv("MINITRON_RECIPE_PRECISION", "int4_weight_only")
     assert commands(minitron(*words).stdout) == STAGES

@@ -32,14 +32,13 @@ PACKAGES = ("minitron", "minitron_build", "minitron_triton", "minitron_client", 
 
 COMMANDS: dict[str, str] = {
     "doctor": "check what this machine can do for a recipe",
-    "recipe": "show the values of a recipe and where each came from",
     "plan": "compute memory, limits and the roofline before anything is built",
     "convert": "turn a model into a TensorRT-LLM checkpoint",
     "inspect": "list the tensors of a checkpoint or a GGUF file",
     "build": "build an engine from a checkpoint",
-    "quality": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
-    "verify": "hash a checkpoint, engine or repository again, and what it was made from",
-    "repo": "render a Triton model repository from an engine",
+    "eval": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
+    "render": "render a Triton model repository from an engine",
+    "check": "say what is wrong with a checkpoint, an engine or a model repository",
     "serve": "run Triton on a model repository, until told to stop",
     "status": "list the servers that 'serve' started",
     "stop": "end a server and whatever a killed one left",
@@ -52,24 +51,25 @@ COMMANDS: dict[str, str] = {
     "up": "bring checkpoint, engine and repository of a recipe up to date, and serve them",
 }
 
-#: Commands that were, and what does it now.
+#: What commands of version 0.2 are called now; each ends with this line.
 RENAMED: dict[str, str] = {
-    "make": "'minitron make' is 'minitron up' now: '--until convert', '--until build', or all of it, and '--serve'",
-    "demo": "'minitron demo' is 'minitron up --demo' now",
-    "probe": "'minitron probe' is part of 'minitron accept' now: '--only tool', or 'minitron accept CHECKPOINT|ENGINE'",
-    "audit": "'minitron audit DIR' is 'minitron accept DIR --only server' now",
-    "conformance": "'minitron conformance DIR' is 'minitron accept DIR --only behaviour' now",
-    "tokens": "'minitron tokens' is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores "
-    "them, 'accept FILE --reference OTHER' compares",
+    "recipe": "is 'minitron plan --show-recipe' and 'minitron plan --list-recipes' now",
+    "quality": "is 'minitron eval' now, with the same arguments",
+    "verify": "is 'minitron check' now, which hashes a model repository with --hash",
+    "make": "is 'minitron up' now: '--until convert', '--until build', or all of it, and '--serve'",
+    "demo": "is 'minitron up --demo' now",
+    "probe": "is part of 'minitron accept' now: '--only tool', or 'minitron accept CHECKPOINT|ENGINE'",
+    "audit": "is 'minitron accept DIR --only server' now",
+    "conformance": "is 'minitron accept DIR --only behaviour' now",
+    "tokens": "is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores them, "
+    "'accept FILE --reference OTHER' compares",
+    "repo": "is 'minitron render' and 'minitron check' now, with the same arguments",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code (see ``errors``)."""
     argv = sys.argv[1:] if argv is None else argv
-    if (renamed := RENAMED.get(_command(argv) or "")) is not None:
-        print(f"minitron: error: {renamed}", file=sys.stderr)
-        return errors.UsageError.exit_code
     args = _parser(argv).parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not args.debug:  # of ourselves people want to hear more than of the libraries
@@ -105,10 +105,6 @@ def call(*words: str | Path, effective: Effective | None = None) -> int:
     return int(args.run(args))
 
 
-def _command(argv: list[str]) -> str | None:
-    return next((word for word in argv if not word.startswith("-")), None)
-
-
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     """Declare all subcommands by name, and the arguments of the one that ``argv`` names."""
     parser = Parser(
@@ -119,7 +115,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minitron-trtllm {VERSION}")
     parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    wanted = _command(argv)
+    wanted = next((word for word in argv if not word.startswith("-")), None)
+    if wanted in RENAMED:
+        parser.error(f"'minitron {wanted}' {RENAMED[wanted]}")
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -2,7 +2,7 @@
 
 A stage is a command, printed as a user would type it and run in this process. It is left alone when its folder is whole
 and of this version (``manifest.current``: size and time of every file, nothing is hashed) and was made from what lies
-before it, for the same recipe; of an engine ``minitron build`` itself knows that. ``minitron verify`` is what hashes.
+before it, for the same recipe; of an engine ``minitron build`` itself knows that. ``minitron check`` is what hashes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minitron import files, recipe
@@ -24,8 +24,6 @@ from minitron_cli import main
 
 #: The stages in order.
 STAGES = ("convert", "build", "render")
-#: The words of the commands that have several.
-RENDER, CHECK = ("repo", "render"), ("repo", "check")
 _RECIPE = "repository-recipe.json"
 #: Of a recipe, what no stage is made of.
 _OF_THE_SERVER = {"serving": {"grpc_port", "http_port", "metrics_port", "exit_timeout_s"}}
@@ -89,17 +87,17 @@ class Pipeline:
 
     def _render(self, source: str, *backend: str) -> None:
         done = self.is_done("render", Path(source))
-        self.run(*RENDER, source, *backend, "--output", str(self.repository), *_force(self.repository), done=done)
+        self.run("render", source, *backend, "--output", str(self.repository), *_force(self.repository), done=done)
         if not done:
-            self.run(*CHECK, str(self.repository))
+            self.run("check", str(self.repository))
         if not done and not self._dry_run:
             files.write_text(self._folder / _RECIPE, self._recipe_text())
 
     def run(self, *words: str, done: bool = False) -> None:
         """Show a command with the flags of the recipe, and, unless it is ``done`` or this is a dry run, run it."""
-        shown = [*words, *self._flags(words)]
+        shown = [*words, *flags_of(self._effective, words)]
         show(f"\n$ minitron {shlex.join(shown)}")
-        name = " ".join(words[: len(RENDER)] if words[0] in (RENDER[0], CHECK[0]) else words[:1])
+        name = words[0]
         if done:
             show("(up to date, skipped)")
         if done or self._dry_run:
@@ -109,10 +107,6 @@ class Pipeline:
         if code := main.call(*shown, effective=self._effective):
             raise StageFailed(shown, code)
         self.times.append((name, f"{time.monotonic() - started:.1f}"))
-
-    def _flags(self, words: tuple[str, ...]) -> list[str]:
-        """What a user would have to give beside: the recipe, and those of its flags that the command has."""
-        return flags_of(self._effective, words)
 
     def is_done(self, stage: str, source: Path | None = None) -> bool:
         """Whether ``convert``, or ``render`` of ``source``, has nothing to do; of an engine ``build`` knows that."""
@@ -148,13 +142,12 @@ class Pipeline:
         return json.dumps(self._recipe.model_dump(exclude=_OF_THE_SERVER), indent=1) + "\n"
 
 
-def flags_of(effective: Effective, words: Iterable[str]) -> list[str]:
-    """``--recipe`` and every flag that was given for it, as far as the command that ``words`` begin with has them.
+def flags_of(effective: Effective, words: Sequence[str]) -> list[str]:
+    """``--recipe`` and every flag that was given for it, as far as the command ``words[0]`` has them.
 
     The model is not among them: the one stage that reads it has it as a word.
     """
-    command = [word for word in words if not word.startswith("-")]
-    has = {action.dest for action in main.parser_of(command[: _length(command)])._actions if action.option_strings}
+    has = {action.dest for action in main.parser_of([words[0]])._actions if action.option_strings}
     if "recipe" not in has:
         return []
     given = [("recipe", "--recipe", effective.name)] if effective.name != "defaults" else []
@@ -163,10 +156,6 @@ def flags_of(effective: Effective, words: Iterable[str]) -> list[str]:
             given.append((recipe.dest_of(path), recipe.flag_of(path), "" if value is True else str(value)))
     wanted = [(flag, value) for dest, flag, value in given if dest in has and flag not in words]
     return [text for pair in wanted for text in pair if text]
-
-
-def _length(command: list[str]) -> int:
-    return next((len(known) for known in (RENDER, CHECK) if tuple(command[: len(known)]) == known), 1)
 
 
 def show(text: str) -> None:

@@ -284,7 +284,7 @@ def _known_troubles(recipe: Recipe) -> list[str]:
     if recipe.precision == Precision.INT4_WEIGHT_ONLY.value:
         notes.append(
             "int4 with one scale a row is experimental: it was garbage for a user of an A100 (TensorRT-LLM#2735), and "
-            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int8 unless 'minitron quality' allows it"
+            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int8 unless 'minitron eval' allows it"
         )
     if recipe.tensor_parallel * recipe.pipeline_parallel > 1:
         notes.append(

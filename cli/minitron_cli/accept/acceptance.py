@@ -26,7 +26,7 @@ from minitron_cli.accept import speed
 from minitron_cli.accept.evidence import Evidence, digest
 from minitron_cli.accept.serving import Serving, Started
 from minitron_cli.accept.walk import Step, Walk
-from minitron_cli.pipeline import CHECK, Pipeline
+from minitron_cli.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Acceptance:
         repository = self.path("repository")
 
         def check() -> Sequence[Check]:
-            if main.call(*CHECK, repository):
+            if main.call("check", repository):
                 said = self.evidence.log("repository").read_text(encoding="utf-8").splitlines()
                 return [judge("repository.checked", [said[-1]], "")]
             models = manifest.read(repository, "repository").details["models"]

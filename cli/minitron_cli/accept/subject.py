@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from minitron.artifacts import manifest
 from minitron.checks import of_step
-from minitron.errors import InputError, UsageError
+from minitron.errors import UsageError
 from minitron.recipe import Effective
 from minitron.recipe_model import Limits, Recipe
 from minitron_cli.accept import serving
@@ -59,7 +58,7 @@ def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, froz
     if path is None:
         found = serving.find(args.state or state.home(), None)
         path = found.repository
-    kind = _kind(path)
+    kind = "tokens" if path.is_file() else manifest.stage_of(path)
     asked = dict(_asked(kind, only, path))
     if args.url and not only:
         asked.pop("audit", None)  # the runtime's log is where it runs
@@ -78,19 +77,6 @@ def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, froz
         return Subject({"engine": path}, wanted, asked, folder)
     running = _running(args, path, found) if set(asked) & set(_OF_THE_SERVER) else None
     return Subject({"repository": path, "engine": engine}, wanted, asked, folder, running)
-
-
-def _kind(path: Path) -> str:
-    """Which of PARTS it is: by its manifest, or a file; raises InputError."""
-    if path.is_file():
-        return "tokens"
-    try:
-        kind = json.loads((path / manifest.NAME).read_text(encoding="utf-8"))["stage"]
-    except FileNotFoundError:
-        raise InputError(f"{path} has no {manifest.NAME}, so it is nothing that minitron made") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / manifest.NAME} cannot be read ({error})") from error
-    return str(manifest.read(path, kind).stage)
 
 
 def _asked(kind: str, only: Mapping[str, frozenset[str]], path: Path) -> Mapping[str, frozenset[str]]:

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command ``minitron``: finds a subcommand by its name and imports only that one.
 
 A subcommand is a module ``minitron_cli.commands.NAME`` with two functions::
@@ -58,7 +59,7 @@ RENAMED: dict[str, str] = {
     "verify": "is 'minitron check' now, which hashes a model repository with --hash",
     "make": "is 'minitron up' now: '--until convert', '--until build', or all of it, and '--serve'",
     "demo": "is 'minitron up --demo' now",
-    "probe": "is part of 'minitron accept' now: '--only tool', or 'minitron accept CHECKPOINT|ENGINE'",
+    "probe": "is part of 'minitron accept' now: '--only tool', 'accept CHECKPOINT', 'accept ENGINE'",
     "audit": "is 'minitron accept DIR --only server' now",
     "conformance": "is 'minitron accept DIR --only behaviour' now",
     "tokens": "is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores them, "
@@ -157,4 +158,8 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def entry() -> NoReturn:
     """What the console script and ``python -m`` call."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import argcomplete
+
+        argcomplete.autocomplete(_parser(os.environ["COMP_LINE"].split()[1:]))
     sys.exit(main())

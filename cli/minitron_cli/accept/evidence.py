@@ -100,9 +100,6 @@ class _Said(io.TextIOBase):
         self._path = path
         self._file: TextIO | None = None
 
-    def writable(self) -> bool:
-        return True
-
     def write(self, text: str) -> int:
         if self._file is None:
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close

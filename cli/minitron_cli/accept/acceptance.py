@@ -24,7 +24,7 @@ from minitron.recipe_model import Recipe
 from minitron_cli import main
 from minitron_cli.accept import speed
 from minitron_cli.accept.evidence import Evidence, digest
-from minitron_cli.accept.serving import Serving, Started
+from minitron_cli.accept.serving import Running, Started
 from minitron_cli.accept.walk import Step, Walk
 from minitron_cli.pipeline import Pipeline
 
@@ -66,7 +66,7 @@ class Acceptance:
     evidence: Evidence
     options: Options
     given: Mapping[str, Path] = field(default_factory=dict)
-    running: Serving | None = None
+    running: Running | None = None
 
     def __post_init__(self) -> None:
         options = self.options
@@ -224,7 +224,7 @@ class Acceptance:
 
     # --- what is asked of the server --------------------------------------------------------------------------------
 
-    def _serve(self, serving: Serving) -> Sequence[Check]:
+    def _serve(self, serving: Running) -> Sequence[Check]:
         def start() -> Sequence[Check]:
             serving.urls()
             models = manifest.read(self.path("repository"), "repository").details["models"]
@@ -232,7 +232,7 @@ class Acceptance:
 
         return self.evidence.do("serve", self.digest_of("repository"), start)
 
-    def _audit(self, serving: Serving) -> Sequence[Check]:
+    def _audit(self, serving: Running) -> Sequence[Check]:
         from minitron_triton.audit.judging import judge_all, look
 
         def work() -> Sequence[Check]:
@@ -241,13 +241,13 @@ class Acceptance:
 
         return self.evidence.do("audit", self.digest_of("repository"), work)
 
-    def tokens_of(self, serving: Serving, repository: Path, path: Path) -> Check:
+    def tokens_of(self, serving: Running, repository: Path, path: Path) -> Check:
         """Ask a server for the greedy outputs, and keep them at ``path``."""
         from minitron_client.parity import stored
 
         return stored.judge_stored(serving.endpoint(), repository, path, self.options.new_tokens or stored.NEW_TOKENS)
 
-    def _tokens(self, serving: Serving) -> Sequence[Check]:
+    def _tokens(self, serving: Running) -> Sequence[Check]:
         from minitron_client.parity import stored
 
         path = self.tokens_file
@@ -259,7 +259,7 @@ class Acceptance:
 
         return self.evidence.do("tokens", self.digest_of("repository"), work, made=path)
 
-    def _behaviour(self, serving: Serving) -> Sequence[Check]:
+    def _behaviour(self, serving: Running) -> Sequence[Check]:
         from minitron_client.conformance import suite
         from minitron_client.conformance.subject import Subject
 
@@ -278,7 +278,7 @@ class Acceptance:
 
         return self.evidence.do("behaviour", self.digest_of("repository"), work)
 
-    def _stopped(self, serving: Serving) -> Sequence[Check]:
+    def _stopped(self, serving: Running) -> Sequence[Check]:
         return self.evidence.do(
             "stopped", self.digest_of("repository"), lambda: [judge("serve.stopped", [], serving.end())]
         )
@@ -319,7 +319,7 @@ class Acceptance:
         """The document of a latency test."""
         return self.evidence.folder / (LATENCY if step == "speed" else f"{step}-{LATENCY}")
 
-    def latency(self, step: str, serving: Serving, repository: Path, points: Collection[str]) -> Path:
+    def latency(self, step: str, serving: Running, repository: Path, points: Collection[str]) -> Path:
         """Run the latency test at ``points``, and return its document; what failed where is added to its error."""
         path = self.measured(step)
         path.unlink(missing_ok=True)
@@ -330,7 +330,7 @@ class Acceptance:
             raise VerdictError(f"{error}{reasons and ': ' + reasons}") from error
         return path
 
-    def _bursts(self, serving: Serving) -> Sequence[Check]:
+    def _bursts(self, serving: Running) -> Sequence[Check]:
         points = speed.bursts(self.options.grid)
 
         def work() -> Sequence[Check]:
@@ -339,7 +339,7 @@ class Acceptance:
 
         return self.evidence.do("bursts", [self.digest_of("repository"), points], work)
 
-    def _speed(self, serving: Serving) -> Sequence[Check]:
+    def _speed(self, serving: Running) -> Sequence[Check]:
         def work() -> Sequence[Check]:
             return speed.judge_speed(speed.read(self.latency("speed", serving, self.path("repository"), self.points())))
 

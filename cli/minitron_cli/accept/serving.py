@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minitron import children, recipe
 from minitron.errors import MachineError, NotReady, ServerError, UsageError
@@ -20,55 +20,70 @@ from minitron_client.client.endpoint import Endpoint
 from minitron_triton.server import state, stopping
 from minitron_triton.server.state import State
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _STATE = "servers"
 _FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
 
-class Serving(Protocol):
-    """A server that checks ask; what it takes to find it may raise ServerError, MachineError, NotReady."""
+class Running:
+    """A server that runs already, here or elsewhere; a context manager that leaves it alone.
 
-    load_s: float
+    ``urls``: host and port of its grpc, http and metrics, as far as they are known. ``endpoint``: how its gRPC is
+    reached, ``flags``: the same as flags of a command. ``found``: what 'minitron serve' wrote down, where it runs here.
+    """
 
-    def __enter__(self) -> Serving: ...
+    load_s = 0.0
 
-    def __exit__(self, *_: object) -> None: ...
+    def __init__(
+        self, urls: Mapping[str, str], endpoint: Endpoint, flags: Sequence[str | Path], found: State | None
+    ) -> None:
+        self._urls, self._endpoint, self._flags, self._state = urls, endpoint, flags, found
 
     def urls(self) -> Mapping[str, str]:
-        """Host and port of its grpc, http and metrics, as far as they are known."""
-        ...
+        """Where it is."""
+        return self._urls
 
     def endpoint(self) -> Endpoint:
         """How its gRPC is reached."""
-        ...
+        return self._endpoint
 
-    def flags(self) -> list[str | Path]:
+    def flags(self) -> Sequence[str | Path]:
         """The same as flags of a command that asks it."""
-        ...
+        return self._flags
 
     def state(self) -> State:
-        """What 'minitron serve' wrote down about it."""
-        ...
+        """What 'minitron serve' wrote down about it; raises NotReady where it does not run here."""
+        if self._state is None:
+            raise NotReady(f"the log of {self._endpoint.url} is where it runs: ask there, without --url")
+        return self._state
 
     def end(self) -> str:
-        """End it, and say how it ended; raises ServerError where that was not in good order."""
-        ...
+        """End it where it is ours, and say how it ended; raises ServerError where that was not in good order."""
+        return "it is not ours"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
-class Started:
-    """Our own server of ``repository``; a context manager.
+class Started(Running):
+    """Our own server of ``repository``: started when it is first asked for anything, ended with the context.
 
-    It is a process of its own, as every server that 'minitron serve' starts. Its log is kept as NAME-server.log among
-    the evidence.
+    It is a process of its own, as every server that 'minitron serve' starts; what it takes to start it may raise
+    ServerError, MachineError. Its log is kept as NAME-server.log among the evidence.
     """
 
     def __init__(self, evidence: Evidence, repository: Path, recipe_file: Path, name: str) -> None:
         self._evidence, self._repository, self._recipe_file, self._name = evidence, repository, recipe_file, name
         self._states = evidence.folder / _STATE
-        self.load_s = 0.0
         self._document: Mapping[str, Any] | None = None
 
     def urls(self) -> Mapping[str, str]:
-        """Addresses of grpc, http and metrics; starts the server the first time."""
+        """Where it is; starts it the first time."""
         if self._document is None:
             started = time.monotonic()
             self._document = json.loads(self._serve())
@@ -89,10 +104,10 @@ class Started:
         return str(done.stdout)
 
     def endpoint(self) -> Endpoint:
-        """The server's gRPC."""
+        """Without TLS or a key."""
         return Endpoint(self.urls()["grpc"])
 
-    def flags(self) -> list[str | Path]:
+    def flags(self) -> Sequence[str | Path]:
         """Where it is, as a flag."""
         return ["--url", self.urls()["grpc"]]
 
@@ -120,9 +135,6 @@ class Started:
         if log.exists():
             shutil.copyfile(log, self._evidence.folder / f"{self._name}-server.log")
 
-    def __enter__(self) -> Started:
-        return self
-
     def __exit__(self, *_: object) -> None:
         if self._document is not None:
             with children.deaf_to(signal.SIGINT, signal.SIGTERM):
@@ -130,47 +142,6 @@ class Started:
                 self._keep_log(document)
                 for server in state.servers(self._states, self._repository):
                     stopping.stop(server)
-
-
-class Running:
-    """A server that runs already, here or elsewhere; a context manager that leaves it alone.
-
-    ``found``: its state, where it runs here. ``endpoint``, ``urls``, ``flags``: see ``Serving``.
-    """
-
-    def __init__(
-        self, endpoint: Endpoint, urls: Mapping[str, str], flags: Sequence[str | Path], found: State | None
-    ) -> None:
-        self.load_s = 0.0
-        self._endpoint, self._urls, self._flags, self._state = endpoint, urls, flags, found
-
-    def urls(self) -> Mapping[str, str]:
-        """As they were given, or as the state has them."""
-        return self._urls
-
-    def endpoint(self) -> Endpoint:
-        """Its gRPC."""
-        return self._endpoint
-
-    def flags(self) -> list[str | Path]:
-        """The same as flags."""
-        return list(self._flags)
-
-    def state(self) -> State:
-        """Its state; raises NotReady where it does not run here."""
-        if self._state is None:
-            raise NotReady(f"the log of {self._endpoint.url} is where it runs: ask there, without --url")
-        return self._state
-
-    def end(self) -> str:
-        """Nothing: whoever started it ends it."""
-        return "it is not ours"
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def find(parent: Path, repository: Path | None) -> State:

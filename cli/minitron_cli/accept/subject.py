@@ -42,7 +42,7 @@ class Subject:
     recipe: Recipe
     only: Mapping[str, frozenset[str]]
     folder: Path
-    running: serving.Serving | None = field(default=None, compare=False)
+    running: serving.Running | None = field(default=None, compare=False)
 
 
 def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, frozenset[str]]) -> Subject | None:
@@ -105,8 +105,9 @@ def _running(args: argparse.Namespace, repository: Path, found: state.State | No
     if args.url is None:
         found = found or serving.find(args.state or state.home(), repository)
         urls = found.urls | {name: url for name, url in urls.items() if url}
-    return serving.Running(Endpoint(str(urls["grpc"]), *security(args)), {n: u for n, u in urls.items() if u},
-                           ["--url", str(urls["grpc"]), *_security_flags(args)], found)  # fmt: skip
+    url = str(urls["grpc"])
+    return serving.Running({name: known for name, known in urls.items() if known}, Endpoint(url, *security(args)),
+                           ["--url", url, *_security_flags(args)], found)  # fmt: skip
 
 
 def _security_flags(args: argparse.Namespace) -> Sequence[str | Path]:

@@ -49,7 +49,7 @@ setup: $(VENV)/.ready ## make the virtual environment (the other targets do it b
 
 .PHONY: demo
 demo: $(VENV)/.ready ## weights to streamed tokens on this machine (MODEL=, PRECISION=, EXECUTION=)
-	@$(MINITRON) demo --model $(MODEL) --precision $(PRECISION) --execution $(EXECUTION) $(ARGS)
+	@$(MINITRON) up --demo --model $(MODEL) --precision $(PRECISION) --execution $(EXECUTION) $(ARGS)
 
 # --- a recipe, stage by stage -------------------------------------------------------------------------------------
 #
@@ -60,8 +60,8 @@ RECIPE ?= cpu
 OUT ?= out/$(basename $(notdir $(RECIPE)))-$(notdir $(MODEL))
 PROMPT ?= In the beginning
 RUN ?= $(OUT)/load
-STAGES = $(MINITRON) make --directory $(OUT) --recipe $(RECIPE) --model $(MODEL) \
-  $(if $(DRY_RUN),--dry-run) $(if $(CONTAINER),--container)
+UP = $(MINITRON) up --output $(OUT) --recipe $(RECIPE) --model $(MODEL) $(if $(DRY_RUN),--dry-run)
+IN_CONTAINER = $(if $(CONTAINER),--container)
 
 .PHONY: doctor
 doctor: $(VENV)/.ready ## what this machine can do for a recipe (RECIPE=)
@@ -73,18 +73,18 @@ plan: $(VENV)/.ready ## memory, limits and roofline, before anything is built (R
 
 .PHONY: convert
 convert: $(VENV)/.ready ## model to checkpoint (RECIPE=, MODEL=)
-	@$(STAGES) convert
+	@$(UP) --until convert
 
 .PHONY: build
 build: $(VENV)/.ready ## ... and checkpoint to engine (RECIPE=, MODEL=)
-	@$(STAGES) build
+	@$(UP) --until build $(IN_CONTAINER)
 
 .PHONY: engine
 engine: build ## the same as build
 
 .PHONY: repo
 repo: $(VENV)/.ready ## ... and engine to model repository (RECIPE=, MODEL=)
-	@$(STAGES) repo
+	@$(UP) $(IN_CONTAINER)
 
 .PHONY: serve
 serve: repo ## ... and Triton on it, until Ctrl-C (ARGS=--detach: until 'make stop')
@@ -92,7 +92,9 @@ serve: repo ## ... and Triton on it, until Ctrl-C (ARGS=--detach: until 'make st
 
 .PHONY: a100
 a100: $(VENV)/.ready ## the whole way for a GPU, in the container (RECIPE=a100-int8, MODEL=, DRY_RUN=1)
-	@$(STAGES) a100
+	@$(if $(DRY_RUN),echo) $(MINITRON) plan --recipe $(RECIPE) --model $(MODEL)
+	@$(UP) --container
+	@$(if $(DRY_RUN),echo) $(MINITRON) serve $(OUT)/repository --recipe $(RECIPE) --dry-run  # prints how it is started
 
 .PHONY: accept-a100
 accept-a100: RECIPE = a100-int8
@@ -120,12 +122,12 @@ generate: $(VENV)/.ready ## stream an answer from the running server (PROMPT=)
 	@$(if $(DRY_RUN),echo) $(MINITRON) generate "$(PROMPT)" $(ARGS)
 
 .PHONY: latency
-latency: $(VENV)/.ready ## TTFT, ITL, E2E and tokens/s of the running server
-	@$(if $(DRY_RUN),echo) $(MINITRON) latency --tokenizer $(OUT)/repository/tokenizer $(ARGS)
+latency: $(VENV)/.ready ## TTFT, ITL, E2E and tokens/s of the running server: bench, a grid
+	@$(if $(DRY_RUN),echo) $(MINITRON) bench --tokenizer $(OUT)/repository/tokenizer $(ARGS)
 
 .PHONY: load
-load: $(VENV)/.ready ## send load to the running server, into RUN= (PROFILE=)
-	@$(if $(DRY_RUN),echo) $(MINITRON) load $(if $(PROFILE),--profile $(PROFILE)) --tokenizer $(OUT)/repository/tokenizer --output $(RUN) $(ARGS)
+load: $(VENV)/.ready ## send load to the running server, into RUN= (PROFILE=): bench, a load
+	@$(if $(DRY_RUN),echo) $(MINITRON) bench $(if $(PROFILE),--profile $(PROFILE),--arrival poisson) --tokenizer $(OUT)/repository/tokenizer --output $(RUN) $(ARGS)
 
 .PHONY: report
 report: $(VENV)/.ready ## turn load tests into a page (RUN=)

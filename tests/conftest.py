@@ -42,7 +42,7 @@ def pytest_configure() -> None:
 
 #: Files whose tests take longest: workers that begin with these end together.
 _LONGEST = (
-    "test_accept", "test_demo", "test_gateway_many", "test_gateway_chat", "test_house_base_wheel",
+    "test_accept", "test_cli_demo", "test_gateway_many", "test_gateway_chat", "test_house_base_wheel",
     "test_model_repo_check", "test_clients_server", "test_clients_load_runs", "test_model_repo_server_life",
     "test_model_repo_server_kills", "test_house_readme", "test_model_repo_bls", "test_gateway_serve",
 )  # fmt: skip

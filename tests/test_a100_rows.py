@@ -7,7 +7,6 @@ users. Nothing here ran on a GPU; docs/a100.md says what was only read.
 from __future__ import annotations
 
 import getpass
-import json
 import math
 import os
 import pwd
@@ -24,8 +23,8 @@ import numpy as np
 import pytest
 
 from minitron import recipe
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron.artifacts import manifest
+from minitron.checks import FAIL, PASS, SKIPPED, Check, catalogue, judge
 from minitron.errors import MinitronError, UsageError
 from minitron.machine import compat, gpus_here
 from minitron.machine.gpus_here import GpuHere
@@ -37,9 +36,9 @@ from minitron_build.engines.tensorrt import flags
 from minitron_build.plan.engine_plan import plan
 from minitron_build.plan.model import look_up
 from minitron_cli.accept import speed
-from minitron_cli.accept.work import finite
 from minitron_client.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_client.conformance.suite import run
+from minitron_client.parity.stored import Continuation, GreedyOutputs, judge_finite
 from minitron_triton.audit.judging import judge_all
 from minitron_triton.audit.runtime_log import RuntimeLog
 from minitron_triton.server import container
@@ -75,7 +74,7 @@ class Backend(Subject):
         return Answer([outputs], None, [True])
 
 
-def behaviour(case: str, **manners: Any) -> Line:
+def behaviour(case: str, **manners: Any) -> Check:
     (line,) = run(Backend(**manners), [f"behaviour.{case}"])
     return line
 
@@ -93,14 +92,14 @@ LONGEST = "TRTGptModel maxInputLen: {}  = maxSequenceLen - 1 since chunked conte
 NOT_READ = "batch_scheduler_policy parameter was not found or is invalid (must be max_utilization or ...)"
 
 
-def audited(form: str, *, longest: int = 2047, not_read: bool = False, silent: bool = False) -> Line:
+def audited(form: str, *, longest: int = 2047, not_read: bool = False, silent: bool = False) -> Check:
     """What ``audit`` says of a server of recipe a100-int8 whose runtime logs in that form."""
     info, warning = BEGINNINGS[form]
     lines = [] if silent else [*(info + text for text in LIMITS), info + LONGEST.format(longest)]
     return judge_all(running(RuntimeLog.parse(lines + [warning + NOT_READ] * not_read)))[0]
 
 
-def planned(**changes: Any) -> Line:
+def planned(**changes: Any) -> Check:
     """The plan of recipe a100-bfloat16 with changes: PASS where it says no more than is known, FAIL with its notes."""
     measured = changes.pop("measured", None)
     wanted = recipe.load("a100-bfloat16", {}, changes).recipe
@@ -119,7 +118,7 @@ class Letters:
     encode_word = encode
 
 
-def logits_asked(most: int, tokens: int = 1024) -> Line:
+def logits_asked(most: int, tokens: int = 1024) -> Check:
     """A text request of 1,024 tokens with their logits, to a text model that lets one ask for ``most`` bytes."""
     parameters = {"max_input_len": "1024", "max_seq_len": "2048", "vocab_size": "256000", "max_logits_bytes": str(most)}
     prompts = PromptMaker(Letters(), parameters)  # type: ignore[arg-type]
@@ -129,20 +128,20 @@ def logits_asked(most: int, tokens: int = 1024) -> Line:
     try:
         prompts.check_logits(request.tokens_with_logits(prompt))
     except RequestError as error:
-        return Line("behaviour.refusal", FAIL, str(error))
-    return Line("behaviour.refusal", PASS, "taken")
+        return Check("behaviour.refusal", FAIL, str(error))
+    return Check("behaviour.refusal", PASS, "taken")
 
 
-def engine_of(version: str) -> Line:
+def engine_of(version: str) -> Check:
     """An engine of that version, to be served in the image of 25.11, which says "1.0.3.2510" (compat.yaml)."""
     try:
         compat.check_engine({"tensorrt_llm": version}, "engine", compat.image("25.11-trtllm-python-py3"))
     except UsageError as error:
-        return Line("serve.ready", FAIL, str(error))
-    return Line("serve.ready", PASS, "served")
+        return Check("serve.ready", FAIL, str(error))
+    return Check("serve.ready", PASS, "served")
 
 
-def torch_in_the_container(dropped: str = "") -> Line:
+def torch_in_the_container(dropped: str = "") -> Check:
     """What ``import torch`` asks for under a user id that passwd lacks, with the environment of 'minitron serve'."""
     served = Served(Path("/r"), "llmapi", ("tensorrt_llm",), "tensorrt_llm", Path("/models"), 1, None, 2 << 30)
     argv = container.launch(served, Options(server_key=""), Ports(), Path("/run"), "mark").argv
@@ -152,12 +151,12 @@ def torch_in_the_container(dropped: str = "") -> Line:
         mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 64321")),
     ):
         try:
-            return Line("serve.ready", PASS, getpass.getuser())
+            return Check("serve.ready", PASS, getpass.getuser())
         except (KeyError, OSError) as error:
-            return Line("serve.ready", FAIL, str(error))
+            return Check("serve.ready", FAIL, str(error))
 
 
-def beside_sixteen_bits(ttft_ms: float) -> Line:
+def beside_sixteen_bits(ttft_ms: float) -> Check:
     """An int8 engine whose first token after 1,024 tokens comes that late; with 16 bits it takes 100 ms."""
 
     def run(ttft: float) -> dict[str, Any]:
@@ -169,19 +168,20 @@ def beside_sixteen_bits(ttft_ms: float) -> Line:
     return speed.judge_beside(run(ttft_ms), run(100.0), on_gpu=True)
 
 
-def stored(log_prob: float) -> Line:
-    """Greedy tokens as 'minitron tokens store' leaves them, all with that log prob."""
+def stored(log_prob: float) -> Check:
+    """Greedy tokens as 'accept --only tokens' leaves them, all with that log prob."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.json"
-        path.write_text(json.dumps({"continuations": [{"prompt": "In the", "log_probs": [log_prob] * 3}]}))
-        return finite("words.finite", path, "1 prompt")
+        one = Continuation("In the", (1, 2), (3, 4, 5), (log_prob,) * 3)
+        GreedyOutputs("checkpoint", "engine", "float16", (one,)).write(path)
+        return judge_finite("words.finite", path, "1 prompt")
 
 
 def remedy(name: str) -> str:
     return catalogue()[name].remedy
 
 
-def served_on(capability: str = "8.0", mib: int = 81_920, **more: Any) -> Line:
+def served_on(capability: str = "8.0", mib: int = 81_920, **more: Any) -> Check:
     """'minitron serve' of an engine for sm80 that needs 8.7 GB, on a machine with such a GPU."""
     memory = {"weight_bytes": 5_800_000_000, "activation_bytes": 1_900_000_000, "runtime_bytes": 1 << 30}
     details = {"architecture": "sm80", "plan": {"memory": memory}}
@@ -194,8 +194,8 @@ def served_on(capability: str = "8.0", mib: int = 81_920, **more: Any) -> Line:
         try:
             container._check_gpus(served)
         except MinitronError as error:
-            return Line("serve.ready", FAIL, str(error))
-    return Line("serve.ready", PASS, "started")
+            return Check("serve.ready", FAIL, str(error))
+    return Check("serve.ready", PASS, "started")
 
 
 def reaching(fc: float) -> Activations:
@@ -211,8 +211,8 @@ class Row:
 
     number: int
     what: str
-    seen: Callable[[], Line]
-    right: Callable[[], Line]
+    seen: Callable[[], Check]
+    right: Callable[[], Check]
     says: str
     verdicts: tuple[str, str] = (FAIL, PASS)
 
@@ -270,7 +270,7 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.number}: {row.what}")
 def test_a_row(row: Row) -> None:
     seen, right = row.seen(), row.right()
-    assert (seen.status, right.status) == row.verdicts, (seen.evidence, right.evidence)
+    assert (seen.verdict, right.verdict) == row.verdicts, (seen.evidence, right.evidence)
     assert row.says in seen.evidence
 
 

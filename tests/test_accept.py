@@ -7,7 +7,6 @@ the server behind them is the real Triton, with the CPU engine in the slot.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -15,20 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
-from unittest import mock
+from typing import Any
 
 import pytest
 
-from conftest import ROOMS, ROOT, SMALL_MODEL
-from minitron import children
-from minitron.acceptance import catalogue
-from minitron_cli import main
-from minitron_cli.accept import hour
+from conftest import ROOMS, ROOT, SMALL_MODEL, minitron_here
+from minitron.checks import catalogue
+from minitron_cli.accept import hour, speed
 from minitron_client.conformance import suite
+from serving import server as serving
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -36,35 +33,17 @@ GPU_LINES = {name for name, entry in catalogue().items() if entry.gpu}
 GRID = ("16:8:1", "16:8:2", "16:8:3")
 #: The point of a long prompt that every run has beside its grid.
 PREFILL = "1024:2:1"
-IN_A_CHILD = children.run
 
 
-def called(
-    *words: str | Path, stdout: Any = None, stderr: IO[Any] | None = None, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """``minitron WORDS`` in this process, as ``children.run`` does it in another one: a second a step cheaper.
-
-    ``serve --detach`` divides its process, so that it gets one of its own here too.
-    """
-    if words[0] == "serve":
-        return IN_A_CHILD(*words, stdout=stdout, stderr=stderr, environment=environment)
-    out, said = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.dict(os.environ, os.environ if environment is None else environment, clear=True),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(stderr or said),
-    ):
-        try:
-            code = main.main([str(word) for word in words])
-        except SystemExit as usage:
-            code = int(usage.code or 0)
-    return subprocess.CompletedProcess(words, code, out.getvalue(), said.getvalue())
+def called(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """``minitron WORDS`` in this process."""
+    code, out, said = minitron_here(*words)
+    return subprocess.CompletedProcess(words, code, out, said)
 
 
 def accepted(output: Path, *words: str | Path) -> dict[str, Any]:
-    """Run it, its steps in this process too, and read the document; the exit code must fit it."""
-    with mock.patch.object(children, "run", called):
-        done = called("accept", "--model", SMALL_MODEL, "--output", output, "--grid", *GRID, "--json", *words)
+    """Run it, and read the document; the exit code must fit it."""
+    done = called("accept", "--model", SMALL_MODEL, "--output", output, "--grid", *GRID, "--json", *words)
     assert done.stdout, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     assert document == json.loads((output / "acceptance.json").read_text())
@@ -117,7 +96,7 @@ class OnCpu:
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> OnCpu:
-    """Its steps are processes of their own until the last start, as a user's are."""
+    """It is a process of its own until the last start, as a user's is."""
     made = OnCpu(tmp_path_factory.mktemp("accept") / "cpu")
     words = ["accept", "--model", str(SMALL_MODEL), "--output", str(made.output), "--grid", *GRID, "--recipe", "cpu"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)}
@@ -430,6 +409,26 @@ def test_a_dry_run_prints_the_hour_with_time_and_money(tmp_path: Path) -> None:
     most = sum(step.most for step in hour.steps())
     assert f"{most / 60 * 3:.2f} USD at 3.00 USD an hour" in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_runs_is_held_alone(on_cpu: OnCpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check that its repository can be asked, and no server is started, stopped or accepted for it."""
+    monkeypatch.setattr(speed, "bursts", lambda grid: ("16:8:2",))
+    repository, words = on_cpu.output / "repository", ("--output", tmp_path / "out", "--json")
+    with serving(repository, "--state", str(tmp_path / "state")):
+        done = called("accept", repository, "--state", tmp_path / "state", "--grid", *GRID, *words)
+        document = json.loads(done.stdout)
+        assert (done.returncode, document["verdict"], document["finished"]) == (0, "PASS", False)
+        wanted = {name for name, entry in catalogue().items()
+                  if entry.step in ("engine", "audit", "tokens", "bursts", "speed", "behaviour")}  # fmt: skip
+        assert {line["id"] for line in document["lines"]} == wanted
+        assert document["numbers"]["runtime.kv_cache_tokens"] and "speed.16:8:1.tokens_per_s" in document["numbers"]
+        assert not (tmp_path / "out" / "acceptance.json").exists()  # a part is no acceptance
+        stored = tmp_path / "out" / "evidence" / "greedy-tokens.json"
+        done = called("accept", stored, "--reference", on_cpu.output, *words)
+        assert lines_of(json.loads(done.stdout), "PASS")["words.same"].startswith("20 of 20 prompts equal")
+    done = called("accept", repository, "--state", tmp_path / "state", "--only", "server", *words)
+    assert done.returncode == 10 and "is ready here" in done.stderr
 
 
 def test_llmapi_has_nothing_to_accept() -> None:

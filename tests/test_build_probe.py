@@ -1,4 +1,4 @@
-"""``minitron probe``: what is asked of TensorRT-LLM, and what is made of its answers.
+"""``accept --only tool``, checkpoint, engine: what is asked of TensorRT-LLM, and what is made of its answers.
 
 The package is played by doubles/image. That its quantising operation is the real one's is held by checkpoints that
 TensorRT-LLM's own code wrote (data/golden); that ``inside.py`` speaks torch's language, by torch itself (marked
@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from conftest import DATA, ROOT, SMALL_MODEL, minitron
-from minitron.acceptance import FAIL, PASS
+from conftest import DATA, ROOT, SMALL_MODEL, minitron, minitron_here
+from minitron.checks import FAIL, PASS
 from minitron.machine import compat
 from minitron_build.engines.tensorrt.flags import flags
 from minitron_build.probe import inside, tool
@@ -151,14 +151,15 @@ def test_an_engine_whose_config_is_not_the_plan_fails(small_engine: Any, tmp_pat
 
     engine = tmp_path / "engine"
     shutil.copytree(small_engine("int8_weight_only"), engine)
-    done = minitron("probe", "engine", engine, "--json")
-    assert [line["status"] for line in json.loads(done.stdout)["lines"]] == [PASS]
+    accept = ("accept", engine, "--output", tmp_path / "out", "--json")
+    code, said, _ = minitron_here(*accept)
+    assert code == 0 and [line["status"] for line in json.loads(said)["lines"]] == [PASS]
     config = json.loads((engine / "config.json").read_text())
     config["build_config"]["max_seq_len"] = 17
     (engine / "config.json").write_text(json.dumps(config))
-    done = minitron("probe", "engine", engine, "--json", check=False)
-    line = json.loads(done.stdout)["lines"][0]
-    assert done.returncode == 8 and line["status"] == FAIL
+    code, said, _ = minitron_here(*accept)
+    line = json.loads(said)["lines"][0]
+    assert code == 8 and line["status"] == FAIL
     assert line["evidence"].startswith("max_seq_len is 17, and ")
 
 
@@ -170,25 +171,32 @@ def test_a_damaged_checkpoint_fails_its_line(small_checkpoint: Any, tmp_path: Pa
     raw = bytearray((folder / "rank0.safetensors").read_bytes())
     raw[-1] ^= 1
     (folder / "rank0.safetensors").write_bytes(raw)
-    done = minitron("probe", "checkpoint", folder, "--files-only", check=False)
-    assert done.returncode == 8 and "SHA-256 differs" in done.stdout
+    code, said, _ = minitron_here("accept", folder, "--output", tmp_path / "out")
+    assert code == 8 and "SHA-256 differs" in said
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "wanted"),
     [
-        (("tool",), 5, "trtllm-build is not on PATH"),
-        (("tool", "--container"), 5, "docker"),
-        (("checkpoint", "nowhere"), 2, "give --model"),
-        (("checkpoint", "nowhere", "--model", SMALL_MODEL, "--container"), 3, "nowhere"),
-        (("engine", "nowhere"), 3, "no manifest.json"),
+        (("--only", "tool", "--recipe", "a100-int8", "--no-container"), (5, "trtllm-build is not on PATH")),
+        (("--only", "tool", "--recipe", "a100-int8"), (5, "docker")),
+        (("CHECKPOINT", "--target", "a100-80gb"), (2, "give --model")),
+        (("CHECKPOINT", "--target", "a100-80gb", "--model", SMALL_MODEL), (5, "docker")),
+        (("CHECKPOINT", "--only", "engine"), (2, "can be asked checkpoint, and not engine")),
+        (("nowhere", "--model", SMALL_MODEL), (3, "nowhere")),
+        (("nowhere", "--only", "engine"), (3, "no manifest.json")),
+        (("--only", "tool", "sleep"), (2, "there is no part sleep; there are server, tool, ")),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_one_line(
-    words: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    words: tuple[str, ...], wanted: tuple[int, str], small_checkpoint: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    checkpoint = small_checkpoint("int8_weight_only")
     monkeypatch.setenv("PATH", str(tmp_path))  # neither docker nor trtllm-build
-    done = minitron("probe", *words, check=False)
+    given = [checkpoint if word == "CHECKPOINT" else word for word in words]
+    done = minitron("accept", *given, "--output", tmp_path / "out", check=False)
+    code, said = wanted
     assert done.returncode == code
     assert said in done.stderr and len(done.stderr.splitlines()) <= 3 and "Traceback" not in done.stderr
 

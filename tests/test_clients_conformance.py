@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import minitron
-from minitron.acceptance import FAIL, PASS, SKIPPED
+from conftest import minitron_here
+from minitron.checks import FAIL, PASS, SKIPPED
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.conformance import suite
 from minitron_client.conformance.subject import TENSORRT, Answer, Call, Subject
@@ -33,7 +33,7 @@ def subject(server: dict[str, Any], small_repository: Callable[[str], Path]) -> 
 def test_the_cpu_engine_behaves_as_documented(subject: Subject, name: str) -> None:
     (line,) = suite.run(subject, [name])
     wanted = SKIPPED if name == "behaviour.logits" else PASS  # this engine gives none, and none are offered
-    assert (line.status, line.id) == (wanted, name), line.evidence
+    assert (line.verdict, line.name) == (wanted, name), line.evidence
 
 
 class Misbehaving:
@@ -195,14 +195,14 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[Mapping[str, Any], Answer], Answer], str
 
 def test_an_answer_without_an_end_fails_the_case(subject: Subject) -> None:
     (line,) = suite.run(Misbehaving(subject, never_final), ["behaviour.batch"])  # type: ignore[arg-type]
-    assert line.status == FAIL and "0 are marked as the last one" in line.evidence
+    assert line.verdict == FAIL and "0 are marked as the last one" in line.evidence
 
 
 @pytest.mark.parametrize("case", MISBEHAVIOUR)
 def test_a_server_that_does_otherwise_fails_the_case(subject: Subject, case: str) -> None:
     change, said = MISBEHAVIOUR[case]
     (line,) = suite.run(Misbehaving(subject, change), [f"behaviour.{case}"])  # type: ignore[arg-type]
-    assert line.status == FAIL
+    assert line.verdict == FAIL
     assert said in line.evidence
 
 
@@ -220,7 +220,7 @@ def test_a_client_that_leaves_and_keeps_the_server_generating_is_seen(
     (line,) = suite.run(subject, ["behaviour.cancel"])
     for call in kept:
         call.rest()
-    assert line.status == FAIL and "steps were made for a client that had left" in line.evidence
+    assert line.verdict == FAIL and "steps were made for a client that had left" in line.evidence
 
 
 def short_answers(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_a_deadline_that_the_server_does_not_hear_of_is_seen(subject: Subject, m
     (line,) = suite.run(subject, ["behaviour.deadline"])
     for call in kept:
         Call.rest(call)
-    assert line.status == FAIL and "deadline: " in line.evidence and "for a client that had left" in line.evidence
+    assert line.verdict == FAIL and "deadline: " in line.evidence and "for a client that had left" in line.evidence
 
 
 def renamed(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,23 +263,23 @@ def test_a_stop_that_stops_nothing_is_seen(subject: Subject, monkeypatch: pytest
     for name in ("room", "text_room"):
         monkeypatch.setitem(subject.__dict__, name, 400)
     (line,) = suite.run(subject, ["behaviour.stop"])
-    assert line.status == FAIL and "the request ran to its end all the same" in line.evidence
+    assert line.verdict == FAIL and "the request ran to its end all the same" in line.evidence
 
 
 def test_an_id_that_two_requests_may_have_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     renamed("return_num_input_tokens", monkeypatch)
     (line,) = suite.run(subject, ["behaviour.duplicate_id"])
-    assert line.status == FAIL and "it was answered, and should be refused" in line.evidence
+    assert line.verdict == FAIL and "it was answered, and should be refused" in line.evidence
 
 
 def test_a_queue_that_takes_everything_is_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told that at most two may wait, it sends less than what the server's own limit is."""
     monkeypatch.setitem(subject.__dict__, "queue_limit", 2)
     (line,) = suite.run(subject, ["behaviour.queue_full"])
-    assert line.status == FAIL and "requests were taken with a queue of 2" in line.evidence
+    assert line.verdict == FAIL and "requests were taken with a queue of 2" in line.evidence
     monkeypatch.setitem(subject.__dict__, "queue_limit", 0)
     (line,) = suite.run(subject, ["behaviour.queue_full"])
-    assert line.status == SKIPPED
+    assert line.verdict == SKIPPED
 
 
 @pytest.mark.parametrize("case", ["duplicate_id", "bad_words", "embedding_bias", "sequence_limit"])
@@ -289,22 +289,27 @@ def test_what_the_cpp_backend_is_expected_to_do_the_cpu_engine_does_not(
     """The other expectation is really another one: taken for TensorRT-LLM, the CPU engine fails it."""
     monkeypatch.setattr(subject, "engine", TENSORRT)
     (line,) = suite.run(subject, [f"behaviour.{case}"])
-    assert line.status == FAIL and "it was refused with" in line.evidence
+    assert line.verdict == FAIL and "it was refused with" in line.evidence
 
 
-def test_the_command_judges_what_it_is_told_to(server: dict[str, Any], small_repository: Callable[[str], Path]) -> None:
-    repository = small_repository("bfloat16")
-    words = ("conformance", repository, "--url", server["urls"]["grpc"], "--only")
-    done = minitron(*words, "streaming", "cancel")
-    assert "PASS     behaviour.streaming" in done.stdout
-    assert "SKIPPED  behaviour.cancel" in done.stdout  # without --metrics-url nobody can tell
-    done = minitron(*words, "end_first")
-    assert "no token, 6 ways, gRPC alone (--http-url gives HTTP)" in done.stdout
-    done = minitron(*words, "end_first", "--http-url", server["urls"]["http"])
-    assert "no token, 12 ways" in done.stdout
-    done = minitron(*words, "end_first", "--http-url", "127.0.0.1:1", check=False)
-    assert done.returncode == 8 and "HTTP: " in done.stdout and "Connection refused" in done.stdout
-    done = minitron(*words, "sleeping", check=False)
-    assert done.returncode == 2 and "there is no case behaviour.sleeping" in done.stderr
-    done = minitron("conformance", repository, "--url", "127.0.0.1:1", "--only", "streaming", check=False)
-    assert done.returncode == 10 and "127.0.0.1:1" in done.stderr
+def test_the_command_judges_what_it_is_told_to(
+    server: dict[str, Any], small_repository: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def accept(*words: str | Path, url: str = server["urls"]["grpc"]) -> tuple[int, str, str]:
+        whole = ("accept", small_repository("bfloat16"), "--output", tmp_path, "--url", url, *words)
+        return minitron_here(*whole)
+
+    code, said, _ = accept("--only", "behaviour.streaming", "behaviour.cancel")
+    assert code == 0 and "PASS     behaviour.streaming" in said
+    assert "SKIPPED  behaviour.cancel" in said  # without --metrics-url nobody can tell
+    end_first = ("--only", "behaviour.end_first")
+    assert "no token, 6 ways, gRPC alone (--http-url gives HTTP)" in accept(*end_first)[1]
+    assert "no token, 12 ways" in accept(*end_first, "--http-url", server["urls"]["http"])[1]
+    code, said, _ = accept(*end_first, "--http-url", "127.0.0.1:1")
+    assert code == 8 and "HTTP: " in said and "Connection refused" in said
+    code, _, error = accept("--only", "behaviour.sleeping")
+    assert code == 2 and "there is no check behaviour.sleeping" in error
+    code, _, error = accept("--only", "behaviour.streaming", url="127.0.0.1:1")
+    assert code == 10 and "127.0.0.1:1" in error
+    code, _, error = accept("--only", "server")
+    assert code == 10 and "ask there, without --url" in error  # the runtime's log is where the server is

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from conftest import minitron
+from conftest import minitron_here
 from minitron.errors import InputError
 from minitron_client.parity.compare import TOLERANCES, compare
-from minitron_client.parity.stored import PROMPTS, Continuation, Words
+from minitron_client.parity.stored import PROMPTS, Continuation, GreedyOutputs
 
 LN_HALF = math.log(0.5)
 
 
-def words(tokens: list[int], log_probs: list[float], checkpoint: str = "c", dtype: str = "float16") -> Words:
+def words(tokens: list[int], log_probs: list[float], checkpoint: str = "c", dtype: str = "float16") -> GreedyOutputs:
     one = Continuation("p", (1, 2), tuple(tokens), tuple(log_probs))
-    return Words(checkpoint, "engine", dtype, (one,))
+    return GreedyOutputs(checkpoint, "engine", dtype, (one,))
 
 
 REFERENCE = words([5, 6, 7, 8], [-0.1, -0.2, LN_HALF - 0.02, -0.3])
@@ -56,16 +56,22 @@ def test_only_the_same_checkpoint_and_prompts_are_compared() -> None:
 def test_files_are_read_back_as_written_and_the_command_gives_the_verdict(tmp_path: Path) -> None:
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     REFERENCE.write(one)
-    assert Words.read(one) == REFERENCE
+    assert GreedyOutputs.read(one) == REFERENCE
     words([4, 6, 7, 8], [-0.1] * 4).write(other)
-    done = minitron("tokens", "compare", other, one, "--json", check=False)
-    (line,) = json.loads(done.stdout)["lines"]
-    assert (done.returncode, line["id"], line["status"]) == (8, "words.same", "FAIL")
-    assert minitron("tokens", "compare", one, one).returncode == 0
-    assert minitron("tokens", "compare", other, one, "--tolerance", "9").returncode == 0
+
+    def accept(found: Path, *words: str | Path) -> tuple[int, str, str]:
+        return minitron_here("accept", found, "--output", tmp_path / "out", *words)
+
+    code, said, _ = accept(other, "--reference", one, "--json")
+    (line,) = json.loads(said)["lines"]
+    assert (code, line["id"], line["status"]) == (8, "words.same", "FAIL")
+    assert accept(one, "--reference", one)[0] == 0
+    assert accept(other, "--reference", one, "--tolerance", "9")[0] == 0
+    code, _, error = accept(other)
+    assert code == 2 and "give --reference" in error
     other.write_text("{}")
-    done = minitron("tokens", "compare", other, one, check=False)
-    assert done.returncode == 3 and "cannot be read as tokens" in done.stderr
+    code, _, error = accept(other, "--reference", one)
+    assert code == 3 and "cannot be read as tokens" in error
 
 
 def test_there_are_twenty_different_prompts_and_a_tolerance_for_every_type() -> None:

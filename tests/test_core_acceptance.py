@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,66 +12,112 @@ from typing import Any
 
 import pytest
 
-from minitron import acceptance, recipe
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron import checks, recipe
+from minitron.checks import FAIL, PASS, SKIPPED, Check, catalogue, judge
 from minitron.errors import InputError
-from minitron_cli.accept import engines_beside, page, speed
-from minitron_cli.accept.evidence import Evidence, StepFailed
-from minitron_cli.accept.work import Options, Work
+from minitron_build.probe.engine import judge_engine
+from minitron_cli.accept import engines_beside, page, speed, walk
+from minitron_cli.accept.acceptance import Acceptance, Options
+from minitron_cli.accept.evidence import Evidence
+from minitron_cli.accept.walk import Step, Walk
 
 
 def test_every_line_says_what_it_holds_and_what_to_do() -> None:
     for entry in catalogue().values():
-        assert entry.what and entry.remedy and entry.step
-        assert entry.id.isascii() and "\n" not in entry.what + entry.remedy
+        assert entry.question and entry.remedy and entry.step
+        assert entry.name.isascii() and "\n" not in entry.question + entry.remedy
 
 
 def test_a_judgement_names_what_is_wrong_and_counts_the_rest() -> None:
-    assert judge("tool.flags", [], "70 flags") == Line("tool.flags", PASS, "70 flags")
+    assert judge("tool.flags", [], "70 flags") == Check("tool.flags", PASS, "70 flags")
     many = judge("tool.flags", [f"--flag{number} is not there" for number in range(20)], "")
-    assert many.status == FAIL
+    assert many.verdict == FAIL
     assert many.evidence.startswith("--flag0 is not there; ") and many.evidence.endswith("and 12 more")
 
 
-def test_stored_lines_are_read_back_and_the_exit_code_is_the_verdict(tmp_path: Path, capsys: Any) -> None:
-    judged = [Line("tool.flags", PASS, "70 flags"), Line("tool.versions", SKIPPED, "no image")]
-    assert acceptance.report(judged, to=tmp_path / "a.json", as_json=True, subject="tool") == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "a.json").read_text())
-    assert acceptance.read(tmp_path / "a.json")[0] == judged
-    assert acceptance.report([Line("tool.flags", FAIL, "no")], to=None, as_json=False) == 8
+def test_stored_checks_are_read_back(tmp_path: Path) -> None:
+    """That the exit code is the verdict, test_clients_words.py and test_accept.py hold."""
+    judged = [Check("tool.flags", PASS, "70 flags"), Check("tool.versions", SKIPPED, "no image")]
+    assert Evidence(tmp_path).keep("a", judged, subject="tool") == judged
+    assert checks.read(tmp_path / "a.json") == (judged, json.loads((tmp_path / "a.json").read_text()))
+    assert checks.read(tmp_path / "a.json")[1]["subject"] == "tool"
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(InputError, match="cannot be read as evidence"):
-        acceptance.read(tmp_path / "b.json")
+        checks.read(tmp_path / "b.json")
 
 
 def test_a_step_is_remembered_by_its_inputs_unless_it_failed(tmp_path: Path) -> None:
     done: list[str] = []
 
     def work(status: str) -> Any:
-        def judged() -> list[Line]:
+        def judged() -> list[Check]:
             done.append(status)
-            return [Line("engine.config", status, "seen")]
+            return [Check("engine.config", status, "seen")]
 
         return judged
 
-    assert Evidence(tmp_path, fresh=False).do("engine", "a", work(PASS))[0].status == PASS
+    assert Evidence(tmp_path, fresh=False).do("engine", "a", work(PASS))[0].verdict == PASS
     again = Evidence(tmp_path, fresh=False)
-    assert again.do("engine", "a", work(FAIL))[0].status == PASS  # not done again
-    assert again.do("engine", "b", work(FAIL))[0].status == FAIL  # other inputs
-    assert again.do("engine", "b", work(PASS))[0].status == PASS  # a failed one is tried again
+    assert again.do("engine", "a", work(FAIL))[0].verdict == PASS  # not done again
+    assert again.do("engine", "b", work(FAIL))[0].verdict == FAIL  # other inputs
+    assert again.do("engine", "b", work(PASS))[0].verdict == PASS  # a failed one is tried again
     assert again.do("engine", "b", work(PASS), made=tmp_path / "missing")  # what it made is gone
     assert Evidence(tmp_path, fresh=True).do("engine", "b", work(PASS))
-    assert done == [PASS, FAIL, PASS, PASS, PASS]
+    assert Evidence(tmp_path, anew=["engine"]).do("engine", "b", work(PASS))  # asked for by name
+    assert done == [PASS, FAIL, PASS, PASS, PASS, PASS]
 
 
-def test_a_command_of_a_step_leaves_its_log_and_its_last_words(tmp_path: Path) -> None:
-    evidence = Evidence(tmp_path, fresh=False)
-    with pytest.raises(StepFailed) as failure:
-        evidence.run("engine", "probe", "engine", tmp_path / "nowhere")
-    assert failure.value.code == 3
-    assert failure.value.said.startswith(f"{tmp_path / 'nowhere'} has no manifest.json")
-    log = (tmp_path / "engine.log").read_text()
-    assert log.startswith(f"$ minitron probe engine {tmp_path / 'nowhere'}\n") and "error: " in log
+def walked(folder: Path, work: Callable[[], Any], only: dict[str, frozenset[str]] | None = None) -> list[Check]:
+    """The checks of the one step ``engine``, which does ``work``."""
+    steps = [Step("engine", (), work)]
+    walk = Walk(Evidence(folder), on_gpu=False, only=only or {})
+    return [check for _, found in walk.through(steps, walk.wanted(steps)) for check in found]
+
+
+def test_a_step_leaves_its_log_and_its_last_words(tmp_path: Path, capfd: Any) -> None:
+    def work() -> Any:
+        print("asked")
+        logging.getLogger("minitron").warning("seen")
+        return judge_engine(tmp_path / "nowhere")
+
+    (failed,) = walked(tmp_path, work)
+    assert failed.verdict == FAIL and failed.evidence.startswith(f"{tmp_path / 'nowhere'} has no manifest.json")
+    assert (tmp_path / "engine.log").read_text() == f"asked\nseen\nerror: {failed.evidence}\n"
+    assert "asked" not in capfd.readouterr().out
+    with pytest.raises(InputError, match=r"has no manifest\.json"):  # whoever asks for this alone gets it as it is
+        walked(tmp_path, work, {"engine": frozenset({"engine.config"})})
+
+
+def test_a_bug_of_ours_fails_its_step_and_leaves_its_place(tmp_path: Path) -> None:
+    (failed,) = walked(tmp_path, lambda: 1 // 0)
+    assert failed.verdict == FAIL and "please report it (ZeroDivisionError" in failed.evidence
+    assert "Traceback" in (tmp_path / "engine.log").read_text()
+    assert not (tmp_path / "quiet").exists() and walked(tmp_path / "quiet", list)[0].verdict == SKIPPED
+    assert not (tmp_path / "quiet" / "engine.log").exists()  # a step that says nothing leaves no log
+
+
+def test_what_is_asked_for_is_a_step_or_a_check() -> None:
+    assert walk.chosen([]) == {}
+    assert walk.chosen(["server"]) == walk.chosen(["audit"])
+    assert walk.chosen(["behaviour.stop_words", "behaviour.text"]) == {
+        "behaviour": {"behaviour.stop_words", "behaviour.text"}
+    }
+    assert set(walk.chosen(["tool", "engine"])) == {"tool", "engine"}
+
+
+def test_a_part_brings_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def step(name: str, *needs: str) -> Step:
+        return Step(name, needs, lambda: done.append(name) or [Check(f"{name}.done", PASS, "seen")])  # type: ignore[func-returns-value]
+
+    steps = [step("machine"), step("convert"), step("build", "convert")]
+    only = {"build": frozenset({"build.done"})}
+    through = Walk(Evidence(tmp_path), on_gpu=False, only=only)
+    found = list(through.through(steps, through.wanted(steps)))
+    assert found == [("build", [Check("build.done", PASS, "seen")])]
+    assert done == ["convert", "build"]
+    assert set(Walk(Evidence(tmp_path), on_gpu=False, only=only, alone=True).wanted(steps)) == {"build"}
 
 
 PREFILL = "1024:2:1"
@@ -90,7 +137,7 @@ def measured(rates: dict[str, float], roofline: float | None = 100.0, ttft: floa
 
 def verdicts(ours: dict[str, Any], baseline: dict[str, Any] | None, *, on_gpu: bool = True) -> list[str]:
     judged = [*speed.judge_speed(ours), speed.judge_beside(ours, baseline, on_gpu=on_gpu)]
-    return [line.status for line in judged]
+    return [line.verdict for line in judged]
 
 
 def test_speed_is_held_against_physics_and_against_sixteen_bits() -> None:
@@ -134,8 +181,8 @@ ABOUT = {
     "created": "now",
     "finished": True,
 }
-SOME = [Line("words.same", PASS, "20 of 20"), Line("tool.flags", FAIL, "--x is <not> there"),
-        Line("audit.weights", SKIPPED, "the log does not say")]  # fmt: skip
+SOME = [Check("words.same", PASS, "20 of 20"), Check("tool.flags", FAIL, "--x is <not> there"),
+        Check("audit.weights", SKIPPED, "the log does not say")]  # fmt: skip
 
 
 def test_the_document_has_the_catalogues_order_and_remedies_for_failures_only() -> None:
@@ -173,30 +220,40 @@ def test_the_page_in_a_real_browser(tmp_path: Path) -> None:
     assert shown.stdout.count("<tr>") == 3 and shown.stdout.count("<h2>") == 3
 
 
-class Asked:
-    """Evidence that only notes which commands were run; 'generate' is answered with ``text``."""
+class Server:
+    """Stands for a server of our own."""
 
-    def __init__(self, folder: Path, text: str) -> None:
-        self.folder, self.text = folder, text
-        self.words: list[str] = []
+    def __init__(self, *words: Any) -> None:
+        self.words = words
 
-    def run(self, step: str, *words: str | Path, **how: bool) -> str:
-        self.words.append(" ".join(map(str, words[:2])))
-        return self.text if words[0] == "generate" else json.dumps({"urls": {"grpc": "127.0.0.1:1"}, "log": "-"})
+    def answer(self, text: str) -> str:
+        asked.append("generate")
+        return text
 
-    def do(self, step: str, inputs: Any, work: Callable[[], list[Line]], made: Path | None = None) -> list[Line]:
-        return work()
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asked.append("stop")
 
 
-def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path) -> None:
+asked: list[str] = []
+
+
+def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = recipe.load("a100-int8", {}).recipe
-    for text, status in (("And the earth", PASS), (" ", FAIL)):
-        asked = Asked(tmp_path, text)
-        work = Work(wanted, tmp_path, asked, Options(llmapi=True))  # type: ignore[arg-type]
-        (line,) = engines_beside.llmapi(work)
-        assert (line.id, line.status) == ("llmapi.answers", status)
-        place = str(tmp_path / "llmapi" / "repository")
-        assert asked.words == ["render", f"serve {place}", "generate In the beginning", f"stop {place}"]
-        rendered = json.loads((tmp_path / "llmapi" / "recipe.yaml").read_text())
-        assert (rendered["backend"], rendered["precision"]) == ("llmapi", "bfloat16")  # it takes 16 bits only
-    assert engines_beside.llmapi(Work(wanted, tmp_path, asked, Options()))[0].status == SKIPPED  # type: ignore[arg-type]
+    for number, (text, verdict) in enumerate((("And the earth", PASS), (" ", FAIL))):
+        asked.clear()
+        folder = tmp_path / str(number)
+        monkeypatch.setattr(Acceptance, "make", lambda _, until, folder, effective: asked.append(
+            f"{until} {folder.name} {effective.recipe.backend} {effective.recipe.precision}"))  # fmt: skip
+        monkeypatch.setattr(engines_beside, "Started", Server)
+        monkeypatch.setattr(engines_beside, "answer", lambda serving, text=text: serving.answer(text))
+        work = Acceptance(wanted, folder, Evidence(folder / "evidence"), Options(llmapi=True))
+        (check,) = engines_beside.llmapi(work)
+        assert (check.name, check.verdict) == ("llmapi.answers", verdict)
+        assert asked == ["render llmapi llmapi bfloat16", "generate", "stop"]  # it takes 16 bits only
+        rendered = json.loads((folder / "llmapi" / "recipe.yaml").read_text())
+        assert (rendered["backend"], rendered["precision"]) == ("llmapi", "bfloat16")
+    without = Acceptance(wanted, tmp_path, Evidence(tmp_path), Options())
+    assert engines_beside.llmapi(without)[0].verdict == SKIPPED

@@ -87,6 +87,15 @@ def test_unknown_command_is_a_usage_error() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", sorted(main.RENAMED))
+def test_a_command_that_was_names_what_does_it_now(name: str) -> None:
+    done = minitron(name, "--any", "thing", check=False)
+    assert done.returncode == errors.UsageError.exit_code and done.stdout == ""
+    assert done.stderr.startswith(f"minitron: error: 'minitron {name}' is ") and done.stderr.count("\n") == 1
+    now = set(re.findall(r"'minitron (\w+)", done.stderr)) - {name}
+    assert now and now <= set(main.COMMANDS) and name not in main.COMMANDS
+
+
 @pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_every_command_has_a_module(name: str) -> None:
     assert isinstance(main.parser_of([name]), argparse.ArgumentParser)

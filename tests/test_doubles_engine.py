@@ -18,8 +18,8 @@ import pytest
 
 import serving
 from minitron import failures
-from minitron.acceptance import PASS
 from minitron.artifacts import manifest
+from minitron.checks import PASS
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.conformance import suite
 from minitron_client.conformance.subject import OPENVINO, Limits, Message, Subject, wait_until
@@ -79,7 +79,7 @@ def cpu(small_repository: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 def test_the_echo_engine_behaves_as_documented(echo: Subject, case: str) -> None:
     """``conformance``, which the CPU engine passes whole."""
     (line,) = suite.run(echo, [f"behaviour.{case}"])
-    assert line.status == PASS, line.evidence
+    assert line.verdict == PASS, line.evidence
 
 
 Said = tuple[dict[str, tuple[str, tuple[int, ...]]], str | None, bool]

@@ -8,7 +8,7 @@ import pytest
 
 from golden_repositories import GOLDEN
 from minitron import recipe
-from minitron.acceptance import FAIL, PASS, SKIPPED
+from minitron.checks import FAIL, PASS, SKIPPED
 from minitron.prometheus import Metrics
 from minitron_build.plan.engine_plan import plan
 from minitron_build.plan.model import look_up
@@ -83,7 +83,7 @@ def log_of(**changes: Any) -> RuntimeLog:
 
 
 def status(judged: Running) -> dict[str, str]:
-    return {line.id.partition(".")[2]: line.status for line in judge_all(judged)}
+    return {line.name.partition(".")[2]: line.verdict for line in judge_all(judged)}
 
 
 def test_a_server_as_planned_passes() -> None:

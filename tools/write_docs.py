@@ -17,7 +17,7 @@ import grimp
 os.environ["COLUMNS"] = "100"  # argparse wraps help to the terminal; the document must not depend on it
 
 from minitron import errors
-from minitron.acceptance import catalogue
+from minitron.checks import catalogue
 from minitron_cli import main as cli
 from minitron_cli.accept import hour
 
@@ -106,7 +106,7 @@ def _sections(words: list[str]) -> list[str]:
 def acceptance_page() -> str:
     """docs/a100.md with the table of lines as the catalogue has it, and that of the hour."""
     rows = [
-        f"| `{entry.id}` | {'GPU' if entry.gpu else 'any'} | {entry.what} | {entry.remedy} |"
+        f"| `{entry.name}` | {'GPU' if entry.gpu else 'any'} | {entry.question} | {entry.remedy} |"
         for entry in catalogue().values()
     ]
     head = ["| line | target | holds that | after a FAIL |", "|---|---|---|---|"]

@@ -18,11 +18,15 @@ import importlib
 import logging
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from minitron import errors
 from minitron.arguments import Parser
 from minitron.version import VERSION
+
+if TYPE_CHECKING:
+    from minitron.recipe import Effective
 
 #: Those of all rooms.
 PACKAGES = ("minitron", "minitron_build", "minitron_triton", "minitron_client", "minitron_gateway", "minitron_cli")
@@ -41,16 +45,10 @@ COMMANDS: dict[str, str] = {
     "stop": "end a server and whatever a killed one left",
     "gateway": "offer OpenAI's HTTP API over running servers",
     "generate": "send a prompt and print the text as it streams",
-    "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
-    "load": "send load by a profile, and measure",
+    "bench": "measure TTFT, ITL, TPOT, E2E and tokens/s: over a grid, under a load, or the capacity",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
-    "probe": "ask TensorRT-LLM about the toolkit's data, a checkpoint or an engine",
-    "audit": "hold a running server against what its repository and plan meant",
-    "conformance": "hold a running server against the documented behaviour of TensorRT-LLM's backend",
-    "tokens": "store greedy tokens of a set of prompts, or compare two such files",
-    "accept": "judge a recipe line by line: tool, checkpoint, engine, server, tokens, behaviour, speed",
-    "make": "bring checkpoint, engine and repository of a recipe up to date",
-    "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
+    "accept": "judge a recipe check by check, or what is there already: a checkpoint, an engine, a server that runs",
+    "up": "bring checkpoint, engine and repository of a recipe up to date, and serve them",
 }
 
 #: What commands of version 0.2 are called now; each ends with this line.
@@ -58,7 +56,16 @@ RENAMED: dict[str, str] = {
     "recipe": "is 'minitron plan --show-recipe' and 'minitron plan --list-recipes' now",
     "quality": "is 'minitron eval' now, with the same arguments",
     "verify": "is 'minitron check' now, which hashes a model repository with --hash",
+    "make": "is 'minitron up' now: '--until convert', '--until build', or all of it, and '--serve'",
+    "demo": "is 'minitron up --demo' now",
+    "probe": "is part of 'minitron accept' now: '--only tool', 'accept CHECKPOINT', 'accept ENGINE'",
+    "audit": "is 'minitron accept DIR --only server' now",
+    "conformance": "is 'minitron accept DIR --only behaviour' now",
+    "tokens": "is part of 'minitron accept' now: 'accept DIR --only tokens --output FOLDER' stores them, "
+    "'accept FILE --reference OTHER' compares",
     "repo": "is 'minitron render' and 'minitron check' now, with the same arguments",
+    "latency": "is 'minitron bench' now, with the same flags",
+    "load": "is 'minitron bench --profile NAME' now, with the same flags, but --capacity for --find-capacity",
 }
 
 
@@ -84,9 +91,20 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        message, code = _explain(error)
+        message, code = explain(error)
         print(f"minitron: error: {message}", file=sys.stderr)
         return code
+
+
+def call(*words: str | Path, effective: Effective | None = None) -> int:
+    """Run a subcommand as a part of another one, in this process, and return its exit code; errors are the caller's.
+
+    ``effective``: the recipe, whose layers are applied already; then neither the environment nor the words change it.
+    """
+    argv = [str(word) for word in words]
+    args = _parser(argv).parse_args(argv)
+    args.effective = effective
+    return int(args.run(args))
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -121,7 +139,7 @@ def parser_of(words: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code for any exception."""
     if isinstance(error, errors.MinitronError):
         return " ".join(str(error).split()), error.exit_code

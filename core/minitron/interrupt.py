@@ -11,13 +11,18 @@ from types import FrameType
 
 @contextlib.contextmanager
 def by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in the block; without effect in other threads than the main one."""
+    """Let SIGTERM raise KeyboardInterrupt in the block, once; without effect in other threads than the main one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    interrupted = False
+
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal interrupted
+        if not interrupted:  # a second one (GNU timeout sends two) must not break the unwinding
+            interrupted = True
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

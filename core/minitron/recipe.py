@@ -81,6 +81,11 @@ def environment_name(path: str) -> str:
     return f"{ENVIRONMENT}_{path.replace('.', '_').upper()}"
 
 
+def is_variable(name: str) -> bool:
+    """Whether an environment variable is a layer of the recipe, or names one."""
+    return name == ENVIRONMENT or name.startswith(ENVIRONMENT + "_")
+
+
 _BY_PATH = dict(fields())
 
 
@@ -104,8 +109,11 @@ def add_flags(parser: argparse.ArgumentParser, *paths: str) -> None:
 def from_args(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Effective:
     """The recipe of a command: ``--recipe``, then the environment, then the flags that were given.
 
-    Raises UsageError or InputError, naming the place.
+    A command that is part of another one may have it given, as ``args.effective``. Raises UsageError or InputError,
+    naming the place.
     """
+    if (effective := getattr(args, "effective", None)) is not None:
+        return effective  # type: ignore[no-any-return]
     given = {path: getattr(args, dest_of(path), None) for path in _BY_PATH}
     flags = {path: value for path, value in given.items() if value is not None}
     return load(getattr(args, "recipe", None) or environment.get(ENVIRONMENT), environment, flags)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron.acceptance import SKIPPED, Line, judge
 from minitron.artifacts import verify
+from minitron.checks import SKIPPED, Check, judge
 from minitron.errors import CheckpointError, ToolError
 from minitron_build.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_build.checkpoint.read import Checkpoint
@@ -22,14 +22,14 @@ from minitron_build.sources.opening import open_model
 _RANK = 0  # ranks differ in the slice they hold, not in how it is quantised
 
 
-def judge_files(folder: Path) -> list[Line]:
+def judge_files(folder: Path) -> list[Check]:
     """``checkpoint.whole``, which needs no TensorRT-LLM."""
     found = verify.verify(folder)
     problems = [f"{one.file} {one.message}" for one in found if one.is_error]
     return [judge("checkpoint.whole", problems, found[0].message)]
 
 
-def judge_loading(place: Place, folder: Path) -> list[Line]:
+def judge_loading(place: Place, folder: Path) -> list[Check]:
     """``checkpoint.loads`` and ``checkpoint.config``."""
     ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
@@ -38,7 +38,7 @@ def judge_loading(place: Place, folder: Path) -> list[Line]:
             ranks = json.loads((told / "loaded.json").read_text(encoding="utf-8"))["ranks"]
     except ToolError as error:
         return [judge("checkpoint.loads", [failed(error, place.log)], ""),
-                Line("checkpoint.config", SKIPPED, "TensorRT-LLM did not load the checkpoint")]  # fmt: skip
+                Check("checkpoint.config", SKIPPED, "TensorRT-LLM did not load the checkpoint")]  # fmt: skip
     return [
         judge("checkpoint.loads", [], f"{ranks} of {ranks} ranks"),
         judge("checkpoint.config", config_problems(ours, read_back), f"{len(ours)} keys read back as written"),
@@ -58,12 +58,12 @@ def config_problems(ours: Mapping[str, Any], read_back: Mapping[str, Any], where
     return problems
 
 
-def judge_codes(place: Place, folder: Path, model: str, revision: str | None) -> list[Line]:
+def judge_codes(place: Place, folder: Path, model: str, revision: str | None) -> list[Check]:
     """``checkpoint.codes`` and ``checkpoint.scales``: every linear weight of the first and the last layer."""
     with Checkpoint.open(folder) as checkpoint:
         if not checkpoint.quantized:
             reason = f"a {checkpoint.precision.value} checkpoint without codes"
-            return [Line(name, SKIPPED, reason) for name in ("checkpoint.codes", "checkpoint.scales")]
+            return [Check(name, SKIPPED, reason) for name in ("checkpoint.codes", "checkpoint.scales")]
         planned = _chosen(checkpoint)
         with tempfile.TemporaryDirectory(prefix="minitron-probe-") as scratch:
             _write_weights(Path(scratch), checkpoint, planned, model, revision)
@@ -76,7 +76,7 @@ def judge_codes(place: Place, folder: Path, model: str, revision: str | None) ->
             except ToolError as error:
                 return [
                     judge("checkpoint.codes", [failed(error, place.log)], ""),
-                    Line("checkpoint.scales", SKIPPED, "TensorRT-LLM did not quantise"),
+                    Check("checkpoint.scales", SKIPPED, "TensorRT-LLM did not quantise"),
                 ]
     names = f"{len(planned)} matrices of the first and the last layer"
     return [

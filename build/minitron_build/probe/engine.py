@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron.acceptance import Line, judge
 from minitron.artifacts import manifest
+from minitron.checks import Check, judge
 from minitron.errors import EngineError
 from minitron.machine import compat
 
 
-def judge_engine(folder: Path) -> list[Line]:
+def judge_engine(folder: Path) -> list[Check]:
     """``engine.config``: limits as planned, precision as the checkpoint's; raises InputError, EngineError."""
     details = manifest.read(folder, "engine").details
     try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron.acceptance import Line, judge
+from minitron.checks import Check, judge
 from minitron.machine.compat import Image, same_version, version_key
 from minitron_build.engines.tensorrt.flags import Flag, Value, flags
 from minitron_build.probe.asking import Place, answers
@@ -28,7 +28,7 @@ class HelpEntry:
     default: str | None
 
 
-def judge_tool(place: Place, image: Image, argv: Sequence[str]) -> list[Line]:
+def judge_tool(place: Place, image: Image, argv: Sequence[str]) -> list[Check]:
     """The lines of step ``tool``; ``argv``: trtllm-build with the very flags that are to build. Raises
     MissingDependency, ToolError.
     """

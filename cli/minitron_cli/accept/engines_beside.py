@@ -1,5 +1,5 @@
 """The engines beside the one that is accepted: a small one that goes first, the CPU engine's reference, 16-bit weights,
-the LLM API. Each is made, served and asked by the same commands.
+the LLM API. Each is made, served and asked as that one is.
 """
 
 from __future__ import annotations
@@ -7,134 +7,127 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from minitron.acceptance import SKIPPED, Line, judge, of_step
 from minitron.artifacts import manifest
+from minitron.checks import SKIPPED, Check, judge, of_step
 from minitron.errors import InputError, MachineError
 from minitron.recipe_model import Cpu, Recipe
+from minitron_cli import main
 from minitron_cli.accept import speed
-from minitron_cli.accept.evidence import StepFailed
-from minitron_cli.accept.serving import Serving
-from minitron_cli.accept.work import TOKENS, Work, finite, force, write_recipe
+from minitron_cli.accept.acceptance import TOKENS, Acceptance, write_recipe
+from minitron_cli.accept.serving import Started
+from minitron_client.client import Client, Request
+from minitron_client.parity import stored
 
 
-def small(work: Work) -> list[Line]:
+def small(work: Acceptance) -> Sequence[Check]:
     """A small model through every stage, in minutes: whatever does not work at all shows here."""
     if not work.on_gpu:
         return []
     if work.options.small is None:
-        return [Line(entry.id, SKIPPED, "no small model is at hand; give --small") for entry in of_step("small")]
+        return [Check(entry.name, SKIPPED, "no small model is at hand; give --small") for entry in of_step("small")]
     folder, tokens = work.path("small"), work.evidence.folder / f"small-{TOKENS}"
     model = work.recipe.model.model_copy(update={"source": str(work.options.small), "revision": None})
     wanted = work.recipe.model_copy(update={"model": model.model_copy(update={"activations": None})})
-    recipe_file = write_recipe(wanted, folder / "recipe.yaml")
+    recipe_file = folder / "recipe.yaml"
 
-    def do() -> list[Line]:
-        work.make("small", "repo", folder, recipe_file)
+    def do() -> Sequence[Check]:
+        work.make("render", folder, write_recipe(wanted, recipe_file))
         built = manifest.read(folder / "engine", "engine").details
-        with Serving(work.evidence, folder / "repository", recipe_file, "small") as serving:
-            work.evidence.run("small", "tokens", "store", folder / "repository", "--tokens", tokens,
-                              "--url", serving.urls()["grpc"])  # fmt: skip
+        with Started(work.evidence, folder / "repository", recipe_file, "small") as serving:
+            work.tokens_of(serving, folder / "repository", tokens)
             loaded = serving.load_s
         shown = f"an engine after {built.get('build_seconds')} s"
-        return [judge("small.built", [], shown), finite("small.answers", tokens, f"served after {loaded:.1f} s")]
+        finite = stored.judge_finite("small.answers", tokens, f"served after {loaded:.1f} s")
+        return [judge("small.built", [], shown), finite]
 
     return work.evidence.do("small", [wanted.model_dump(), work.options.container], do)
 
 
-def llmapi(work: Work) -> list[Line]:
+def llmapi(work: Acceptance) -> Sequence[Check]:
     """The PyTorch path, in a container under this user's id, which its image does not know."""
     if not work.on_gpu:
         return []
     if not work.options.llmapi:
-        return [Line("llmapi.answers", SKIPPED, "--llmapi serves the model so too, for minutes of its own")]
-    folder, model = work.path("llmapi"), work.recipe.model
+        return [Check("llmapi.answers", SKIPPED, "--llmapi serves the model so too, for minutes of its own")]
+    folder = work.path("llmapi")
     dtype = speed.sixteen_bit(work.recipe) if speed.is_weight_only(work.recipe) else work.recipe
-    recipe_file = write_recipe(dtype.model_copy(update={"backend": "llmapi"}), folder / "recipe.yaml")
-    repository = folder / "repository"
+    wanted = dtype.model_copy(update={"backend": "llmapi"})
+    recipe_file = folder / "recipe.yaml"
 
-    def do() -> list[Line]:
-        revision = ["--revision", model.revision] if model.revision else []
-        work.evidence.run("llmapi", "render", model.source, *revision, "--backend", "llmapi", "--recipe",
-                          recipe_file, "--output", repository, *force(repository))  # fmt: skip
-        with Serving(work.evidence, repository, recipe_file, "llmapi") as serving:
-            text = work.evidence.run("llmapi", "generate", "In the beginning", "--max-tokens", "8", "--url",
-                                     serving.urls()["grpc"])  # fmt: skip
+    def do() -> Sequence[Check]:
+        work.make("render", folder, write_recipe(wanted, recipe_file))
+        with Started(work.evidence, folder / "repository", recipe_file, "llmapi") as serving:
+            text = answer(serving)
         problems = [] if text.strip() else ["it answered with no text"]
         return [judge("llmapi.answers", problems, f"user id {os.getuid()}: {' '.join(text.split())[:80]}")]
 
-    return work.evidence.do("llmapi", [dtype.model_dump(), model.source], do)
+    return work.evidence.do("llmapi", [dtype.model_dump(), wanted.model.source], do)
 
 
-def reference_tokens(work: Work) -> Path:
-    """Where the tokens are, or will be, that ours are compared with."""
-    given = work.options.reference
-    if given is None:
-        return work.evidence.folder / f"reference-{TOKENS}"
-    inside = given / "evidence" / TOKENS
-    return inside if inside.exists() else given / TOKENS if given.is_dir() else given
+def answer(serving: Started) -> str:
+    """A few tokens of text."""
+    with Client(serving.endpoint()) as client:
+        return client.generate(Request("In the beginning", max_tokens=8)).text
 
 
-def reference(work: Work) -> list[Line]:
-    """The CPU engine's tokens for the same checkpoint: given, or made here."""
+def reference(work: Acceptance) -> Sequence[Check]:
+    """The CPU engine's outputs for the same checkpoint: given, or made here."""
     if not work.on_gpu:
-        return [Line("words.reference", SKIPPED, "this run is itself the reference: evidence/greedy-tokens.json")]
-    path = reference_tokens(work)
+        return [Check("words.reference", SKIPPED, "this run is itself the reference: evidence/greedy-tokens.json")]
+    path = work.reference_tokens()
     if work.options.reference is not None:
         theirs, own = _checkpoint_of(path), work.digest_of("checkpoint")
         problems = [f"{path} is of checkpoint {theirs[:16]}, and this is {own[:16]}"] if theirs != own else []
         return [judge("words.reference", problems, f"{path}, of the same checkpoint")]
     if work.recipe.tensor_parallel * work.recipe.pipeline_parallel > 1:
-        return [Line("words.reference", SKIPPED, "the CPU engine takes one rank; give --reference")]
+        return [Check("words.reference", SKIPPED, "the CPU engine takes one rank; give --reference")]
     return work.evidence.do("reference", work.digest_of("checkpoint"), lambda: _ask_cpu(work, path), made=path)
 
 
-def _ask_cpu(work: Work, path: Path) -> list[Line]:
+def _ask_cpu(work: Acceptance, path: Path) -> Sequence[Check]:
     """The CPU engine of the same checkpoint, built, served and asked here."""
     folder = work.path("reference")
-    recipe_file = write_recipe(_for_reference(work.recipe), folder / "recipe.yaml")
-    engine, repository = folder / "engine", folder / "repository"
+    recipe_file = folder / "recipe.yaml"
     try:
-        made = [("build", work.path("checkpoint"), engine), ("render", engine, repository)]
-        for words, source, output in made:
-            work.evidence.run("reference", *words.split(), source, "--recipe", recipe_file, "--output", output,
-                              *force(output))  # fmt: skip
-        with Serving(work.evidence, repository, recipe_file, "reference") as serving:
-            work.evidence.run("reference", "tokens", "store", repository, "--tokens", path,
-                              "--url", serving.urls()["grpc"])  # fmt: skip
-    except StepFailed as failure:
-        if failure.code != MachineError.exit_code:
+        work.make("render", folder, write_recipe(_for_reference(work.recipe), recipe_file), work.path("checkpoint"))
+        with Started(work.evidence, folder / "repository", recipe_file, "reference") as serving:
+            work.tokens_of(serving, folder / "repository", path)
+    except Exception as error:
+        said, code = main.explain(error)
+        if code != MachineError.exit_code:
             raise
-        return [Line("words.reference", SKIPPED, f"no CPU engine here ({failure.said}); give --reference")]
+        return [Check("words.reference", SKIPPED, f"no CPU engine here ({said}); give --reference")]
     return [judge("words.reference", [], "made here by the CPU engine in exact mode")]
 
 
-def _baseline_file(work: Work) -> Path | None:
+def _baseline_file(work: Acceptance) -> Path | None:
     made = work.measured("baseline")
     return work.options.baseline or (made if made.exists() else None)
 
 
-def baseline(work: Work) -> list[Line]:
+def baseline(work: Acceptance) -> Sequence[Check]:
     """The 16-bit engine of the same model, measured at the same points, and ours beside it."""
     if not speed.is_weight_only(work.recipe):
-        return [Line(entry.id, SKIPPED, "this recipe is itself a 16-bit one") for entry in of_step("baseline")]
+        return [Check(entry.name, SKIPPED, "this recipe is itself a 16-bit one") for entry in of_step("baseline")]
     ours = speed.read(work.measured("speed"))
     measured = _sixteen_bits(work)
     theirs = _baseline_file(work)
     return [*measured, speed.judge_beside(ours, speed.read(theirs) if theirs else None, on_gpu=work.on_gpu)]
 
 
-def _sixteen_bits(work: Work) -> list[Line]:
+def _sixteen_bits(work: Acceptance) -> Sequence[Check]:
     if work.options.baseline is not None:
         return [judge("baseline.measured", [], f"given: {work.options.baseline}")]
     folder = work.path("baseline")
     wanted = speed.sixteen_bit(work.recipe)
-    recipe_file = write_recipe(wanted, folder / "recipe.yaml")
+    recipe_file = folder / "recipe.yaml"
 
-    def do() -> list[Line]:
-        work.make("baseline", "repo", folder, recipe_file)
-        with Serving(work.evidence, folder / "repository", recipe_file, "baseline") as serving:
+    def do() -> Sequence[Check]:
+        work.make("render", folder, write_recipe(wanted, recipe_file))
+        with Started(work.evidence, folder / "repository", recipe_file, "baseline") as serving:
             path = work.latency("baseline", serving, folder / "repository", work.points())
         return [judge("baseline.measured", [], speed.shown(speed.read(path)))]
 
@@ -142,7 +135,7 @@ def _sixteen_bits(work: Work) -> list[Line]:
     return work.evidence.do("baseline", inputs, do, made=work.measured("baseline"))
 
 
-def _source(work: Work) -> str | None:
+def _source(work: Acceptance) -> str | None:
     """The model that the checkpoint was made from."""
     with contextlib.suppress(InputError):
         return manifest.read(work.path("checkpoint"), "checkpoint").input.digest
@@ -157,7 +150,7 @@ def _for_reference(wanted: Recipe) -> Recipe:
 
 
 def _checkpoint_of(tokens: Path) -> str:
-    """Digest of the checkpoint that stored tokens are of; raises InputError."""
+    """Digest of the checkpoint that stored outputs are of; raises InputError."""
     try:
         return str(json.loads(tokens.read_text(encoding="utf-8"))["checkpoint"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-import os
-import shlex
-import subprocess
+import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from minitron import children, files, recipe
-from minitron.acceptance import FAIL, Line
-from minitron.errors import VerdictError
+from minitron import checks, files
+from minitron.checks import FAIL, Check
 from minitron.version import VERSION
 
 _STEPS = "steps.json"
-_JUDGED = (0, VerdictError.exit_code)
-
-
-@dataclass(frozen=True)
-class StepFailed(Exception):
-    """A command of a step ended with an exit code that is no verdict."""
-
-    code: int
-    said: str
-    output: str = ""
 
 
 class Evidence:
-    """``folder`` holds for each step NAME.log (all it printed), NAME.json (its lines) and what else it made."""
+    """``folder`` holds for each step NAME.log (all it printed), NAME.json (its checks) and what else it made.
 
-    def __init__(self, folder: Path, *, fresh: bool) -> None:
+    ``fresh``: nothing is remembered. ``anew``: the steps that are done again whatever is remembered of them.
+    """
+
+    def __init__(self, folder: Path, *, fresh: bool = False, anew: Collection[str] = ()) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / _STEPS
+        self._path, self._anew = folder / _STEPS, anew
         self._done: dict[str, dict[str, Any]] = {} if fresh else self._read()
-        # The recipe of the acceptance is a file with every layer applied: the environment must not count twice.
-        self._environment = {name: value for name, value in os.environ.items() if not _is_recipe(name)}
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
@@ -49,12 +38,14 @@ class Evidence:
         except (OSError, ValueError):
             return {}
 
-    def _known(self, step: str, inputs: Any) -> list[Line] | None:
+    def _known(self, step: str, inputs: Any) -> list[Check] | None:
         found = self._done.get(step)
-        return [Line(**line) for line in found["lines"]] if found and found["key"] == _key(inputs) else None
+        if step in self._anew or not found or found["key"] != _key(inputs):
+            return None
+        return [Check.of(check) for check in found["lines"]]
 
-    def do(self, step: str, inputs: Any, work: Callable[[], Sequence[Line]], made: Path | None = None) -> list[Line]:
-        """The lines of a step, done now unless it was finished for the same inputs by the same toolkit.
+    def do(self, step: str, inputs: Any, work: Callable[[], Sequence[Check]], made: Path | None = None) -> list[Check]:
+        """The checks of a step, made now unless it was finished for the same inputs by the same toolkit.
 
         ``made`` is a file that later steps need of it: without that it is done again.
 
@@ -64,41 +55,71 @@ class Evidence:
         if known is not None and (made is None or made.exists()):
             return known
         started = time.monotonic()
-        lines = list(work())
-        if any(line.status == FAIL for line in lines):
-            return lines
+        found = list(work())
+        if any(check.verdict == FAIL for check in found):
+            return found
         self._done[step] = {"key": _key(inputs), "seconds": round(time.monotonic() - started, 1),
-                            "lines": [asdict(line) for line in lines]}  # fmt: skip
+                            "lines": [check.document() for check in found]}  # fmt: skip
         files.write_text(self._path, json.dumps(self._done, indent=1) + "\n")
-        return lines
+        return found
 
     def seconds(self, step: str) -> float | None:
         """How long a finished step took."""
         found = self._done.get(step)
         return float(found["seconds"]) if found else None
 
-    def run(self, step: str, *words: str | Path, verdict: bool = False) -> str:
-        """Run one of our commands; its stderr goes to the step's log, its stdout there too and back to the caller.
+    def keep(self, step: str, found: Sequence[Check], **more: Any) -> Sequence[Check]:
+        """Store what a step judged, and what else belongs to it, as NAME.json; returns ``found``."""
+        checks.store(self.folder / f"{step}.json", found, **more)
+        return found
 
-        ``verdict``: exit code 8 is an answer as well. Raises StepFailed with what the command said last.
-        """
-        log = self.folder / f"{step}.log"
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(f"$ minitron {shlex.join(map(str, words))}\n")
-            file.flush()
-            start = file.tell()
-            done = children.run(*words, stdout=subprocess.PIPE, stderr=file, environment=self._environment)
-            file.write(done.stdout)
-        if done.returncode not in (_JUDGED if verdict else (0,)):
-            raise StepFailed(done.returncode, self._said(log, start, done.returncode), done.stdout)
-        return done.stdout
+    def log(self, step: str) -> Path:
+        """Where all that a step prints goes."""
+        return self.folder / f"{step}.log"
 
-    def _said(self, log: Path, start: int, code: int) -> str:
-        with open(log, encoding="utf-8", errors="replace") as file:
-            file.seek(start)
-            lines = [line.strip() for line in file if line.strip()]
-        errors = [line.partition("error: ")[2] for line in lines if line.startswith("minitron: error: ")]
-        return (errors or lines or [f"it ended with {code} and said nothing"])[-1]
+    @contextlib.contextmanager
+    def logged(self, step: str) -> Iterator[None]:
+        """Write to the step's log what is printed and logged in the block, to stdout or stderr, and nowhere else."""
+        said = _Said(self.log(step))
+        root = logging.getLogger()
+        before, handler = root.handlers[:], logging.StreamHandler(said)
+        root.handlers[:] = [handler]
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                yield
+        finally:
+            root.handlers[:] = before
+            said.close()
+
+
+class _Said(io.TextIOBase):
+    """A text file that is there once something was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._file: TextIO | None = None
+
+    def write(self, text: str) -> int:
+        if self._file is None:
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def fileno(self) -> int:
+        """Of the open file, for the children that write there as well."""
+        self.write("")
+        assert self._file is not None
+        return self._file.fileno()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
 
 
 def digest(path: Path) -> str | None:
@@ -108,7 +129,3 @@ def digest(path: Path) -> str | None:
 
 def _key(inputs: Any) -> str:
     return hashlib.sha256(json.dumps([VERSION, inputs], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _is_recipe(name: str) -> bool:
-    return name == recipe.ENVIRONMENT or name.startswith(recipe.ENVIRONMENT + "_")

@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any
 
 from minitron import console, data_files
-from minitron.acceptance import of_step
+from minitron.checks import of_step
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step's name, its least and most minutes, where they come from, and the lines that it judges."""
+    """A step's name, its least and most minutes, where they come from, and the checks that it makes."""
 
     name: str
     least: float
@@ -22,7 +22,7 @@ class Step:
 
     @property
     def lines(self) -> int:
-        """How many lines it judges."""
+        """How many checks it makes."""
         return len(of_step(self.name))
 
 

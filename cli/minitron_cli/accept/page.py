@@ -9,38 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from minitron import console, files
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue
+from minitron.checks import FAIL, PASS, SKIPPED, Check, catalogue
 from minitron.version import VERSION
 
 SCHEMA = 1
 
 
 def document(
-    lines: Sequence[Line], about: Mapping[str, Any], seconds: Mapping[str, float | None], numbers: Mapping[str, float]
+    checks: Sequence[Check], about: Mapping[str, Any], seconds: Mapping[str, float | None], numbers: Mapping[str, float]
 ) -> dict[str, Any]:
-    """All that the page and programs need, lines in the catalogue's order; ``seconds`` of each finished step."""
+    """All that the page and programs need, checks in the catalogue's order; ``seconds`` of each finished step."""
     places = {name: place for place, name in enumerate(catalogue())}
     return {
         "kind": "acceptance", "schema": SCHEMA, "toolkit": VERSION, **about,
-        "verdict": verdict(lines), "counts": {status: _count(lines, status) for status in (PASS, FAIL, SKIPPED)},
+        "verdict": FAIL if _count(checks, FAIL) else PASS,
+        "counts": {verdict: _count(checks, verdict) for verdict in (PASS, FAIL, SKIPPED)},
         "seconds": dict(seconds), "numbers": dict(numbers),
         "lines": [
             {
-                "id": line.id, "step": line.entry.step, "status": line.status, "what": line.entry.what,
-                "evidence": line.evidence, "remedy": line.entry.remedy if line.status == FAIL else "",
+                "id": check.name, "step": check.step, "status": check.verdict, "what": check.question,
+                "evidence": check.evidence, "remedy": check.remedy,
             }
-            for line in sorted(lines, key=lambda line: places[line.id])
+            for check in sorted(checks, key=lambda check: places[check.name])
         ],
     }  # fmt: skip
 
 
-def verdict(lines: Sequence[Line]) -> str:
-    """PASS where no line failed, FAIL where one did; ``unfinished`` is said by whoever stopped before the end."""
-    return FAIL if any(line.status == FAIL for line in lines) else PASS
-
-
-def _count(lines: Sequence[Line], status: str) -> int:
-    return sum(line.status == status for line in lines)
+def _count(checks: Sequence[Check], verdict: str) -> int:
+    return sum(check.verdict == verdict for check in checks)
 
 
 def write(folder: Path, whole: Mapping[str, Any]) -> None:
@@ -68,7 +64,7 @@ def text(whole: Mapping[str, Any]) -> str:
         if line["remedy"]
     ]
     counts = ", ".join(f"{count} {status}" for status, count in whole["counts"].items())
-    return "\n".join([console.table(rows, ("", "line", "evidence")), *failed, f"\n{whole['verdict']}: {counts}"])
+    return "\n".join([console.table(rows, ("", "check", "evidence")), *failed, f"\n{whole['verdict']}: {counts}"])
 
 
 def _short(evidence: str, width: int = 110) -> str:

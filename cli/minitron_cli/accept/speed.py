@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minitron.acceptance import SKIPPED, Line, judge
+from minitron.checks import SKIPPED, Check, judge
 from minitron.errors import InputError
 from minitron.recipe_model import Percentiles, Recipe
 
@@ -68,7 +68,7 @@ def read(path: Path) -> Mapping[str, Any]:
     return loaded
 
 
-def judge_speed(measured: Mapping[str, Any]) -> list[Line]:
+def judge_speed(measured: Mapping[str, Any]) -> list[Check]:
     """The lines of step ``speed``."""
     return [judge("speed.measured", [], shown(measured)), _roofline(measured)]
 
@@ -84,10 +84,10 @@ def failures(document: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} {kind} x {count}" for name, kind, count in counted)
 
 
-def _roofline(measured: Mapping[str, Any]) -> Line:
+def _roofline(measured: Mapping[str, Any]) -> Check:
     roofline = measured.get("roofline")
     if not roofline:
-        return Line("speed.roofline", SKIPPED, "the plan has no roofline for this target")
+        return Check("speed.roofline", SKIPPED, "the plan has no roofline for this target")
     single, problems, shares = float(roofline["single_tokens_per_s"]), [], []
     for point in measured["points"]:
         bound = single * point["point"]["concurrency"]
@@ -97,16 +97,16 @@ def _roofline(measured: Mapping[str, Any]) -> Line:
     return judge("speed.roofline", problems, "of the roofline: " + ", ".join(shares))
 
 
-def judge_beside(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, *, on_gpu: bool) -> Line:
+def judge_beside(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, *, on_gpu: bool) -> Check:
     """``speed.baseline``: what the same engine with 16-bit weights does at the same points."""
     if baseline is None:
-        return Line("speed.baseline", SKIPPED, "no 16-bit run to compare with")
+        return Check("speed.baseline", SKIPPED, "no 16-bit run to compare with")
     ratios = _ratios(measured, baseline, _rate)
     slower = {name: 1 / ratio for name, ratio in _ratios(baseline, measured, _ttft_ms).items() if _is_prefill(name)}
     text = "tokens/s by those of 16 bits: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
     text += "; TTFT by theirs: " + (", ".join(f"{name} {ratio:.2f}" for name, ratio in slower.items()) or "unknown")
     if not on_gpu:
-        return Line("speed.baseline", SKIPPED, f"{text}; a CPU's ratio says nothing about a GPU")
+        return Check("speed.baseline", SKIPPED, f"{text}; a CPU's ratio says nothing about a GPU")
     slow = [
         f"{name}: {ratio:.2f} of the tokens/s with 16 bits"
         for name, ratio in ratios.items()
@@ -115,7 +115,7 @@ def judge_beside(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None
     slow += [f"{name}: the first token takes {ratio:.2f} times as long as with 16 bits"
              for name, ratio in slower.items() if ratio > SLOWER_PREFILL]  # fmt: skip
     if not slow and not slower:
-        return Line("speed.baseline", SKIPPED, f"{text}: the 16-bit run has no TTFT of a long prompt to compare with")
+        return Check("speed.baseline", SKIPPED, f"{text}: the 16-bit run has no TTFT of a long prompt to compare with")
     return judge("speed.baseline", slow, text)
 
 

@@ -1,30 +1,47 @@
-"""``minitron accept``: everything that a recipe promises, judged line by line on the machine that is to serve it.
+"""``minitron accept``: everything that a recipe promises, judged check by check on the machine that is to serve it.
 
-Steps and their order are in ``acceptance.way``. What was finished is kept in the output folder; started again, an
-acceptance goes on where it was, and repeats only what failed or whose inputs changed.
+Steps and their order are in ``accept.acceptance``. What was finished is kept in the output folder; started again, an
+acceptance goes on where it was, and repeats only what failed or whose inputs changed. Parts of it, and what is there
+already (a checkpoint, an engine, the repository of a server that runs, stored tokens), can be judged alone.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron import children, console, interrupt, recipe
 from minitron.errors import UsageError, VerdictError
 from minitron.recipe import Effective
 from minitron.recipe_model import Recipe
 
+if TYPE_CHECKING:
+    from minitron_cli.accept.acceptance import Acceptance
+    from minitron_cli.accept.subject import Subject
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    recipe.add_flags(parser, "model.source", "model.revision", "target", "container.image_tag")
+    from minitron_client.client.arguments import add_security
+
     add = parser.add_argument
-    place = "where it works, with its evidence (default out/accept-RECIPE-MODEL)"
+    there = "a checkpoint, an engine, a repository whose server runs, or a file of stored tokens: judge that alone"
+    add("subject", nargs="?", type=Path, metavar="PATH", help=there)
+    add("--only", nargs="+", metavar="PART", default=[],
+        help="judge these alone, and anew: tool, checkpoint, engine, server, tokens, behaviour, speed, another step of "
+        "--dry-run, or single checks such as behaviour.stop_words; without PATH and recipe, of the one server that "
+        "runs")  # fmt: skip
+    recipe.add_flags(parser, "model.source", "model.revision", "target", "container.image_tag")
+    place = "where it works, with its evidence (default out/accept-RECIPE-MODEL, or by PATH)"
     add("--output", type=Path, metavar="DIR", help=place)
     reference = "tokens that 'minitron accept --target cpu' stored for this checkpoint (default: made on the spot)"
     add("--reference", type=Path, metavar="DIR|FILE", help=reference)
+    add("--tolerance", type=float, metavar="NATS",
+        help="how much log probs may differ (default: by activation type, float16 0.1, bfloat16 0.5)")  # fmt: skip
+    add("--new-tokens", type=int, metavar="N", help="tokens of each of the prompts (default 64)")
     add("--baseline", type=Path, metavar="RUN", help="stored 16-bit latency run (default: built and measured here)")
     points = "the three points (default: of the recipe's workload)"
     add("--grid", nargs=3, metavar="INPUT:OUTPUT:CONCURRENCY", help=points)
@@ -35,72 +52,104 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a small model that goes the whole way first (default: models/small-minitron where it is)")  # fmt: skip
     add("--llmapi", action="store_true", help="serve the model by the LLM API too, and ask it once")
     add("--keep-going", action="store_true", help="go on where a cheap proof failed that would end the hour early")
-    add("--dry-run", action="store_true", help="print steps with their time and money, and lines, and do nothing")
+    add("--dry-run", action="store_true", help="print steps with their time and money, and checks, and do nothing")
     add("--price", type=float, metavar="USD", help="what an hour of the machine costs, for --dry-run")
     add("--compare", type=Path, metavar="FILE",
         help="hold --output's finished acceptance against another acceptance.json, and run nothing")  # fmt: skip
     add("--json", action="store_true", help="print one JSON document instead of a table")
+    server = parser.add_argument_group("a server that runs")
+    add = server.add_argument
+    add("--state", type=Path, metavar="FOLDER", help="the --state given to 'minitron serve'")
+    add("--url", metavar="HOST:PORT", help="its gRPC address (default: that of the server that runs here)")
+    add("--http-url", metavar="HOST:PORT", help="with --url: its HTTP address; without it only gRPC is asked")
+    add("--metrics-url", metavar="HOST:PORT", help="with --url: its metrics; without them cancelling cannot be seen")
+    add_security(server)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Go the way; exit code 8 where a line failed."""
-    from minitron_cli.accept import speed
-    from minitron_cli.accept.evidence import Evidence
-    from minitron_cli.accept.serving import end_leftovers
-    from minitron_cli.accept.way import Way
-    from minitron_cli.accept.work import Options, write_recipe
+    """Go the way; exit code 8 where a check failed."""
+    from minitron_cli.accept import subject, walk
 
     effective = recipe.from_args(args)
-    wanted = effective.recipe
-    if wanted.backend == "llmapi":
+    if effective.recipe.backend == "llmapi":
         raise UsageError("backend llmapi has no checkpoint and no engine to accept; take a recipe with backend engine")
     if args.dry_run:
         print(_shown(args.price))
         return 0
-    folder = args.output or Path("out", f"accept-{Path(effective.name).stem}-{Path(wanted.model.source).name}")
+    only = walk.chosen(args.only)
+    alone = subject.find(args, effective, only)
+    folder = args.output or (alone.folder if alone else _folder(effective))
     if args.compare:
         return _compare(folder, args.compare, as_json=args.json)
     with children.alone_in(folder, "acceptance"), interrupt.by_sigterm():
-        evidence = Evidence(folder / "evidence", fresh=args.fresh)
-        points = tuple(args.grid or speed.grid(wanted))
-        way = Way(wanted, folder, evidence, Options(
-            reference=args.reference, baseline=args.baseline, grid=points, container=args.container,
-            small=_small(args.small, wanted), llmapi=args.llmapi, keep_going=args.keep_going,
-        ))  # fmt: skip
-        write_recipe(wanted, way.recipe_file)
-        end_leftovers(evidence)
-        whole = _walk(way, _about(effective), folder)
+        acceptance = _acceptance(args, effective, folder, only, alone)
+        whole = _walk(acceptance, _about(effective, acceptance), folder, partly=bool(acceptance.options.only))
     console.emit_json(whole) if args.json else print(_result(whole, folder))
     return VerdictError.exit_code if whole["verdict"] == "FAIL" else 0
 
 
-def _about(effective: Effective) -> dict[str, Any]:
+def _folder(effective: Effective) -> Path:
+    return Path("out", f"accept-{Path(effective.name).stem}-{Path(effective.recipe.model.source).name}")
+
+
+def _acceptance(
+    args: argparse.Namespace, effective: Effective, folder: Path, only: Mapping[str, frozenset[str]],
+    alone: Subject | None,
+) -> Acceptance:  # fmt: skip
+    from minitron_cli.accept import speed
+    from minitron_cli.accept.acceptance import Acceptance, Options, write_recipe
+    from minitron_cli.accept.evidence import Evidence
+    from minitron_cli.accept.serving import end_leftovers
+
+    wanted, only = (alone.recipe, alone.only) if alone else (effective.recipe, only)
+    if "tokens" in only and args.reference:
+        only = {**only, "words": frozenset({"words.same"})}
+    evidence = Evidence(folder / "evidence", fresh=args.fresh, anew=only)
+    options = Options(
+        reference=args.reference, baseline=args.baseline, grid=tuple(args.grid or speed.grid(wanted)),
+        container=args.container, small=_small(args.small, wanted), llmapi=args.llmapi, keep_going=args.keep_going,
+        only=only, tolerance=args.tolerance, new_tokens=args.new_tokens,
+    )  # fmt: skip
+    acceptance = Acceptance(wanted, folder, evidence, options, alone.given if alone else {},
+                            alone.running if alone else None)  # fmt: skip
+    write_recipe(wanted, acceptance.recipe_file)
+    end_leftovers(evidence)
+    return acceptance
+
+
+def _about(effective: Effective, acceptance: Acceptance) -> dict[str, Any]:
+    wanted = acceptance.recipe
     return {
-        "recipe": effective.name, "target": effective.recipe.target, "model": effective.recipe.model.source,
-        "precision": effective.recipe.precision, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "recipe": effective.name, "target": wanted.target, "model": wanted.model.source,
+        "precision": wanted.precision, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
-def _walk(way: Any, about: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """All lines; the documents are written after every step, so that an end in between leaves what there is."""
+def _walk(acceptance: Acceptance, about: dict[str, Any], folder: Path, *, partly: bool) -> dict[str, Any]:
+    """All checks; the documents are written after every step, so that an end in between leaves what there is.
+
+    ``partly``: nothing is written, for a part is no acceptance.
+    """
     from minitron_cli.accept import numbers, page
 
-    lines: list[Any] = []
+    found: list[Any] = []
     seconds: dict[str, float | None] = {}
-    for step, judged in way.walk():
-        lines += judged
-        seconds[step] = way.evidence.seconds(step)
-        found = numbers.collect(folder, seconds)
-        page.write(folder, page.document(lines, about | {"finished": False}, seconds, found))
-    whole = page.document(lines, about | {"finished": True}, seconds, numbers.collect(folder, seconds))
-    page.write(folder, whole)
+    for step, judged in acceptance.walk():
+        found += judged
+        seconds[step] = acceptance.evidence.seconds(step)
+        if not partly:
+            page.write(folder, page.document(
+                found, about | {"finished": False}, seconds, numbers.collect(folder, seconds)))  # fmt: skip
+    whole = page.document(found, about | {"finished": not partly}, seconds, numbers.collect(folder, seconds))
+    if not partly:
+        page.write(folder, whole)
     return whole
 
 
 def _result(whole: dict[str, Any], folder: Path) -> str:
     from minitron_cli.accept import page
 
-    return f"{page.text(whole)}\nevidence: {folder / 'acceptance.html'}"
+    return f"{page.text(whole)}\nevidence: {folder / 'acceptance.html' if whole['finished'] else folder / 'evidence'}"
 
 
 def _small(given: Path | None, wanted: Recipe) -> Path | None:
@@ -120,9 +169,9 @@ def _compare(folder: Path, other: Path, *, as_json: bool) -> int:
 
 
 def _shown(price: float | None) -> str:
-    from minitron.acceptance import catalogue
+    from minitron.checks import catalogue
     from minitron_cli.accept import hour
 
-    rows = [(entry.step, entry.id, "GPU" if entry.gpu else "any", entry.what) for entry in catalogue().values()]
-    lines = console.table(rows, ("step", "line", "target", "holds that"))
-    return f"{hour.table(hour.default_price() if price is None else price)}\n\n{lines}"
+    rows = [(entry.step, entry.name, "GPU" if entry.gpu else "any", entry.question) for entry in catalogue().values()]
+    checks = console.table(rows, ("step", "check", "target", "holds that"))
+    return f"{hour.table(hour.default_price() if price is None else price)}\n\n{checks}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable, Iterable, Iterator
 
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line
+from minitron.checks import FAIL, PASS, SKIPPED, Check
 from minitron_client.conformance import answers, ends, leaving, requests
 from minitron_client.conformance.subject import Disagreement, NotApplicable, RefusedByServer, Subject
 
@@ -25,16 +25,16 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def run(subject: Subject, names: Iterable[str] = CASES) -> Iterator[Line]:
+def run(subject: Subject, names: Iterable[str] = CASES) -> Iterator[Check]:
     """Judge case after case."""
     for name in names:
         try:
-            yield Line(name, PASS, CASES[name](subject))
+            yield Check(name, PASS, CASES[name](subject))
         except NotApplicable as reason:
-            yield Line(name, SKIPPED, str(reason))
+            yield Check(name, SKIPPED, str(reason))
         except (Disagreement, RefusedByServer) as error:
-            yield Line(name, FAIL, str(error))
+            yield Check(name, FAIL, str(error))
         except (OSError, http.client.HTTPException) as error:
-            yield Line(name, FAIL, f"HTTP: {error or type(error).__name__}")
+            yield Check(name, FAIL, f"HTTP: {error or type(error).__name__}")
         except StopIteration:
-            yield Line(name, FAIL, "the answer ended before it began")
+            yield Check(name, FAIL, "the answer ended before it began")

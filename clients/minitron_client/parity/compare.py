@@ -16,8 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minitron.checks import Check, judge
 from minitron.errors import InputError
-from minitron_client.parity.stored import Continuation, Words
+from minitron_client.parity.stored import Continuation, GreedyOutputs
 
 #: Nats that log probs may differ by, by the activation type of the engine under test. Logits of the CPU engine agree
 #: with transformers' float32 within 3.6e-5 (docs/cpu-engine.md); 16-bit activations move logits of standard deviation
@@ -47,7 +48,24 @@ class Compared:
         return self.tokens if self.first_difference is None else self.first_difference
 
 
-def compare(found: Words, reference: Words, tolerance: float) -> list[Compared]:
+def judge_same(found: GreedyOutputs, reference: GreedyOutputs, tolerance: float | None = None) -> Check:
+    """``words.same``; ``tolerance``: None takes that of the activation type. Raises InputError as ``compare`` does."""
+    nats = TOLERANCES[found.dtype] if tolerance is None else tolerance
+    compared = compare(found, reference, nats)
+    total = sum(one.tokens for one in compared)
+    equal = sum(one.equal_tokens for one in compared)
+    whole = sum(one.first_difference is None for one in compared)
+    first = min((one.first_difference for one in compared if one.first_difference is not None), default=None)
+    at = max((one.at for one in compared if one.at is not None), default=0.0)
+    places = "" if first is None else f" (earliest at {first}, log probs there at most {at:.3f} apart)"
+    shown = (
+        f"{whole} of {len(compared)} prompts equal to the last token, {equal / total:.1%} of all tokens before a first "
+        f"difference{places}; log probs at most {max(one.before for one in compared):.3f} apart, {nats:g} allowed"
+    )
+    return judge("words.same", [f"{one.prompt[:24]!r}: {one.problem}" for one in compared if one.problem], shown)
+
+
+def compare(found: GreedyOutputs, reference: GreedyOutputs, tolerance: float) -> list[Compared]:
     """Compare prompt by prompt; raises InputError where they are not about the same."""
     if found.checkpoint != reference.checkpoint:
         raise InputError(

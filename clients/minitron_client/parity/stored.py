@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from minitron import files
-from minitron.errors import InputError, InvalidRequest
+from minitron.artifacts import manifest
+from minitron.checks import Check, judge
+from minitron.errors import InputError, InvalidRequest, UsageError
 from minitron_client.client.blocking import Client
+from minitron_client.client.endpoint import Endpoint
 from minitron_client.client.request import Request
 
 SCHEMA = 1
@@ -53,7 +57,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Words:
+class GreedyOutputs:
     """What an engine said. ``checkpoint``: digest in the manifest of the checkpoint that it was made from."""
 
     checkpoint: str | None
@@ -67,7 +71,7 @@ class Words:
         files.write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> Words:
+    def read(cls, path: Path) -> GreedyOutputs:
         """Read what ``write`` stored; raises InputError."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +84,7 @@ class Words:
             return cls(continuations=continuations, **raw)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path} cannot be read as tokens ({error}); 'minitron tokens' makes such a file"
+                f"{path} cannot be read as tokens ({error}); 'minitron accept --only tokens' makes such a file"
             ) from error
 
 
@@ -112,3 +116,34 @@ def ask(client: Client, prompts: Sequence[str], ids: Sequence[list[int]], new_to
             )
         found.append(Continuation(prompt, tuple(input_ids), output.token_ids, output.log_probs))
     return found
+
+
+def judge_stored(endpoint: Endpoint, repository: Path, path: Path, new_tokens: int = NEW_TOKENS) -> Check:
+    """``words.stored``: ask the server of ``repository``, and keep what it says at ``path``.
+
+    Fewer than ``new_tokens`` are asked for where the engine's limits are lower. Raises ClientError, InputError,
+    UsageError.
+    """
+    record = manifest.read(repository / "engine", "engine")
+    version, limits = record.details.get("tensorrt_llm"), record.details["limits"]
+    ids = encode(repository / "tokenizer")
+    longest = min(limits["max_seq_len"] - max(map(len, ids)), new_tokens)
+    if longest < 1 or max(map(len, ids)) > limits["max_input_len"]:
+        raise UsageError(f"the engine's limits are below the longest prompt of {max(map(len, ids))} tokens")
+    with Client(endpoint) as client:
+        found = ask(client, PROMPTS, ids, longest)
+    exact = version is None and record.details.get("execution") == "exact"
+    outputs = GreedyOutputs(record.input.digest, f"TensorRT-LLM {version}" if version else "OpenVINO",
+                            "float32" if exact else record.details["dtype"], tuple(found))  # fmt: skip
+    outputs.write(path)
+    return judge("words.stored", [], f"{len(found)} prompts x {longest} tokens by {outputs.engine} ({outputs.dtype})")
+
+
+def judge_finite(name: str, path: Path, shown: str) -> Check:
+    """Whether every log prob of stored outputs is a number, as check ``name``; raises InputError."""
+    stored = GreedyOutputs.read(path).continuations
+    bad = [one.prompt for one in stored if not all(map(math.isfinite, one.log_probs))]
+    problems = (
+        [f"{len(bad)} of {len(stored)} answers have log probs that are no numbers, first {bad[0]!r}"] if bad else []
+    )
+    return judge(name, problems, f"{shown}, every log prob finite")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron import web
-from minitron.acceptance import SKIPPED, Line, judge
 from minitron.artifacts import manifest
+from minitron.checks import SKIPPED, Check, judge
 from minitron.console import human_bytes
 from minitron.errors import NotReady
 from minitron.model.runtime_limits import longest_prompt
@@ -90,12 +90,12 @@ def _served_config(url: str) -> Mapping[str, Any]:
         raise NotReady(f"{url}: the config of {MODEL} is no JSON ({error}); is the server up?") from error
 
 
-def judge_all(running: Running) -> list[Line]:
+def judge_all(running: Running) -> list[Check]:
     """All lines of the step."""
     return [_parameters(running), _weights(running), _workspace(running), _kv_tokens(running)]
 
 
-def _parameters(running: Running) -> Line:
+def _parameters(running: Running) -> Check:
     meant = {key: value.string_value for key, value in running.config.parameters.items()}
     problems = [*_config_problems(running, meant), *_log_problems(running, meant)]
     shown = f"{len(meant)} parameters, limits and policy as rendered"
@@ -104,7 +104,7 @@ def _parameters(running: Running) -> Line:
         reason = (
             "not one line 'TRTGptModel ...' of the runtime was recognised in the server's log, so its warnings may "
         )
-        return Line("audit.parameters", SKIPPED, reason + "have been missed too; the served config is as rendered")
+        return Check("audit.parameters", SKIPPED, reason + "have been missed too; the served config is as rendered")
     return judge("audit.parameters", problems, f"{shown}; the runtime says {said}" if said else shown)
 
 
@@ -150,22 +150,22 @@ def _log_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str]:
         yield f"batch_scheduler_policy is {policy} in the runtime, and {asked} was rendered"
 
 
-def _weights(running: Running) -> Line:
+def _weights(running: Running) -> Check:
     name = "audit.weights"
     found, memory = running.log.engine_bytes, running.planned_memory
     if memory is None or found is None:
-        return Line(name, SKIPPED, _NOT_SAID if memory else _NO_GPU)
+        return Check(name, SKIPPED, _NOT_SAID if memory else _NO_GPU)
     planned = int(memory["weight_bytes"])
     room = WEIGHTS_TOLERANCE * planned + WEIGHTS_EXTRA_BYTES
     shown = f"engine {human_bytes(found)}, weights by the plan {human_bytes(planned)}"
     return judge(name, [f"{shown}: more than {room / planned:.0%} apart"] if abs(found - planned) > room else [], shown)
 
 
-def _workspace(running: Running) -> Line:
+def _workspace(running: Running) -> Check:
     name = "audit.workspace"
     parts, memory = running.log.workspace_bytes, running.planned_memory
     if memory is None or not parts:
-        return Line(name, SKIPPED, _NOT_SAID if memory else _NO_GPU)
+        return Check(name, SKIPPED, _NOT_SAID if memory else _NO_GPU)
     found, planned = sum(parts.values()), memory["activation_bytes"] + memory["runtime_bytes"]
     shown = ", ".join(f"{what} {human_bytes(size)}" for what, size in parts.items())
     shown += f": {human_bytes(found)}, estimated {human_bytes(planned)}"
@@ -173,10 +173,10 @@ def _workspace(running: Running) -> Line:
     return judge(name, [f"{shown}: more than {WORKSPACE_TOLERANCE:.0%} above"] if over else [], shown)
 
 
-def _kv_tokens(running: Running) -> Line:
+def _kv_tokens(running: Running) -> Check:
     found, promised = _kv_tokens_found(running), _kv_tokens_promised(running)
     if found is None:
-        return Line("audit.kv_tokens", SKIPPED, "neither the log nor the metrics say")
+        return Check("audit.kv_tokens", SKIPPED, "neither the log nor the metrics say")
     shown = f"{found:,} tokens, {promised:,} promised"
     low = found < promised * (1 - KV_TOLERANCE)
     return judge("audit.kv_tokens", [f"{shown}: more than {KV_TOLERANCE:.0%} below"] if low else [], shown)

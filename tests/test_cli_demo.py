@@ -1,9 +1,10 @@
-"""``minitron demo``: every command by name, in order, skipped when up to date, and nothing left, interrupted or not."""
+"""``minitron up --demo``: every command in order, skipped when up to date, and nothing left, interrupted or not."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 
 import gguf_files
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
+from minitron import recipe
 from minitron.artifacts import manifest
-from minitron_cli.commands import demo
+from minitron_cli.pipeline import Pipeline
 
 pytestmark = pytest.mark.server
 
@@ -28,7 +30,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first_run(output: Path) -> subprocess.CompletedProcess[str]:
-    return minitron("demo", "--model", SMALL_MODEL, "--output", output, "--prompt", "And the")
+    return minitron("up", "--demo", "--model", SMALL_MODEL, "--output", output, "--prompt", "And the")
 
 
 def ours(output: Path) -> list[str]:
@@ -52,7 +54,12 @@ def marks(output: Path) -> set[str]:
 
 
 def commands(stdout: str) -> list[str]:
-    return re.findall(r"^\$ minitron (repo \w+|\w+)", stdout, re.MULTILINE)
+    return re.findall(r"^\$ minitron (\w+)", stdout, re.MULTILINE)
+
+
+def skipped(stdout: str) -> int:
+    """Stages that were left alone; that an engine is what was asked for, 'build' says."""
+    return stdout.count("(up to date, skipped)") + stdout.count("nothing was built")
 
 
 def wait_for(running: subprocess.Popen[str], command: str) -> str:
@@ -68,9 +75,11 @@ def wait_for(running: subprocess.Popen[str], command: str) -> str:
 
 def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
     assert commands(first_run.stdout) == [
-        "convert", "build", "render", "check", "serve", "generate", "latency", "stop"]  # fmt: skip
+        "convert", "build", "render", "check", "serve", "generate", "bench", "stop"]  # fmt: skip
+    table = first_run.stdout.partition("stage ")[2]
+    assert re.findall(r"^([a-z]+) +\d+\.\d$", table, re.MULTILINE) == commands(first_run.stdout)
     assert len(answer(first_run.stdout).split()) > 10
-    figures = first_run.stdout.partition("$ minitron latency")[2]
+    figures = first_run.stdout.partition("$ minitron bench")[2]
     for metric in ("TTFT", "ITL", "TPOT", "E2E", "tokens/s"):
         assert metric in figures
     assert "a100-80gb" in first_run.stdout
@@ -83,20 +92,22 @@ def test_a_gguf_file_goes_the_whole_way_and_says_the_same(
 ) -> None:
     """A BF16 file holds the same weights; a second run finds the stages made of it up to date."""
     model = gguf_files.write_model(SMALL_MODEL, tmp_path, "BF16")
-    words: list[str | Path] = ["demo", "--model", model, "--output", tmp_path / "out", "--prompt", "And the"]
+    words: list[str | Path] = ["up", "--demo", "--model", model, "--output", tmp_path / "out", "--prompt", "And the"]
     found = minitron(*words)
     assert commands(found.stdout) == commands(first_run.stdout)
     assert answer(found.stdout) == answer(first_run.stdout)
-    assert minitron(*words).stdout.count("(up to date, skipped)") == 3
+    again = minitron(*words).stdout
+    assert skipped(again) == 3
+    assert re.findall(r"^(\w+) +-$", again, re.MULTILINE) == ["convert", "build", "render"]
     assert ours(tmp_path) == []
 
 
 def answer(stdout: str) -> str:
-    return stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron latency")[0]
+    return stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron bench")[0]
 
 
 def test_a_stage_that_fails_ends_it_with_its_code(tmp_path: Path) -> None:
-    done = minitron("demo", "--model", tmp_path / "nowhere", "--output", tmp_path / "out", check=False)
+    done = minitron("up", "--demo", "--model", tmp_path / "nowhere", "--output", tmp_path / "out", check=False)
     assert done.returncode == 3
     assert done.stderr.count("minitron: error:") == 1
     assert commands(done.stdout) == ["convert"]
@@ -104,16 +115,16 @@ def test_a_stage_that_fails_ends_it_with_its_code(tmp_path: Path) -> None:
 
 def test_two_demos_in_one_folder_are_refused(interrupted: subprocess.Popen[str], output: Path) -> None:
     wait_for(interrupted, "convert")
-    done = minitron("demo", "--model", SMALL_MODEL, "--output", output, check=False)
+    done = minitron("up", "--demo", "--model", SMALL_MODEL, "--output", output, check=False)
     assert done.returncode == 2
-    assert "another demo" in done.stderr
+    assert "another 'minitron up' works in" in done.stderr
 
 
 @pytest.fixture
 def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[str]]:
     """A demo in a process group of its own, as a terminal gives it; it is ended whatever a test does."""
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    words: list[str | Path] = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
+    words: list[str | Path] = ["up", "--demo", "--model", str(SMALL_MODEL), "--output", str(output)]
     child = subprocess.Popen(
         [sys.executable, "-m", "minitron_cli", *words], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": rooms},
@@ -124,10 +135,10 @@ def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[st
     child.communicate(timeout=300)
 
 
-@pytest.mark.parametrize("moment", ["convert", "serve", "latency"])
+@pytest.mark.parametrize("moment", ["convert", "serve", "bench"])
 def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path, moment: str) -> None:
     earlier = wait_for(interrupted, moment)
-    assert earlier.count("(up to date, skipped)") == (0 if moment == "convert" else 3)
+    assert skipped(earlier) == (0 if moment == "convert" else 3)
     deadline = time.monotonic() + 300
     while moment != "convert" and not marks(output) and time.monotonic() < deadline:
         time.sleep(0.02)  # until the server of this demo has begun
@@ -145,9 +156,9 @@ def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path,
 
 
 def test_a_reader_that_leaves_leaves_nothing_behind(output: Path, first_run: object) -> None:
-    """As in ``minitron demo | head``: the server is stopped although nothing can be printed any more."""
+    """As in ``minitron up --demo | head``: the server is stopped although nothing can be printed any more."""
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
-    words: list[str | Path] = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
+    words: list[str | Path] = ["up", "--demo", "--model", str(SMALL_MODEL), "--output", str(output)]
     with subprocess.Popen(
         [sys.executable, "-m", "minitron_cli", *words], text=True, stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": rooms},
@@ -160,22 +171,39 @@ def test_a_reader_that_leaves_leaves_nothing_behind(output: Path, first_run: obj
     assert marks(output) == set()
 
 
-def test_what_is_not_up_to_date(output: Path, first_run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_up_to_date(
+    output: Path, first_run: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint, engine, repository = (output / name for name in ("checkpoint", "engine", "repository"))
-    arguments = {"target": "cpu", "execution": "exact"}
-    assert demo._is_up_to_date("engine", engine, checkpoint, arguments)
-    assert demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL, {"precision": "auto"})
-    assert demo._is_up_to_date("repository", repository, engine, {})
-    # Other arguments, another input, not there.
-    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments | {"execution": "fast"})
-    assert not demo._is_up_to_date("checkpoint", checkpoint, SMALL_MODEL.parent, {})
-    assert not demo._is_up_to_date("repository", repository, checkpoint, {})
-    assert not demo._is_up_to_date("engine", output / "nowhere", checkpoint, arguments)
+
+    def done_again(**flags: str) -> list[str]:
+        """What would not be left alone."""
+        given = {"model.source": str(SMALL_MODEL)} | {name.replace("__", "."): value for name, value in flags.items()}
+        pipeline = Pipeline(output, recipe.load(None, {}, given))
+        pipeline.bring_up_to_date()
+        capsys.readouterr()
+        return [name for name, seconds in pipeline.times if seconds != "-"]
+
+    whole = ["convert", "build", "render", "check"]
+    assert done_again() == []
+    # Other arguments, and back.
+    assert done_again(cpu__execution="fast") == whole[1:]
+    assert done_again() == whole[1:]
+    assert done_again(serving__grpc_port="1") == []  # no stage is made of it
+    # Another input; the same bytes make the same engine.
+    (checkpoint / "rank0.safetensors").touch()
+    assert done_again() == whole[:1]
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "VERSION", "9.9.9")
-        assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
-    moved = repository.rename(output / "moved")  # its configs name the place where it was rendered
-    assert not demo._is_up_to_date("repository", moved, engine, {})
-    moved.rename(repository)
+        assert done_again() == whole
     (engine / "openvino" / "openvino_model.xml").touch()
-    assert not demo._is_up_to_date("engine", engine, checkpoint, arguments)
+    assert done_again()[0] == "build"
+    shutil.rmtree(engine)
+    assert done_again()[0] == "build"
+    # A repository's configs name the place where it was rendered.
+    moved = output.rename(output.with_name("moved"))
+    pipeline = Pipeline(moved, recipe.load(None, {}, {"model.source": str(SMALL_MODEL)}))
+    assert not pipeline.is_done("render", moved / "engine")
+    moved.rename(output)
+    assert Pipeline(output, recipe.load(None, {}, {"model.source": str(SMALL_MODEL)})).is_done("render", engine)
+    assert repository.is_dir()

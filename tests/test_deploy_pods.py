@@ -44,7 +44,7 @@ class Cluster:
     def _values(self) -> dict[str, Any]:
         """What a user does on his own machine first: build, and render the values."""
         here = self.folder / "here"
-        minitron("make", "repo", "--directory", here, "--recipe", "cpu", "--model", SMALL_MODEL)
+        minitron("up", "--output", here, "--recipe", "cpu", "--model", SMALL_MODEL)
         minitron("render", here / "engine", "--output", here / "again", "--recipe", "cpu",
                  "--kubernetes", here / "values", "--replicas", "2")  # fmt: skip
         values = yaml.safe_load((here / "values" / "values.yaml").read_text())

@@ -94,7 +94,7 @@ _REQUESTS = 2000
 
 
 def _arrivals(name: str) -> list[Arrival]:
-    """The requests that 'minitron load' would send by a profile, of more time where it sends only a few."""
+    """The requests that 'minitron bench' would send by a profile, of more time where it sends only a few."""
     from minitron_build.plan.simulation import Arrival
     from minitron_client.bench import profile, schedule
 

@@ -95,7 +95,7 @@ command: [/bin/sh, -ec]
 args:
   - |
     if [ -r /secrets/huggingface/token ]; then HF_TOKEN=$(cat /secrets/huggingface/token); export HF_TOKEN; fi
-    minitron make repo --directory /store/{{ include "minitron.key" . }} --recipe /recipe/recipe.yaml --model {{ .Values.model.source | squote }}
+    minitron up --output /store/{{ include "minitron.key" . }} --recipe /recipe/recipe.yaml --model {{ .Values.model.source | squote }}
     {{- if .Values.engine.key }}
     grep -q '"digest": "{{ .Values.engine.key }}' /store/{{ include "minitron.key" . }}/engine/manifest.json || {
       echo "what was built has another digest than {{ include "minitron.key" . }}: render the values from this engine" >&2; exit 3; }

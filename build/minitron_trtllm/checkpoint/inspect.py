@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron_trtllm.checkpoint import codes
+from minitron_trtllm.checkpoint import codes, groups
 from minitron_trtllm.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_trtllm.checkpoint.read import Checkpoint
 from minitron_trtllm.checkpoint.values import Calculator
@@ -77,7 +77,7 @@ def _compared(checkpoint: Checkpoint, source: Source, listed: list[StoredTensor]
 
 
 def _error(checkpoint: Checkpoint, calculator: Calculator, planned: PlannedTensor, rank: int) -> float | None:
-    if planned.rule not in (Rule.CAST, Rule.NORM, Rule.CODES):
+    if planned.rule not in (Rule.CAST, Rule.NORM, Rule.CODES, Rule.GROUP_CODES):
         return None
     difference = size = 0.0
     for block in blocks(planned):
@@ -92,9 +92,19 @@ def _error(checkpoint: Checkpoint, calculator: Calculator, planned: PlannedTenso
 
 def _stored_rows(checkpoint: Checkpoint, planned: PlannedTensor, start: int, stop: int, rank: int) -> Floats:
     """Rows (output channels) as the engine will see them."""
+    if planned.rule is Rule.GROUP_CODES:
+        return _grouped_rows(checkpoint, planned.name.removesuffix(".weight"), start, stop, rank)
     if planned.rule is not Rule.CODES:
         return checkpoint.rows(planned.name, start, stop, rank).astype(np.float32)
     scales = planned.name.removesuffix("weight") + "per_channel_scale"
     return codes.dequantize(
         checkpoint.codes(planned.name, start, stop, rank), checkpoint.rows(scales, start, stop, rank)
     )
+
+
+def _grouped_rows(checkpoint: Checkpoint, name: str, start: int, stop: int, rank: int) -> Floats:
+    """Codes x scales x what the inputs are multiplied with."""
+    scales = checkpoint.rows(f"{name}.weights_scaling_factor", start, stop, rank)
+    rows = groups.dequantize(checkpoint.codes(f"{name}.weight", start, stop, rank), scales)
+    factors = checkpoint.factors(name, rank)
+    return rows if factors is None else rows * factors

@@ -78,6 +78,7 @@ def build(
 
     with Checkpoint.open(checkpoint) as source:
         _check_one_rank(source)
+        _check_arithmetic(source)
         limits = options.limits(source.shape)
         made_from = folder.checkpoint_input(checkpoint)
         weights = CheckpointWeights(source, lm_head_int8=options.lm_head_int8)
@@ -95,6 +96,15 @@ def build(
                 details=folder.details(TARGET, source, limits, **more) | (more_details or {}),
                 known_sha256={f"{MODEL_FOLDER}/{name}": sha256 for name, sha256 in written.items()},
             )  # fmt: skip
+
+
+def _check_arithmetic(source: Checkpoint) -> None:
+    if source.precision.has_eight_bit_activations:
+        raise CheckpointError(
+            f"{source.folder} is {source.precision.value} ({source.precision.quant_algo(source.spec.group_size)}): its "
+            "products are of 8-bit activations, which a CPU engine has not; build it with --target for a GPU, and for "
+            "cpu convert the model itself"
+        )
 
 
 def _check_one_rank(source: Checkpoint) -> None:

@@ -1,0 +1,112 @@
+"""Let ModelOpt 0.47.0 quantise a small random Nemotron and export TensorRT-LLM checkpoints: tests/data/modelopt.
+
+Needs the extra ``modelopt`` in an environment of its own (it wants torch and another numpy)::
+
+    tools/make_venv.sh .venv-modelopt modelopt
+    PYTHONPATH=models .venv-modelopt/bin/python tests/make_modelopt_fixtures.py
+
+The model is written by the generator of random models, with the arguments in ``modelopt_cases.py``. Of exports that the
+CPU engine runs the folders are kept, with the logits of ModelOpt's own quantised model in float32; of the others only
+config.json and the header of each rank. ``factors`` are pre-quant scales that we chose, for one case: what ModelOpt
+folds, rounds and packs by them must be what ``convert`` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import numpy as np
+import torch
+from modelopt.torch.export import export_tensorrt_llm_checkpoint
+from modelopt.torch.quantization.model_calib import apply_pre_quant_scale_and_smooth
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+import modelopt_cases as cases
+
+OUTPUT = Path(__file__).parent / "data" / "modelopt"
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+
+def main() -> None:
+    """Write every case, and index.json."""
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    OUTPUT.mkdir()
+    index: dict[str, Any] = {"prompt": cases.PROMPT, "cases": {}}
+    with tempfile.TemporaryDirectory() as made:
+        source = cases.write_model(Path(made) / "model")
+        for name, tp in cases.CASES:
+            index["cases"][f"{name}-tp{tp}"] = _case(source, name, tp, Path(made))
+    (OUTPUT / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _case(source: Path, name: str, tp: int, made: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.bfloat16)
+    model = mtq.quantize(model, _config(name), _calibrate)
+    factors = _fold_given_factors(model) if name.startswith("given") else None
+    folder = made / f"{name}-tp{tp}"
+    export_tensorrt_llm_checkpoint(model, "gpt", torch.bfloat16, folder, inference_tensor_parallel=tp)
+    found: dict[str, Any] = {"config": json.loads((folder / "config.json").read_text(encoding="utf-8")), "ranks": []}
+    for rank in range(tp):
+        with safe_open(folder / f"rank{rank}.safetensors", "numpy") as file:
+            entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            found["ranks"].append({key: [entry.get_dtype(), entry.get_shape()] for key, entry in entries.items()})
+            if name.endswith("kv"):
+                found["kv"] = {key: float(file.get_tensor(key)[0]) for key in entries if "kv_cache" in key}
+    if name in cases.KEPT:
+        (OUTPUT / folder.name).mkdir()
+        for rank in range(tp):
+            shutil.copyfile(folder / f"rank{rank}.safetensors", OUTPUT / folder.name / f"rank{rank}.safetensors")
+        shutil.copyfile(folder / "config.json", OUTPUT / folder.name / "config.json")
+        if tp == 1:
+            with torch.inference_mode():  # what the export changed (one factor for q, k and v) is in the model too
+                logits = model.float()(torch.tensor([cases.PROMPT])).logits[0].numpy()
+            np.save(OUTPUT / folder.name / "logits.npy", logits.astype(np.float32))
+    if factors is not None:
+        np.savez(OUTPUT / folder.name / "factors.npz", **factors)
+    return found
+
+
+def _config(name: str) -> dict[str, Any]:
+    if name.startswith("given"):
+        config = copy.deepcopy(mtq.INT4_AWQ_CFG) | {"algorithm": "max"}
+    elif name == "bf16_int8_kv":
+        int8 = {"num_bits": 8, "axis": None}
+        off = [{"quantizer_name": "*", "enable": False}]
+        config = {"quant_cfg": [*off, {"quantizer_name": "*[kv]_bmm_quantizer", "cfg": int8, "enable": True}],
+                  "algorithm": "max"}  # fmt: skip
+    else:
+        config = copy.deepcopy(getattr(mtq, cases.CONFIGS[name]))
+    for rule in config["quant_cfg"]:
+        cfg = rule.get("cfg")
+        for each in cfg if isinstance(cfg, list) else [cfg] if cfg else []:
+            if isinstance(each.get("block_sizes"), dict) and -1 in each["block_sizes"]:
+                each["block_sizes"][-1] = cases.GROUPS.get(name, 128)
+    return config
+
+
+def _calibrate(model: Any) -> None:
+    for row in cases.calibration_ids():
+        model(torch.tensor(row)[None])
+
+
+def _fold_given_factors(model: Any) -> dict[str, Any]:
+    """Fold factors that bfloat16 holds, the same for q, k and v, and return them by the source's names."""
+    found = {}
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in LINEAR:
+            factors = cases.factors(name, module.weight.shape[1])
+            apply_pre_quant_scale_and_smooth(module, torch.tensor(factors))
+            found[f"{name}.weight"] = factors
+    return found
+
+
+if __name__ == "__main__":
+    main()

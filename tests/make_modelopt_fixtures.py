@@ -6,8 +6,9 @@ Needs the extra ``modelopt`` in an environment of its own (it wants torch and an
     PYTHONPATH=models .venv-modelopt/bin/python tests/make_modelopt_fixtures.py
 
 The model is written by the generator of random models, with the arguments in ``modelopt_cases.py``. Of exports that the
-CPU engine runs the folders are kept, with the logits of ModelOpt's own quantised model in float32; of the others only
-config.json and the header of each rank. ``factors`` are pre-quant scales that we chose, for one case: what ModelOpt
+CPU engine runs the folders are kept, with the logits of transformers' model in float32 on the weights that the export
+stands for (ModelOpt's own model in memory is another one: its simulated rounding parts from its export where a weight
+lies half-way between two codes, one in 2,000 here). Of the others only config.json and the header of each rank are kept. ``factors`` are pre-quant scales that we chose, for one case: what ModelOpt
 folds, rounds and packs by them must be what ``convert`` does.
 """
 
@@ -26,6 +27,7 @@ import torch
 from modelopt.torch.export import export_tensorrt_llm_checkpoint
 from modelopt.torch.quantization.model_calib import apply_pre_quant_scale_and_smooth
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import modelopt_cases as cases
@@ -66,12 +68,44 @@ def _case(source: Path, name: str, tp: int, made: Path) -> dict[str, Any]:
             shutil.copyfile(folder / f"rank{rank}.safetensors", OUTPUT / folder.name / f"rank{rank}.safetensors")
         shutil.copyfile(folder / "config.json", OUTPUT / folder.name / "config.json")
         if tp == 1:
-            with torch.inference_mode():  # what the export changed (one factor for q, k and v) is in the model too
-                logits = model.float()(torch.tensor([cases.PROMPT])).logits[0].numpy()
-            np.save(OUTPUT / folder.name / "logits.npy", logits.astype(np.float32))
+            np.save(OUTPUT / folder.name / "logits.npy", _logits(source, folder / "rank0.safetensors"))
     if factors is not None:
         np.savez(OUTPUT / folder.name / "factors.npz", **factors)
     return found
+
+
+def _logits(source: Path, export: Path) -> Any:
+    """Logits [tokens, vocabulary] of the prompt by transformers' model in float32, with an export's weights."""
+    stored = load_file(export)
+    model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.float32)
+
+    def linear(name: str) -> Any:
+        packed = stored[f"{name}.weight"].view(torch.uint8).int()
+        codes = torch.stack([packed & 15, packed >> 4], 1).flatten(0, 1)
+        codes = torch.where(codes > 7, codes - 16, codes).float()
+        scales = stored[f"{name}.weights_scaling_factor"]
+        weight = codes * scales.repeat_interleave(codes.shape[1] // scales.shape[1], 1)
+        return weight * stored.get(f"{name}.prequant_scaling_factor", torch.ones(codes.shape[1])).float()
+
+    weights = {"model.embed_tokens.weight": stored["transformer.vocab_embedding.weight"],
+               "lm_head.weight": stored["lm_head.weight"]}  # fmt: skip
+    norms = [("transformer.ln_f", "model.norm")]
+    hidden, kv = cases.SHAPE.hidden_size, cases.SHAPE.num_kv_heads * cases.SHAPE.head_size
+    for index in range(cases.SHAPE.num_layers):
+        ours, theirs = f"transformer.layers.{index}", f"model.layers.{index}"
+        norms += [(f"{ours}.input_layernorm", f"{theirs}.input_layernorm"),
+                  (f"{ours}.post_layernorm", f"{theirs}.post_attention_layernorm")]  # fmt: skip
+        for part, weight in zip("qkv", linear(f"{ours}.attention.qkv").split([hidden, kv, kv]), strict=True):
+            weights[f"{theirs}.self_attn.{part}_proj.weight"] = weight
+        weights[f"{theirs}.self_attn.o_proj.weight"] = linear(f"{ours}.attention.dense")
+        weights[f"{theirs}.mlp.up_proj.weight"] = linear(f"{ours}.mlp.fc")
+        weights[f"{theirs}.mlp.down_proj.weight"] = linear(f"{ours}.mlp.proj")
+    for ours, theirs in norms:
+        weights[f"{theirs}.weight"] = stored[f"{ours}.weight"].float() - 1
+        weights[f"{theirs}.bias"] = stored[f"{ours}.bias"]
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    with torch.inference_mode():
+        return model(torch.tensor([cases.PROMPT])).logits[0].numpy()
 
 
 def _config(name: str) -> dict[str, Any]:

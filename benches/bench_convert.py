@@ -28,10 +28,10 @@ from typing import Any
 from unittest import mock
 
 from minitron_trtllm import memory, output
-from minitron_trtllm.precision import Precision
+from minitron_trtllm.precision import ROUNDED
 
 ROOT = Path(__file__).parent.parent
-PRECISIONS = tuple(kind.value for kind in Precision)
+PRECISIONS = tuple(kind.value for kind in ROUNDED)
 
 
 def main() -> int:

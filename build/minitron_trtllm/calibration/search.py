@@ -85,7 +85,9 @@ def _strongest(weights: Floats, inputs: Inputs, group: int, dtype: np.dtype[Any]
     for strength, factors in _candidates(inputs.mean, dtype):
         turned = divided(weights, factors, dtype)
         scales = rounded(groups.scales_of(turned, group), dtype)
-        tried.append((_error(weights, groups.quantize(turned, scales), scales, factors, inputs.sample), strength, factors))
+        tried.append(
+            (_error(weights, groups.quantize(turned, scales), scales, factors, inputs.sample), strength, factors)
+        )
     _, strength, factors = min(tried, key=lambda each: each[0])
     return strength, factors, tried[0][0]
 

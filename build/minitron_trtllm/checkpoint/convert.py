@@ -136,7 +136,9 @@ def _calibration_ids(spec: Spec, text: CalibrationText | None, tokenizer: dict[s
             log.warning("--calibration %s is not looked at: nothing that was asked for needs it", text.file)
         return None
     if text is None:
-        raise UsageError(f"{needed[0]} needs a text like those that will be served: --calibration FILE.txt or FILE.jsonl")
+        raise UsageError(
+            f"{needed[0]} needs a text like those that will be served: --calibration FILE.txt or FILE.jsonl"
+        )
     if tokenizer_files.TOKENIZER not in tokenizer:
         raise UsageError(f"{needed[0]} needs a tokenizer for its calibration text: give --tokenizer DIR")
     shape = spec.shape

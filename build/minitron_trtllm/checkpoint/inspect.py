@@ -57,6 +57,17 @@ def inspect(folder: Path, model: str | None = None, revision: str | None = None)
             source.close()
 
 
+def about(folder: Path) -> dict[str, Any]:
+    """What a checkpoint is, as JSON values; raises CheckpointError."""
+    with Checkpoint.open(folder) as checkpoint:
+        spec = checkpoint.spec
+        return {
+            "precision": spec.precision.value, "quant_algo": spec.precision.quant_algo(spec.group_size),
+            "group_size": spec.group_size, "kv_cache": spec.kv_cache, "dtype": spec.dtype, "tp": spec.tp, "pp": spec.pp,
+            "producer": checkpoint.config.get("producer"),
+        }  # fmt: skip
+
+
 def _stored(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     for rank in range(checkpoint.spec.world_size):
         for name in checkpoint.names(rank):

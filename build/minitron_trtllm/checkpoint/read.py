@@ -48,8 +48,17 @@ _BUILT_IN_MOE: dict[str, tuple[object, tuple[object, ...]]] = {"num_experts": (0
 _QUANTIZATION = (
     "quant_algo", "group_size", "pre_quant_scale", "exclude_modules", "smoothquant_val", "mamba_ssm_cache_dtype",
 )  # fmt: skip
+#: Where a list, whatever is in it, turns off a longer one of TensorRT-LLM's own.
+_OWN_EXCLUSIONS = ("W8A16", "W4A16")
 #: What TensorRT-LLM's loader does without: it computes the tables, and a tied head is the embedding.
 _OPTIONAL_RULES = (Rule.POSITIONS, Rule.INVERSE_FREQUENCIES, Rule.POSITIONS_FOR_ATTENTION)
+#: What ModelOpt adds to kv_cache_scaling_factor, the larger of the two, which is what TensorRT-LLM makes of them (1.x
+#: ``modeling_utils.py``, process_kv_scaling_factor).
+_KV_APART = (".attention.k_cache_scaling_factor", ".attention.v_cache_scaling_factor")
+_MODELOPT_INT8 = (
+    "ModelOpt's INT8_WEIGHT_ONLY exports hold codes as [out, in] with weights_scaling_factor, and TensorRT-LLM does not "
+    "load them; convert the model itself with --precision int8_weight_only"
+)
 HEAD = "lm_head.weight"
 
 
@@ -166,33 +175,38 @@ def _check_rank(spec: Spec, rank: int, file: SafetensorsFile) -> None:
         if found is None:
             if tensor.rule in _OPTIONAL_RULES or name == HEAD:
                 continue
-            _explain_modelopt(spec, name, file)
+            _explain(spec, name, file)
             raise CheckpointError(f"{file.path} lacks tensor {name}; convert the model again")
         if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
-            _explain_modelopt(spec, name, file)
+            _explain(spec, name, file)
             raise CheckpointError(
                 f"{file.path}: {name} is {found.dtype} {list(found.shape)}, and config.json asks for "
                 f"{tensor.dtype} {list(tensor.shape)}; convert the model again"
             )
-    extra = next((name for name in file.entries if name not in planned), None)
+    known = set(planned) | {name for name in file.entries if spec.kv_cache and name.endswith(_KV_APART)}
+    extra = next((name for name in file.entries if name not in known), None)
     if extra is not None:
         raise CheckpointError(f"{file.path} has tensor {extra}, unknown to a Nemotron; convert the model again")
 
 
-def _explain_modelopt(spec: Spec, name: str, file: SafetensorsFile) -> None:
-    """Say what is wrong where it is one of the two exports of ModelOpt 0.47.0 that TensorRT-LLM does not load either."""
+def _explain(spec: Spec, name: str, file: SafetensorsFile) -> None:
+    """Say more of a tensor that is not there or not as it should be, where more is known.
+
+    Two of them are exports of ModelOpt 0.47.0 that TensorRT-LLM does not load either.
+    """
     linear, _, kind = name.rpartition(".")
+    if kind == "kv_cache_scaling_factor":
+        raise CheckpointError(
+            f"{file.path} has no {name}, and config.json says quantization.kv_cache_quant_algo {spec.kv_cache}; convert "
+            "the model again, with --kv-cache int8"
+        )
     if kind == "prequant_scaling_factor":
         raise CheckpointError(
             f"{file.path} has no {name}, and config.json says quantization.pre_quant_scale true; ModelOpt's "
             "INT4_BLOCKWISE exports are so, and TensorRT-LLM does not load them: write false there"
         )
     if spec.precision is Precision.INT8_WEIGHT_ONLY and f"{linear}.weights_scaling_factor" in file.entries:
-        raise CheckpointError(
-            f"{file.path} holds the codes of {linear} as [out, in], with weights_scaling_factor: ModelOpt's "
-            "INT8_WEIGHT_ONLY exports are so, and TensorRT-LLM does not load them; convert the model itself with "
-            f"--precision {spec.precision.value}"
-        )
+        raise CheckpointError(f"{file.path}: {_MODELOPT_INT8}")
 
 
 def _world_size(config: dict[str, Any], where: Path) -> int:
@@ -212,7 +226,8 @@ def _spec(config: dict[str, Any], where: Path, quantized: bool) -> Spec:
         raise CheckpointError(f"{where}: dtype is {dtype!r}, and one of {', '.join(DTYPES)} is needed")
     precision, group_size = _precision(config, dtype, where)
     if precision.has_eight_bit_activations and not quantized or group_size and not quantized:
-        raise CheckpointError(f"{where} says {precision.quant_algo(group_size)}, and the weights are not quantised")
+        algorithm = precision.quant_algo(group_size)
+        raise CheckpointError(f"{where}: quantization.quant_algo is {algorithm}, and the weights are not quantised")
     try:
         return Spec(
             _shape(config, where), precision, dtype, mapping.get("tp_size", 1), mapping.get("pp_size", 1),
@@ -231,10 +246,12 @@ def _check_built_in(config: dict[str, Any], where: Path) -> None:
         raise CheckpointError(f"{where}: quantization.{unknown[0]} is not known to TensorRT-LLM 1.x; remove it")
     excluded = quantization.get("exclude_modules")
     if quantization.get("quant_algo") is not None and excluded is not None:  # else nothing is quantised
-        names = excluded if isinstance(excluded, list) else []
+        names = excluded if isinstance(excluded, list) and quantization["quant_algo"] not in _OWN_EXCLUSIONS else []
         if "lm_head" not in names or not set(map(str, names)) <= set(_EXCLUDED):
-            raise CheckpointError(f"{where}: quantization.exclude_modules is {excluded!r}; only ['lm_head'] (or null) can "
-                                  "be built here")  # fmt: skip
+            if quantization["quant_algo"] == "W8A16" and "modelopt" in str(config.get("producer")):
+                raise CheckpointError(f"{where}: {_MODELOPT_INT8}")
+            raise CheckpointError(f"{where}: quantization.exclude_modules is {excluded!r}; null can be built here, "
+                                  f"and ['lm_head'] where it is not {' or '.join(_OWN_EXCLUSIONS)}")  # fmt: skip
     for block, found, rules in (
         ("", config, _BUILT_IN), ("quantization.", quantization, _BUILT_IN_QUANTIZATION),
         ("mapping.", _block(config, "mapping", where), _BUILT_IN_MAPPING),

@@ -81,7 +81,9 @@ class Spec:
             raise UsageError(f"--group-size {self.group_size} with --precision {self.precision.value}: groups are of "
                              f"{sizes}, and for int4_weight_only and int4_awq")  # fmt: skip
         if self.quantize_at_build:
-            raise UsageError("--quantize-at-build makes one scale a channel; leave --group-size out (groups fit any GPU)")
+            raise UsageError(
+                "--quantize-at-build makes one scale a channel; leave --group-size out (groups fit any GPU)"
+            )
         hidden, inner = self.shape.hidden_size, self.shape.intermediate_size
         for module, inputs in (("qkv", hidden), ("dense", hidden // self.tp), ("proj", inner // self.tp)):
             if inputs % self.group_size:

@@ -108,7 +108,9 @@ class Calculator:
         group = self._spec.group_size
         assert group is not None
         if self._spec.precision is Precision.INT4_AWQ:
-            found = [self._calibrated_codes(part, first, last, group) for part, first, last in _cut(planned, start, stop)]
+            found = [
+                self._calibrated_codes(part, first, last, group) for part, first, last in _cut(planned, start, stop)
+            ]
         else:
             wide = (self.rows(planned, *piece, wide=True) for piece in self._pieces(planned, start, stop))
             found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,13 @@ def build(
     options: CpuOptions,
     *,
     force: bool = False,
+    tokenizer: Mapping[str, bytes] | None = None,
     more_details: dict[str, Any] | None = None,
 ) -> manifest.Manifest:
     """Build the engine folder ``output`` from the checkpoint folder and return its manifest.
 
-    The weights are streamed: the memory in use is that of one matrix, whatever the model. ``more_details`` go into the
-    manifest. Raises CheckpointError for a checkpoint that cannot be used, UsageError for limits that cannot be,
+    The weights are streamed: the memory in use is that of one matrix, whatever the model. ``tokenizer``: files that
+    take the place of the checkpoint's. ``more_details`` go into the manifest. Raises CheckpointError for a checkpoint that cannot be used, UsageError for limits that cannot be,
     OutputExists, NoSpace, OutputError.
     """
     from minitron_trtllm.engine import openvino_ir
@@ -90,7 +92,10 @@ def build(
             lm_head = "int8" if options.lm_head_int8 else "as_is"
             cpu = {"execution": options.execution, "lm_head": lm_head, "overflow": options.overflow}
             folder.write_config(partial, VERSION, source, limits, cpu=cpu)
-            more = cpu | {"has_tokenizer": folder.copy_tokenizer(checkpoint, partial), "weight_bytes": weight_bytes}
+            more = cpu | {
+                "has_tokenizer": folder.copy_tokenizer(checkpoint, partial, tokenizer),
+                "weight_bytes": weight_bytes,
+            }
             return manifest.write(
                 partial, "engine", made_from, arguments={"target": TARGET} | asdict(options),
                 details=folder.details(TARGET, source, limits, **more) | (more_details or {}),

@@ -117,7 +117,8 @@ class _Way:
             "model": wanted.model.source, "revision": wanted.model.revision, "precision": wanted.precision,
             "dtype": wanted.dtype, "tp": wanted.tensor_parallel, "pp": wanted.pipeline_parallel,
             "use_parallel_embedding": wanted.use_parallel_embedding,
-            "embedding_sharding_dim": wanted.embedding_sharding_dim,
+            "embedding_sharding_dim": wanted.embedding_sharding_dim, "group_size": wanted.group_size,
+            "kv_cache": wanted.kv_cache,
         }  # fmt: skip
         return all(record.arguments.get(name) == value for name, value in asked.items()) and _model_is_the_same(record)
 

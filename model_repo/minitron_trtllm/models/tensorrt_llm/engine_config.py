@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_trtllm.cpu_execution import KV_ELEMENT_BYTES, properties
+from minitron_trtllm.cpu_execution import kv_element_bytes_of, properties
 
 BLOCK_TOKENS = 32
 """Tokens per block of the KV cache, fixed by OpenVINO's CPU plugin."""
@@ -41,7 +41,7 @@ class EngineConfig:
                 max_seq_len=limits["max_seq_len"],
                 max_num_tokens=limits["max_num_tokens"],
                 properties=properties(raw),
-                kv_bytes_per_token=elements * KV_ELEMENT_BYTES[cpu["execution"]],
+                kv_bytes_per_token=elements * kv_element_bytes_of(raw),
             )
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -43,14 +43,14 @@ from sender import sender
 from timing_error import AT_64, AT_256, Limits
 from tritonclient.grpc import service_pb2 as pb
 
-from minitron_trtllm import output
-from minitron_trtllm.client.endpoint import INFER_RPC, Endpoint
-from minitron_trtllm.load import profile as profiles
-from minitron_trtllm.load import run as runs
-from minitron_trtllm.load import schedule
-from minitron_trtllm.load.pauses import scheduling
-from minitron_trtllm.load.record import OK, Record
-from minitron_trtllm.load.wire import Wire
+from minitron import console
+from minitron_client.client.endpoint import INFER_RPC, Endpoint
+from minitron_client.bench import profile as profiles
+from minitron_client.bench import run as runs
+from minitron_client.bench import schedule
+from minitron_client.bench.pauses import scheduling
+from minitron_client.bench.record import OK, Record
+from minitron_client.bench.wire import Wire
 
 
 class Schedules(NamedTuple):
@@ -76,7 +76,7 @@ def main() -> int:
     """Run the parts, print a table, write JSON; 0 if every bar was met, 1 if not, 2 without a verdict."""
     args = _arguments()
     bars = [bar for name in args.only or _PARTS for bar in _measured(_PARTS[name], args.seconds)]
-    print(output.table([bar.row() for bar in bars], ["figure", "measured", "bar", "verdict", "conditions"]))
+    print(console.table([bar.row() for bar in bars], ["figure", "measured", "bar", "verdict", "conditions"]))
     if args.output:
         args.output.write_text(json.dumps(_document(bars), indent=1) + "\n")
     return exit_code(bars)

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from minitron_trtllm import memory, output
-from minitron_trtllm.precision import ROUNDED
+from minitron import console
+from minitron.machine import memory
+from minitron.model.precision import ROUNDED
 
 ROOT = Path(__file__).parent.parent
 PRECISIONS = tuple(kind.value for kind in ROUNDED)
@@ -47,7 +48,7 @@ def main() -> int:
     if args.build:
         rows += [_build(args, model, precision) for precision in args.precisions]
     shown = [[row["what"], *(_figure(row.get(key)) for key in _COLUMNS)] for row in rows]
-    print(output.table(shown, ["", "copy s", "s", "ratio", "without hashes", "peak memory"]))
+    print(console.table(shown, ["", "copy s", "s", "ratio", "without hashes", "peak memory"]))
     report = {
         "machine": machine(),
         "model": _describe(model),
@@ -104,7 +105,7 @@ def _build(args: argparse.Namespace, model: Path, precision: str) -> dict[str, A
     """``build --target cpu`` from a checkpoint against a copy of that checkpoint."""
     checkpoint = args.work / "bench-checkpoint"
     shutil.rmtree(checkpoint, ignore_errors=True)
-    minitron = [sys.executable, "-m", "minitron_trtllm.cli"]
+    minitron = [sys.executable, "-m", "minitron_cli"]
     _run([*minitron, "convert", str(model), "--output", str(checkpoint), "--precision", precision])
     copies, builds = [], []
     for _ in range(args.rounds):
@@ -135,7 +136,7 @@ def _measure(args: argparse.Namespace, what: str, model: Path, hashes: bool) -> 
         started = time.monotonic()
         done = _run(argv if hashes else [*argv, "--no-hashes"])
         found = {"seconds": time.monotonic() - started} | _memory(done)
-    print(f"  {found['seconds']:.1f} s, {output.human_bytes(found['peak_memory_bytes'])}", file=sys.stderr, flush=True)
+    print(f"  {found['seconds']:.1f} s, {console.human_bytes(found['peak_memory_bytes'])}", file=sys.stderr, flush=True)
     return found
 
 
@@ -166,10 +167,10 @@ def _work(args: argparse.Namespace) -> int:
         if what == "copy":
             _copy(Path(model), Path(target))
         else:
-            from minitron_trtllm.checkpoint.convert import convert
+            from minitron_build.checkpoint.convert import convert
 
             convert(model, target, precision=what)
-    output.emit_json({"peak_memory_bytes": memory.peak_bytes()})
+    console.emit_json({"peak_memory_bytes": memory.peak_bytes()})
     return 0
 
 
@@ -224,7 +225,7 @@ def _ratio(runs: list[dict[str, float]], copies: list[dict[str, float]]) -> floa
 def _figure(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" if value < 1e6 else output.human_bytes(value)
+    return f"{value:.2f}" if value < 1e6 else console.human_bytes(value)
 
 
 def _describe(model: Path) -> dict[str, Any]:

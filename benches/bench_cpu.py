@@ -33,8 +33,8 @@ from typing import Any
 import cpu_sides
 import llama_cpp_side
 
-from minitron_trtllm import output
-from minitron_trtllm.precision import ROUNDED
+from minitron import console
+from minitron.model.precision import ROUNDED
 
 ROOT = Path(__file__).parent.parent
 _PAIRS = (("server", "bare"), ("server", "llama.cpp"), ("bare", "llama.cpp"))
@@ -217,13 +217,13 @@ def _table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
             figures, memory = row[side], row["memory_bytes"][side]
             rates = [f"{figures[key]:.1f}" for key in streams]
             lines.append([name, side, f"{row['load_s'][side]:.1f}", f"{figures['ttft_s']:.2f}", *rates,
-                          output.human_bytes(memory["peak"]), output.human_bytes(memory["private"])])  # fmt: skip
+                          console.human_bytes(memory["peak"]), console.human_bytes(memory["private"])])  # fmt: skip
         for pair, kept in row["ratios"].items():
             lines.append([name, pair, "", f"{kept['ttft_s']:.2f}", *(f"{kept[key]:.3f}" for key in streams), "", ""])
         built = row["build"]
         lines.append([name, "build", f"{built['seconds']:.1f}", "", *("" for _ in streams),
-                      output.human_bytes(built["peak_memory_bytes"]), ""])  # fmt: skip
-    return output.table(lines, [*head, "peak memory", "private"])
+                      console.human_bytes(built["peak_memory_bytes"]), ""])  # fmt: skip
+    return console.table(lines, [*head, "peak memory", "private"])
 
 
 def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
@@ -275,7 +275,7 @@ def _machine(peer: bool) -> dict[str, Any]:
 
 def _minitron(*words: object) -> Any:
     """Run a command; its JSON document where it prints one."""
-    done = _run([sys.executable, "-m", "minitron_trtllm.cli", *words])
+    done = _run([sys.executable, "-m", "minitron_cli", *words])
     return json.loads(done) if "--json" in words else None
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from bars import Bar, exit_code
 
-from minitron_trtllm import output
+from minitron import console
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -94,7 +94,7 @@ def main() -> int:
                       file=sys.stderr)  # fmt: skip
     bars = _bars(ways)
     print(_table(ways))
-    print(output.table([bar.row() for bar in bars], ["figure", "measured", "bar", "verdict", "conditions"]))
+    print(console.table([bar.row() for bar in bars], ["figure", "measured", "bar", "verdict", "conditions"]))
     if args.json:
         args.json.write_text(json.dumps(_document(ways, bars), indent=1) + "\n", encoding="utf-8")
     return exit_code(bars)
@@ -128,7 +128,7 @@ def _ways(work: Path, base: str | None, stack: contextlib.ExitStack) -> dict[str
 def _command(tree: Path, *words: str | Path) -> tuple[list[str], dict[str, str]]:
     """``minitron WORDS`` of a source tree: argv and environment."""
     rooms = os.pathsep.join(str(tree / room) for room in ROOMS)
-    return [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)], os.environ | {"PYTHONPATH": rooms}
+    return [sys.executable, "-m", "minitron_cli", *map(str, words)], os.environ | {"PYTHONPATH": rooms}
 
 
 @contextlib.contextmanager
@@ -202,7 +202,7 @@ def _bars(ways: dict[str, Way]) -> list[Bar]:
 
 def _table(ways: dict[str, Way]) -> str:
     head = ["way", "tokens/s", "server CPU us/token", "client CPU us/token", "TTFT p50 ms", "p99"]
-    return output.table(
+    return console.table(
         [
             [name, f"{way.median('tokens_per_s'):,.0f}", f"{way.median('cpu_us_per_token'):,.0f}",
              f"{way.median('client_cpu_us_per_token'):,.0f}", f"{way.ttft_ms(0.5):.1f}", f"{way.ttft_ms(0.99):.1f}"]

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_trtllm import output
+from minitron import console
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "models")]
@@ -48,8 +48,8 @@ def main() -> int:
         _write(path, shape)
     rows = [_row(path, args, precision) for precision in args.precisions]
     shown = [[row["precision"], *(f"{row[key]:.2f}" for key in ("copy_s", "s", "ratio")), _all(row["ratios"]),
-              output.human_bytes(row["peak_memory_bytes"])] for row in rows]  # fmt: skip
-    print(output.table(shown, ["", "copy s", "s", "ratio", "ratios of the rounds", "peak memory"]))
+              console.human_bytes(row["peak_memory_bytes"])] for row in rows]  # fmt: skip
+    print(console.table(shown, ["", "copy s", "s", "ratio", "ratios of the rounds", "peak memory"]))
     report = {"machine": bench_convert.machine(), "gguf_bytes": path.stat().st_size, "rows": rows}
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {args.json}")
@@ -131,7 +131,7 @@ def _tensors(shape: Any, pools: dict[int, bytes]) -> Iterator[gguf_files.Tensor]
 def _convert(path: Path, work: Path, precision: str) -> dict[str, Any]:
     target = work / "bench-gguf-output"
     shutil.rmtree(target, ignore_errors=True)
-    argv = [sys.executable, "-m", "minitron_trtllm.cli", "convert", str(path), "--precision", precision,
+    argv = [sys.executable, "-m", "minitron_cli", "convert", str(path), "--precision", precision,
             "--output", str(target), "--json"]  # fmt: skip
     started = time.monotonic()
     found: dict[str, Any] = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)

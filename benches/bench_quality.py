@@ -35,8 +35,8 @@ def main() -> int:
     args = _arguments()
     if args.make_gguf:
         return _make_gguf(args.model, *args.make_gguf)
-    from minitron_trtllm.commands.quality import table
-    from minitron_trtllm.quality.compare import compare
+    from minitron_cli.commands.quality import table
+    from minitron_build.evaluate.compare import compare
 
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
@@ -70,7 +70,7 @@ def _held_out(work: Path) -> Path:
 
 def _made(args: argparse.Namespace) -> list[str]:
     """Checkpoints, engines and GGUF files, by their paths."""
-    minitron = [sys.executable, "-m", "minitron_trtllm.cli"]
+    minitron = [sys.executable, "-m", "minitron_cli"]
     made = []
     for precision in PRECISIONS:
         made.append(str(args.work / precision))

@@ -145,9 +145,9 @@ def main() -> int:
     """The child of ``bare``: the pipeline exactly as the CPU engine opens it, and the plainest loop around it."""
     from tokenizers import Tokenizer
 
-    from minitron_trtllm.models.tensorrt_llm import pipeline
-    from minitron_trtllm.models.tensorrt_llm.engine_config import EngineConfig
-    from minitron_trtllm.models.tensorrt_llm.generation_request import Request
+    from minitron_triton.models.tensorrt_llm import pipeline
+    from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
+    from minitron_triton.models.tensorrt_llm.generation_request import Request
 
     began = time.perf_counter()
     engine = EngineConfig.read(Path(sys.argv[1]))
@@ -164,7 +164,7 @@ def main() -> int:
 
 
 def _generate(opened: Any, requests: list[Any], number: int) -> dict[str, Any]:
-    from minitron_trtllm.models.tensorrt_llm import pipeline
+    from minitron_triton.models.tensorrt_llm import pipeline
 
     began = time.perf_counter()
     handles = [

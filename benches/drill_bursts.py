@@ -24,7 +24,7 @@ from leaving_clients import TOKENS, Known, answer
 from minitron_serve import minitron_serve
 from small_repository import small_repository
 
-from minitron_trtllm import output
+from minitron import console
 
 _HELD_S = 0.25
 _TOKENS = 16
@@ -48,7 +48,7 @@ def main() -> int:
         f"first token of {len(firsts)} streams: median {statistics.median(firsts) * 1e3:.1f} ms, "
         f"latest {max(firsts) * 1e3:.1f} ms; behind the first of its burst: latest {max(late) * 1e3:.1f} ms"
     )
-    print(output.table([bar.row() for bar in bars], ["", "measured", "must be", "verdict", "conditions"]))
+    print(console.table([bar.row() for bar in bars], ["", "measured", "must be", "verdict", "conditions"]))
     if args.json:
         report = {"schema": 1, "first_token_s": bursts, "bars": [{**vars(bar), "met": bar.met} for bar in bars]}
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

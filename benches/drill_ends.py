@@ -26,7 +26,7 @@ from minitron_serve import minitron_serve
 from server_watch import End, Watched, end_of
 from small_repository import small_repository
 
-from minitron_trtllm import output
+from minitron import console
 
 _STREAMS = 64
 _LOAD_S = 4.0
@@ -57,7 +57,7 @@ def main() -> int:
             if server.log.exists():
                 print(f"  {(work / 'server.log').read_text(encoding='utf-8').strip().splitlines()[-1]}", flush=True)
     bars = [bar for kind, found in ends.items() if found for bar in _bars(kind, found)]
-    print(output.table([bar.row() for bar in bars], ["", "measured", "must be", "verdict", "conditions"]))
+    print(console.table([bar.row() for bar in bars], ["", "measured", "must be", "verdict", "conditions"]))
     if args.json:
         document = {kind: [end.document() for end in found] for kind, found in ends.items()}
         report = {"schema": 1, "ends": document, "bars": [{**vars(bar), "met": bar.met} for bar in bars]}

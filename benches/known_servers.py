@@ -14,8 +14,8 @@ from pathlib import Path
 
 from minitron_serve import minitron_serve
 
-from minitron_trtllm import manifest
-from minitron_trtllm.client.endpoint import Endpoint
+from minitron.artifacts import manifest
+from minitron_client.client.endpoint import Endpoint
 
 _HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ from typing import Any
 @contextmanager
 def minitron_serve(repository: Path, work: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """The process and its state document (``urls``) once the server is ready; its state and log go into ``work``."""
-    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", repository, "--json", "--state", work / "state"]
+    words = [sys.executable, "-m", "minitron_cli", "serve", repository, "--json", "--state", work / "state"]
     words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     log_file = work / "server.log"
     with log_file.open("w", encoding="utf-8") as log:

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from minitron_trtllm.prometheus import Metrics
-from minitron_trtllm.server import leftovers
+from minitron.prometheus import Metrics
+from minitron_triton.server import leftovers
 
 _CRASHED = b"Signal ("  # what tritonserver writes first when a signal ends it; it may then hang instead of ending
 _ACTIVE = ("nv_trt_llm_request_metrics", {"request_type": "active"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minitron_trtllm import children
+from minitron import children
 
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "small-minitron"
 

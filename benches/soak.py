@@ -36,7 +36,7 @@ from minitron_serve import minitron_serve
 from server_watch import Footprint, Growth, Watched, end_of, growths
 from small_repository import SMALL_MODEL, small_repository
 
-from minitron_trtllm import output
+from minitron import console
 
 _STREAMS = (8, 64)
 _PROMPTS = 24
@@ -63,7 +63,7 @@ def main() -> int:
             args.log.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(soak.server.log, args.log)
             print(f"the server's log: {args.log}", file=sys.stderr)
-    print(output.table([bar.row() for bar in soak.bars], ["", "measured", "must be", "verdict", "conditions"]))
+    print(console.table([bar.row() for bar in soak.bars], ["", "measured", "must be", "verdict", "conditions"]))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return exit_code(soak.bars)

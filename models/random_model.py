@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tokenizer_files
-from minitron_trtllm.errors import MinitronError
-from minitron_trtllm.files import new_folder
-from minitron_trtllm.shape import ModelShape, from_config
+from minitron.errors import MinitronError
+from minitron.files import new_folder
+from minitron.model.shape import ModelShape, from_config
 
 SMALL_MINITRON = Path(__file__).parent / "small-minitron"
 

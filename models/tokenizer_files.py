@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minitron_trtllm.errors import UsageError
+from minitron.errors import UsageError
 
 #: Ids 0 to 3 in the order of NemotronConfig's defaults: bos_token_id 2, eos_token_id 3.
 SPECIAL_TOKENS = ("<unk>", "<pad>", "<s>", "</s>")

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import random_model
-from minitron_trtllm.precision import Precision
-from minitron_trtllm.shape import ModelShape
+from minitron.model.precision import Precision
+from minitron.model.shape import ModelShape
 
 FOLDER = Path(__file__).parent / "data" / "answers"
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "small-minitron"

@@ -63,7 +63,7 @@ def outside_make(monkeypatch: pytest.MonkeyPatch) -> None:
 def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
+        [sys.executable, "-m", "minitron_cli", *map(str, words)],
         capture_output=True, text=True, timeout=timeout, check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)},
     )  # fmt: skip
@@ -74,12 +74,12 @@ def minitron(*words: str | Path, check: bool = True, timeout: float = 300) -> su
 
 def minitron_here(*words: str | Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of ``minitron`` run in this process: much faster."""
-    from minitron_trtllm import cli
+    from minitron_cli import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.main([str(word) for word in words])
+            code = main.main([str(word) for word in words])
         except SystemExit as end:
             code = int(str(end.code))
     return code, out.getvalue(), err.getvalue()

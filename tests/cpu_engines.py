@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from answers import Answers, dtype_of, make_model
-from minitron_trtllm import shape
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.engine import openvino as cpu
-from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
-from minitron_trtllm.models.tensorrt_llm.engine_config import BLOCK_TOKENS
-from minitron_trtllm.models.tensorrt_llm.generation import Chunk
-from minitron_trtllm.models.tensorrt_llm.generation_request import Request
-from minitron_trtllm.precision import Precision
+from minitron.model import shape
+from minitron_build.checkpoint.convert import convert
+from minitron_build.engines.openvino import write as cpu
+from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
+from minitron_triton.models.tensorrt_llm.engine_config import BLOCK_TOKENS
+from minitron_triton.models.tensorrt_llm.generation import Chunk
+from minitron_triton.models.tensorrt_llm.generation_request import Request
+from minitron.model.precision import Precision
 from nemotron_reference import checkpoint_weights, logits
 
 MODELS = ("small", "other")
@@ -117,7 +117,7 @@ def greedy(ids: list[int], count: int, change: Callable[[Any, list[int]], None])
 
 def rows_of_logits(engine_folder: Path, answers: Answers, precision: Precision) -> NDArray[np.float32]:
     """Logits of an engine at the answers' places, by OpenVINO itself (not the pipeline): the model as a plain one."""
-    from minitron_trtllm.engine.openvino_import import ov
+    from minitron_build.engines.openvino.importing import ov
 
     xml = engine_folder / "openvino" / "openvino_model.xml"
     compiled = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})

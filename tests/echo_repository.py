@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minitron_trtllm import manifest
+from minitron.artifacts import manifest
 
 CONFIG = """\
 name: "echo"

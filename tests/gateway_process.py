@@ -26,7 +26,7 @@ class Gateway:
         words = ["gateway", "--listen", "127.0.0.1:0", "--json", "--wait", "60", *flags]
         self._log = log.open("w") if log else subprocess.PIPE
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
+            [sys.executable, "-m", "minitron_cli", *map(str, words)],
             stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ | {"PYTHONPATH": rooms},
         )  # fmt: skip
         assert self.process.stdout is not None

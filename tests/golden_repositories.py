@@ -19,10 +19,10 @@ if __name__ == "__main__":
 
 import hand_made  # noqa: E402
 from conftest import SMALL_MODEL  # noqa: E402
-from minitron_trtllm import recipe  # noqa: E402
-from minitron_trtllm.repository import llmapi  # noqa: E402
-from minitron_trtllm.repository.options import from_recipe  # noqa: E402
-from minitron_trtllm.repository.render import render  # noqa: E402
+from minitron import recipe  # noqa: E402
+from minitron_triton.repository import llmapi  # noqa: E402
+from minitron_triton.repository.options import from_recipe  # noqa: E402
+from minitron_triton.repository.render import render  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden_repositories"
 REVIEWED = ("config.pbtxt", "model.yaml", "docker-compose.yaml")

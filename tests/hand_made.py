@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizer_files
-from minitron_trtllm import manifest
-from minitron_trtllm.repository.options import RepositoryOptions
-from minitron_trtllm.repository.render import render
+from minitron.artifacts import manifest
+from minitron_triton.repository.options import RepositoryOptions
+from minitron_triton.repository.render import render
 
 WORDS = ("▁the", "▁quick", "▁brown", "▁fox", "▁jumps", "▁stop", "ped", "▁here", "and", "▁now", "é", "日")
 

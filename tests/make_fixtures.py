@@ -27,9 +27,9 @@ from tokenizers import Tokenizer
 
 import answers
 import random_model
-from minitron_trtllm import shape as model_shape
-from minitron_trtllm.precision import ROUNDED, Precision
-from minitron_trtllm.shape import ModelShape
+from minitron.model import shape as model_shape
+from minitron.model.precision import ROUNDED, Precision
+from minitron.model.shape import ModelShape
 from nemotron_reference import rounded_weights, source_weights
 
 MARGIN = 1e-3

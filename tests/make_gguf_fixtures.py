@@ -27,7 +27,7 @@ import llama_cpp
 import random_model
 from answers import SMALL_MODEL, Answers
 from make_fixtures import greedy, transformers_model
-from minitron_trtllm import shape
+from minitron.model import shape
 from nemotron_reference import source_weights
 
 FOLDER = Path(__file__).parent / "data" / "gguf"

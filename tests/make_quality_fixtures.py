@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from answers import SMALL_MODEL, sha256_of_weights
 from make_fixtures import transformers_model
-from minitron_trtllm import shape
-from minitron_trtllm.precision import Precision
+from minitron.model import shape
+from minitron.model.precision import Precision
 from nemotron_reference import rounded_weights, source_weights
 
 DATA = Path(__file__).parent / "data"

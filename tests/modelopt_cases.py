@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import random_model
-from minitron_trtllm.shape import ModelShape
+from minitron.model.shape import ModelShape
 
 SHAPE = ModelShape(
     vocab_size=128, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2,

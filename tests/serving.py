@@ -27,7 +27,7 @@ def server(repository: Path, *flags: str) -> Iterator[dict[str, Any]]:
     State and log lie in a folder of this server's own: others serve the same repository, and stop what is theirs.
     """
     own = Path(tempfile.mkdtemp(prefix=f"{repository.name}-", dir=repository.parent))
-    words = [sys.executable, "-m", "minitron_trtllm.cli", "serve", str(repository), "--json"]
+    words = [sys.executable, "-m", "minitron_cli", "serve", str(repository), "--json"]
     words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     words += ["--state", str(own / "state"), *flags]
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import ROOMS, ROOT
-from minitron_trtllm.client import Client
+from minitron_client.client import Client
 
 FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
@@ -30,7 +30,7 @@ class Supervisor:
         words = ["serve", repository, *FREE, "--state", state, "--json", *flags]
         rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
         self.process = subprocess.Popen(
-            [python or sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)],
+            [python or sys.executable, "-m", "minitron_cli", *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": rooms} | environment,
         )  # fmt: skip

@@ -23,25 +23,27 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from minitron_trtllm import compat, gpus_here, manifest, recipe
-from minitron_trtllm.acceptance import speed
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
-from minitron_trtllm.acceptance.work import finite
-from minitron_trtllm.activations import Activations
-from minitron_trtllm.audit.judging import judge_all
-from minitron_trtllm.audit.runtime_log import RuntimeLog
-from minitron_trtllm.conformance.subject import TENSORRT, Answer, Limits, Subject
-from minitron_trtllm.conformance.suite import run
-from minitron_trtllm.engine import tensorrt_flags
-from minitron_trtllm.errors import MinitronError, UsageError
-from minitron_trtllm.gpus_here import GpuHere
-from minitron_trtllm.plan.engine_plan import plan
-from minitron_trtllm.plan.model import look_up
-from minitron_trtllm.server import container
-from minitron_trtllm.server.launch import Options, Ports, Served
-from minitron_trtllm.text.errors import RequestError
-from minitron_trtllm.text.prompts import PromptMaker
-from minitron_trtllm.text.request import TextRequest
+from minitron import recipe
+from minitron.artifacts import manifest
+from minitron.machine import compat, gpus_here
+from minitron_cli.accept import speed
+from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron_cli.accept.work import finite
+from minitron.model.activations import Activations
+from minitron_triton.audit.judging import judge_all
+from minitron_triton.audit.runtime_log import RuntimeLog
+from minitron_client.conformance.subject import TENSORRT, Answer, Limits, Subject
+from minitron_client.conformance.suite import run
+from minitron_build.engines.tensorrt import flags
+from minitron.errors import MinitronError, UsageError
+from minitron.machine.gpus_here import GpuHere
+from minitron_build.plan.engine_plan import plan
+from minitron_build.plan.model import look_up
+from minitron_triton.server import container
+from minitron_triton.server.launch import Options, Ports, Served
+from minitron.text.errors import RequestError
+from minitron.text.prompts import PromptMaker
+from minitron.text.request import TextRequest
 from test_model_repo_audit import running
 
 BUILT = Limits(max_batch_size=32, max_input_len=1024, max_seq_len=2048, vocab_size=256_000, max_num_tokens=8192)
@@ -277,7 +279,7 @@ def test_remedies_name_what_users_reported() -> None:
     for line in ("behaviour.log_probs", "words.same"):
         assert all(issue in remedy(line) for issue in ("#2255", "#2217", "use_paged_context_fmha: disable"))
     wanted = recipe.load("a100-bfloat16", {}, {"trtllm_build": {"use_paged_context_fmha": "disable"}}).recipe
-    chosen = tensorrt_flags.arguments(
+    chosen = flags.arguments(
         plan(wanted, look_up(wanted.model)), "c", "e", output_timing_cache="t", more=wanted.trtllm_build
     )
     assert chosen["use_paged_context_fmha"] == "disable"

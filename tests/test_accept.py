@@ -24,10 +24,11 @@ from unittest import mock
 import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL
-from minitron_trtllm import children, cli
-from minitron_trtllm.acceptance import hour
-from minitron_trtllm.acceptance.lines import catalogue
-from minitron_trtllm.conformance import suite
+from minitron import children
+from minitron_cli import main
+from minitron_cli.accept import hour
+from minitron.acceptance import catalogue
+from minitron_client.conformance import suite
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -54,7 +55,7 @@ def called(
         contextlib.redirect_stderr(stderr or said),
     ):
         try:
-            code = cli.main([str(word) for word in words])
+            code = main.main([str(word) for word in words])
         except SystemExit as usage:
             code = int(usage.code or 0)
     return subprocess.CompletedProcess(words, code, out.getvalue(), said.getvalue())
@@ -123,7 +124,7 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> OnCpu:
     ends = (("checkpoint", signal.SIGINT), ("serve", signal.SIGTERM), ("tokens", signal.SIGKILL))
     for step, number in ends:
         process = subprocess.Popen(
-            [sys.executable, "-m", "minitron_trtllm.cli", *words], env=environment, start_new_session=True,
+            [sys.executable, "-m", "minitron_cli", *words], env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_for_step(made.output, step, process)

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 
 import nemotron_reference
 from conftest import SMALL_MODEL, minitron_here
-from minitron_trtllm import activations, shape
-from minitron_trtllm.activations import FC_MAX, Activations
-from minitron_trtllm.quality.compare import compare
+from minitron.model import activations, shape
+from minitron.model.activations import FC_MAX, Activations
+from minitron_build.evaluate.compare import compare
 
 LOUD, FACTOR, TOKENS = 1, 64, 200
 #: 255.875 is a float16 whose square is one; the next float16, 256, squares to infinity.

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from conftest import minitron
-from minitron_trtllm import cache, manifest, recipe
-from minitron_trtllm.cache import EngineKey
-from minitron_trtllm.errors import OutputExists
-from minitron_trtllm.plan import engine_plan, model
-from minitron_trtllm.version import VERSION
+from minitron import recipe
+from minitron.artifacts import manifest
+from minitron_build.engines import cache
+from minitron_build.engines.cache import EngineKey
+from minitron.errors import OutputExists
+from minitron_build.plan import engine_plan, model
+from minitron.version import VERSION
 
 WANTED = recipe.load("a100-int8", {}).recipe
 PLAN = engine_plan.plan(WANTED, model.look_up(WANTED.model)).identity()

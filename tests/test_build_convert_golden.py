@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import DATA
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.checkpoint.read import Checkpoint
-from minitron_trtllm.errors import UsageError
+from minitron_build.checkpoint.convert import convert
+from minitron_build.checkpoint.read import Checkpoint
+from minitron.errors import UsageError
 
 GOLDEN = DATA / "golden" / "trtllm_checkpoint"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -106,7 +106,7 @@ def test_where_tensors_are_cut_into_pieces_does_not_show(
 ) -> None:
     """The golden models are smaller than a piece; a full-size one has thousands."""
     whole = _convert(VARIANTS[name]["args"], tmp_path / "whole")
-    monkeypatch.setattr("minitron_trtllm.checkpoint.values._PIECE_ELEMENTS", 1000)
-    monkeypatch.setattr("minitron_trtllm.checkpoint.write._BLOCK_ELEMENTS", 5000)
+    monkeypatch.setattr("minitron_build.checkpoint.values._PIECE_ELEMENTS", 1000)
+    monkeypatch.setattr("minitron_build.checkpoint.write._BLOCK_ELEMENTS", 5000)
     cut = _convert(VARIANTS[name]["args"], tmp_path / "cut")
     assert (cut / "rank0.safetensors").read_bytes() == (whole / "rank0.safetensors").read_bytes()

@@ -25,12 +25,12 @@ from safetensors.numpy import load_file, save_file
 
 import random_model
 from conftest import DATA, ROOT, minitron
-from minitron_trtllm import cli
-from minitron_trtllm.checkpoint import convert as converting
-from minitron_trtllm.checkpoint import write
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.checkpoint.read import Checkpoint
-from minitron_trtllm.errors import CheckpointError, ModelError, NoSpace, UsageError
+from minitron_cli import main
+from minitron_build.checkpoint import convert as converting
+from minitron_build.checkpoint import write
+from minitron_build.checkpoint.convert import convert
+from minitron_build.checkpoint.read import Checkpoint
+from minitron.errors import CheckpointError, ModelError, NoSpace, UsageError
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -57,7 +57,7 @@ def _refused(model: Path, *arguments: str, code: int = 3) -> str:
     """The one line that a refusal prints; nothing may be left of the output. In this process, for speed."""
     before, errors, printed = set(model.parent.iterdir()), io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(printed):
-        found = cli.main(["convert", str(model), "--output", str(model.parent / "out"), *arguments])
+        found = main.main(["convert", str(model), "--output", str(model.parent / "out"), *arguments])
     assert (found, printed.getvalue()) == (code, ""), errors.getvalue()
     assert set(model.parent.iterdir()) == before
     lines = errors.getvalue().strip().splitlines()
@@ -124,7 +124,7 @@ def test_kill_at_any_moment_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     """The final name appears with everything behind it or not at all, and the next run cleans up."""
     shape = random_model.SHAPES["tiny"]
     random_model.write_random_model(tmp_path / "model", shape, tokenizer=False)
-    argv = [sys.executable, "-m", "minitron_trtllm.cli", "convert", str(tmp_path / "model"), "--output"]
+    argv = [sys.executable, "-m", "minitron_cli", "convert", str(tmp_path / "model"), "--output"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [ROOT / "core", ROOT / "build"]))}
     started = time.monotonic()
     subprocess.run([*argv, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
@@ -154,7 +154,7 @@ def test_a_kill_while_blocks_are_written_leaves_only_a_hidden_folder(tmp_path: P
     """Stopped for certain in the middle of the rank's file, not by chance."""
     script = (
         "import os, sys\n"
-        "from minitron_trtllm.checkpoint import convert, write\n"
+        "from minitron_build.checkpoint import convert, write\n"
         "plain = write._bytes\n"
         "left = [9]\n"
         "def bytes_(array):\n"

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 
 import gguf_files
 from conftest import DATA, SMALL_MODEL, minitron
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source.gguf import GgufModel
+from minitron_build.checkpoint.convert import convert
+from minitron.errors import ModelError
+from minitron_build.sources.gguf import GgufModel
 
 RUNS = json.loads((DATA / "gguf" / "runs.json").read_text(encoding="utf-8"))
 TINY = json.loads((DATA / "gguf" / "tiny.json").read_text(encoding="utf-8"))
@@ -236,11 +236,11 @@ def test_split_files_must_be_whole_and_begun_at_the_first(
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_tokens_agree_with_llama_cpps_under_the_same_prefix(kind: str, tmp_path: Path) -> None:
     """llama.cpp quantises activations to 8 bits too, so that close calls may go either way; others may not."""
-    from minitron_trtllm.engine import openvino
-    from minitron_trtllm.quality.running import RunningEngine
+    from minitron_build.engines.openvino import write
+    from minitron_build.evaluate.running import RunningEngine
 
     convert(DATA / "gguf" / f"tiny-{kind}.gguf", tmp_path / "c")
-    openvino.build(tmp_path / "c", tmp_path / "e", openvino.CpuOptions())
+    write.build(tmp_path / "c", tmp_path / "e", write.CpuOptions())
     engine = RunningEngine(tmp_path / "e")
     same = []
     for prompt, best, gaps in zip(TINY["prompts"], TINY["best"][kind], TINY["gaps"][kind], strict=True):

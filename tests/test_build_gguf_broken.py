@@ -12,9 +12,9 @@ import pytest
 
 import gguf_files
 from conftest import DATA, SMALL_MODEL
-from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source.gguf import GgufModel
-from minitron_trtllm.source.gguf_file import GgufFile
+from minitron.errors import ModelError
+from minitron_build.sources.gguf import GgufModel
+from minitron_build.sources.gguf_file import GgufFile
 
 VARIANTS = 2000
 LYING_NUMBERS = (0, 1, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)

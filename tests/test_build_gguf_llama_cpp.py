@@ -107,12 +107,12 @@ def write_dequantised(quantised: Path, output: Path) -> None:
 
 def best_of_our_engine(model: Path, windows: list[list[int]], folder: Path) -> NDArray[np.int64]:
     """The best id after each id of the windows, by the way that a user goes: convert, build, run exactly."""
-    from minitron_trtllm.checkpoint.convert import convert
-    from minitron_trtllm.engine import openvino
-    from minitron_trtllm.quality.running import RunningEngine
+    from minitron_build.checkpoint.convert import convert
+    from minitron_build.engines.openvino import write
+    from minitron_build.evaluate.running import RunningEngine
 
     convert(model, folder / "checkpoint")
-    openvino.build(folder / "checkpoint", folder / "engine", openvino.CpuOptions())
+    write.build(folder / "checkpoint", folder / "engine", write.CpuOptions())
     engine = RunningEngine(folder / "engine")
     rows = [rows for window in windows for rows, _ in engine.predictions(np.array([*window, 0]))]
     best: NDArray[np.int64] = np.concatenate(rows).argmax(axis=-1)

@@ -14,10 +14,10 @@ import pytest
 
 import gguf_files
 from conftest import DATA, SMALL_MODEL, minitron
-from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source import gguf_types
-from minitron_trtllm.source.gguf import GgufModel
-from minitron_trtllm.source.gguf_file import GgufFile
+from minitron.errors import ModelError
+from minitron_build.sources import gguf_types
+from minitron_build.sources.gguf import GgufModel
+from minitron_build.sources.gguf_file import GgufFile
 
 Kind: Any = gguf.GGMLQuantizationType
 SHAPE = (96, 4096)  # more than is dequantised in one go

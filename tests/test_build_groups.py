@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import modelopt_cases as cases
-from minitron_trtllm.calibration import feedback
-from minitron_trtllm.checkpoint import groups
-from minitron_trtllm.checkpoint.plan import plan_rank
-from minitron_trtllm.checkpoint.spec import Spec
-from minitron_trtllm.checkpoint.values import Calculator
-from minitron_trtllm.checkpoint.write import blocks
-from minitron_trtllm.precision import Precision
-from minitron_trtllm.source.opening import open_model
+from minitron_build.calibration import feedback
+from minitron_build.checkpoint import groups
+from minitron_build.checkpoint.plan import plan_rank
+from minitron_build.checkpoint.spec import Spec
+from minitron_build.checkpoint.values import Calculator
+from minitron_build.checkpoint.write import blocks
+from minitron.model.precision import Precision
+from minitron_build.sources.opening import open_model
 
 DATA = Path(__file__).parent / "data" / "modelopt"
 INDEX = json.loads((DATA / "index.json").read_text(encoding="utf-8"))
@@ -42,8 +42,8 @@ class _GivenFactors:
         return np.asarray(self._factors[tensor])
 
     def _turned(self, tensor: str) -> NDArray[np.float32]:
-        from minitron_trtllm.calibration.search import divided
-        from minitron_trtllm.checkpoint.values import DTYPES
+        from minitron_build.calibration.search import divided
+        from minitron_build.checkpoint.values import DTYPES
 
         return divided(self._weights[tensor], self.factors(tensor), DTYPES["bfloat16"])
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from conftest import DATA
-from minitron_trtllm.checkpoint import layout
-from minitron_trtllm.checkpoint.read import Checkpoint
+from minitron_build.checkpoint import layout
+from minitron_build.checkpoint.read import Checkpoint
 
 GOLDEN = DATA / "golden" / "trtllm_checkpoint" / "a"
 QKV = "transformer.layers.0.attention.qkv"

@@ -18,12 +18,13 @@ import cpu_engines
 import random_model
 from answers import Answers
 from conftest import ROOMS, ROOT, minitron
-from minitron_trtllm import manifest, shape
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.engine import openvino as cpu
-from minitron_trtllm.engine import openvino_ir
-from minitron_trtllm.errors import CheckpointError, InputError, OutputExists, UsageError
-from minitron_trtllm.precision import ROUNDED, Precision
+from minitron.artifacts import manifest
+from minitron.model import shape
+from minitron_build.checkpoint.convert import convert
+from minitron_build.engines.openvino import write as cpu
+from minitron_build.engines.openvino import ir
+from minitron.errors import CheckpointError, InputError, OutputExists, UsageError
+from minitron.model.precision import ROUNDED, Precision
 from nemotron_reference import MUTATIONS, source_weights
 
 LOGIT_ERROR = 1e-3
@@ -212,12 +213,12 @@ sys.addaudithook(lambda event, args: seen.append(event) if event in network else
 """
 BUILD = """
 from pathlib import Path
-from minitron_trtllm.engine import openvino as cpu
+from minitron_build.engines import openvino as cpu
 cpu.build(Path({checkpoint!r}), Path({output!r}), cpu.CpuOptions())
 """
 GENERATE = """
-from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
-from minitron_trtllm.models.tensorrt_llm.generation_request import Request
+from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
+from minitron_triton.models.tensorrt_llm.generation_request import Request
 engine = Engine.load({engine!r}, kv_cache_tokens=256)
 assert sum(len(chunk.token_ids) for chunk in engine.generate(Request([5, 6], 4))) == 4
 engine.close()

@@ -15,11 +15,11 @@ from tokenizers.models import WordLevel
 
 import modelopt_cases as cases
 from conftest import SMALL_MODEL, minitron_here
-from minitron_trtllm.checkpoint.read import Checkpoint
-from minitron_trtllm.checkpoint.write import header
-from minitron_trtllm.engine import openvino as cpu
-from minitron_trtllm.errors import CheckpointError
-from minitron_trtllm.precision import Precision
+from minitron_build.checkpoint.read import Checkpoint
+from minitron_build.checkpoint.write import header
+from minitron_build.engines.openvino import write as cpu
+from minitron.errors import CheckpointError
+from minitron.model.precision import Precision
 
 DATA = Path(__file__).parent / "data" / "modelopt"
 INDEX = json.loads((DATA / "index.json").read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def test_an_export_is_read(
 
 
 def _logits(folder: Path, engine: Path) -> Any:
-    from minitron_trtllm.engine.openvino_import import ov
+    from minitron_build.engines.openvino.importing import ov
 
     cpu.build(folder, engine, cpu.CpuOptions())
     xml = engine / "openvino" / "openvino_model.xml"

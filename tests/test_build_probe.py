@@ -19,12 +19,12 @@ import pytest
 from safetensors import safe_open
 
 from conftest import DATA, ROOT, SMALL_MODEL, minitron
-from minitron_trtllm import compat
-from minitron_trtllm.acceptance.lines import FAIL, PASS
-from minitron_trtllm.engine.tensorrt_flags import flags
-from minitron_trtllm.probe import inside, tool
-from minitron_trtllm.probe.checkpoint import config_problems
-from minitron_trtllm.probe.tool import HelpEntry, read_help
+from minitron.machine import compat
+from minitron.acceptance import FAIL, PASS
+from minitron_build.engines.tensorrt.flags import flags
+from minitron_build.probe import inside, tool
+from minitron_build.probe.checkpoint import config_problems
+from minitron_build.probe.tool import HelpEntry, read_help
 
 GOLDEN = DATA / "golden" / "trtllm_checkpoint" / "a"
 IMAGE = ROOT / "tests" / "doubles" / "image"

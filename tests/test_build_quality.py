@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from conftest import DATA, SMALL_MODEL, minitron
-from minitron_trtllm.errors import EngineError, InputError, UsageError, VerdictError
-from minitron_trtllm.quality.compare import compare
-from minitron_trtllm.quality.measures import Window, figures, log_probabilities
+from minitron.errors import EngineError, InputError, UsageError, VerdictError
+from minitron_build.evaluate.compare import compare
+from minitron_build.evaluate.measures import Window, figures, log_probabilities
 
 TRANSFORMERS = json.loads((DATA / "quality" / "transformers.json").read_text(encoding="utf-8"))
 

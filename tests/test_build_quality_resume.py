@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL
-from minitron_trtllm.errors import InputError, OutputError, UsageError
-from minitron_trtllm.quality.compare import compare
+from minitron.errors import InputError, OutputError, UsageError
+from minitron_build.evaluate.compare import compare
 
 CONTEXT, TOKENS, WINDOWS = 64, 3000, 47
 Lines = list[dict[str, Any]]
@@ -33,7 +33,7 @@ class Running:
     def __init__(self, *words: str | Path) -> None:
         paths = os.pathsep.join(str(ROOT / room) for room in ROOMS)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "minitron_trtllm.cli", "quality", *map(str, words)], text=True,
+            [sys.executable, "-m", "minitron_cli", "quality", *map(str, words)], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
         )  # fmt: skip
 

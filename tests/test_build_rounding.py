@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from minitron_trtllm.checkpoint.rounding import rounded
+from minitron_build.checkpoint.rounding import rounded
 
 HALVES: npt.NDArray[np.float32] = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
 

@@ -40,7 +40,7 @@ def _convert(server: HubServer | str, tmp_path: Path, *more: str) -> subprocess.
     url = server if isinstance(server, str) else server.url
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return subprocess.run(
-        [sys.executable, "-m", "minitron_trtllm.cli", "convert", MODEL, "--output", str(tmp_path / "out"), *more],
+        [sys.executable, "-m", "minitron_cli", "convert", MODEL, "--output", str(tmp_path / "out"), *more],
         capture_output=True, text=True, check=False, timeout=120,
         env=environment | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"},
     )  # fmt: skip

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
 from conftest import DATA
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.errors import InputError, MinitronError, ModelError
-from minitron_trtllm.source.safetensors import SafetensorsFile
+from minitron_build.checkpoint.convert import convert
+from minitron.errors import InputError, MinitronError, ModelError
+from minitron_build.sources.safetensors import SafetensorsFile
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 CONFIG: dict[str, Any] = json.loads((HF / "config.json").read_text())

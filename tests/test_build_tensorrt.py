@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
-from minitron_trtllm import cli, manifest
-from minitron_trtllm.engine import tensorrt
-from minitron_trtllm.errors import MinitronError, NotEnoughMemory, OutputExists, ToolError, UsageError
+from minitron.artifacts import manifest
+from minitron_cli import main
+from minitron_build.engines.tensorrt import build
+from minitron.errors import MinitronError, NotEnoughMemory, OutputExists, ToolError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -36,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line in this process: exit code, stdout, stderr."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in words])
+        code = main.main([str(word) for word in words])
         caught = capsys.readouterr()
         return code, caught.out, caught.err
 
@@ -211,7 +212,7 @@ def test_interrupting_ends_the_child_and_leaves_nothing(
         "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS),
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "minitron_cli", *words], env=environment, stderr=subprocess.PIPE, text=True
     ) as child:
         try:
             wait_for(lambda: pid_file.exists() and pid_file.read_text() != "")
@@ -348,12 +349,12 @@ def test_a_gpu_of_another_kind_is_refused(small_checkpoint: Any, doubles: Path, 
 
 
 def test_the_version_comes_from_the_python_that_runs_trtllm_build(doubles: Path) -> None:
-    assert tensorrt.installed_version() is None  # the double's is a shell script
+    assert build.installed_version() is None  # the double's is a shell script
     fake = doubles / "python"
     fake.write_text("#!/bin/sh\necho 1.2.0\n")
     fake.chmod(0o755)
     (doubles / "bin" / "trtllm-build").write_text(f"#!{fake}\n")
-    assert tensorrt.installed_version() == "1.2.0"
+    assert build.installed_version() == "1.2.0"
 
 
 def test_a_gpu_with_another_layout_of_codes_gets_floats_to_quantise(doubles: Path, run: Run) -> None:

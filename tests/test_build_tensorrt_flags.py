@@ -14,11 +14,11 @@ import pytest
 
 from conftest import DATA
 from doubles import trtllm_build as double
-from minitron_trtllm import recipe
-from minitron_trtllm.checkpoint.read import Checkpoint
-from minitron_trtllm.engine import tensorrt_check, tensorrt_flags
-from minitron_trtllm.errors import ToolError, UsageError
-from minitron_trtllm.plan import engine_plan, model
+from minitron import recipe
+from minitron_build.checkpoint.read import Checkpoint
+from minitron_build.engines.tensorrt import check, flags
+from minitron.errors import ToolError, UsageError
+from minitron_build.plan import engine_plan, model
 
 pytestmark = pytest.mark.slow
 
@@ -43,12 +43,12 @@ def planned(name: str, flags: dict[str, Any] | None = None) -> engine_plan.Engin
 
 
 def arguments(plan: engine_plan.EnginePlan, **more: Any) -> dict[str, Any]:
-    return tensorrt_flags.arguments(plan, "CHECKPOINT", "ENGINE", output_timing_cache="ENGINE/.timing.cache", more=more)
+    return flags.arguments(plan, "CHECKPOINT", "ENGINE", output_timing_cache="ENGINE/.timing.cache", more=more)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_plan_of_each_recipe_becomes_its_golden_command_line(name: str) -> None:
-    assert tensorrt_flags.argv(arguments(planned(*GOLDEN[name]))) == golden(name)
+    assert flags.argv(arguments(planned(*GOLDEN[name]))) == golden(name)
 
 
 # Defaults as TensorRT-LLM 1.2 has them (tensorrt_llm/commands/build.py, plugin/plugin.py, builder.py).
@@ -74,7 +74,7 @@ DEFAULTS = {
 
 
 def test_the_data_file_has_every_flag_with_its_default() -> None:
-    known = tensorrt_flags.flags()
+    known = flags.flags()
     assert {name: known[name].default for name in DEFAULTS} == DEFAULTS
     assert known["max_seq_len"].alias == "max_decoder_seq_len"
     assert set(known["gemm_plugin"].choices) == {
@@ -83,7 +83,7 @@ def test_the_data_file_has_every_flag_with_its_default() -> None:
     assert known["kv_cache_type"].choices == ("continuous", "paged", "disabled")
 
 
-def other_value(flag: tensorrt_flags.Flag, now: Any) -> Any:
+def other_value(flag: flags.Flag, now: Any) -> Any:
     """A value that a flag could have instead of ``now``."""
     if flag.type == "int":
         return (now or 0) + 1
@@ -94,13 +94,13 @@ def other_value(flag: tensorrt_flags.Flag, now: Any) -> Any:
     return next(choice for choice in flag.choices if choice != now)
 
 
-@pytest.mark.parametrize("name", sorted(tensorrt_flags.flags()))
+@pytest.mark.parametrize("name", sorted(flags.flags()))
 def test_flipping_any_flag_is_noticed(name: str) -> None:
     """In a recipe: a rule refuses it, or the command line is no longer the golden one."""
-    flag = tensorrt_flags.flags()[name]
+    flag = flags.flags()[name]
     value = other_value(flag, arguments(planned("a100-int8")).get(name, flag.default))
     if flag.use == "recipe":
-        assert tensorrt_flags.argv(arguments(planned("a100-int8"), **{name: value})) != golden("a100-int8")
+        assert flags.argv(arguments(planned("a100-int8"), **{name: value})) != golden("a100-int8")
         return
     with pytest.raises(UsageError, match=rf"trtllm_build\.{name}: "):
         arguments(planned("a100-int8"), **{name: value})
@@ -120,11 +120,11 @@ def test_an_engine_built_with_another_value_is_refused(
     asked = arguments(planned("a100-int8")) | {
         "checkpoint_dir": str(checkpoint), "output_dir": str(tmp_path / "engine"), "output_timing_cache": "timing",
     }  # fmt: skip
-    told = asked | {name: other_value(tensorrt_flags.flags()[name], asked[name])}
-    monkeypatch.setattr(sys, "argv", tensorrt_flags.argv(told))
+    told = asked | {name: other_value(flags.flags()[name], asked[name])}
+    monkeypatch.setattr(sys, "argv", flags.argv(told))
     double.main()
     with Checkpoint.open(checkpoint) as source, pytest.raises(ToolError, match=name):
-        tensorrt_check.check(tmp_path / "engine", source, asked, "1.2.1")
+        check.check(tmp_path / "engine", source, asked, "1.2.1")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_generate_from_file_and_stdin(bare: Bare, tmp_path: Path) -> None:
     (tmp_path / "prompt").write_text('{"tokens": 2}')
     assert minitron("generate", "--file", tmp_path / "prompt", "--url", bare.url, "--no-stream").stdout == " w0 w1\n"
     with (tmp_path / "prompt").open() as text:
-        words = [sys.executable, "-m", "minitron_trtllm.cli", "generate", "--url", bare.url]
+        words = [sys.executable, "-m", "minitron_cli", "generate", "--url", bare.url]
         rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
         environment = os.environ | {"PYTHONPATH": rooms}
         done = subprocess.run(words, stdin=text, capture_output=True, text=True, check=True, env=environment)

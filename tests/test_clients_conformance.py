@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from conftest import minitron
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED
-from minitron_trtllm.client.endpoint import Endpoint
-from minitron_trtllm.conformance import suite
-from minitron_trtllm.conformance.subject import TENSORRT, Answer, Call, Subject
+from minitron.acceptance import FAIL, PASS, SKIPPED
+from minitron_client.client.endpoint import Endpoint
+from minitron_client.conformance import suite
+from minitron_client.conformance.subject import TENSORRT, Answer, Call, Subject
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

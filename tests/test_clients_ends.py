@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from minitron_trtllm.client import Client, Request
+from minitron_client.client import Client, Request
 
 pytestmark = pytest.mark.server
 

@@ -15,17 +15,8 @@ from typing import Any
 import pytest
 
 from bare_process import Bare, prompt, unused_port, words
-from minitron_trtllm.client import ApiKey, Client, Endpoint, Request, Retry, Tls
-from minitron_trtllm.errors import (
-    Cancelled,
-    ClientError,
-    DeadlineExceeded,
-    InvalidRequest,
-    NotReady,
-    Rejected,
-    StreamBroken,
-    UsageError,
-)
+from minitron_client.client import ApiKey, Client, Endpoint, Request, Retry, Tls
+from minitron.errors import Cancelled, ClientError, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken, UsageError
 
 
 @pytest.fixture

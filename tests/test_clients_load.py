@@ -17,21 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import minitron
-from minitron_trtllm.client.dialect import ServedModel
-from minitron_trtllm.errors import InputError, ServerError, UsageError
-from minitron_trtllm.load import profile as profiles
-from minitron_trtllm.load.histogram import Histogram
-from minitron_trtllm.load.profile import Slo
-from minitron_trtllm.load.prompts import PromptMaker
-from minitron_trtllm.load.record import Record
-from minitron_trtllm.load.requests import Sendable, build
-from minitron_trtllm.load.saturation import SaturationWatch
-from minitron_trtllm.load.schedule import Slice, plan
-from minitron_trtllm.load.search import find_capacity
-from minitron_trtllm.load.statistics import percentile
-from minitron_trtllm.load.summary import Summary, Window, summarize
-from minitron_trtllm.load.timeline import stalls
-from minitron_trtllm.prometheus import Metrics
+from minitron_client.client.dialect import ServedModel
+from minitron.errors import InputError, ServerError, UsageError
+from minitron_client.bench import profile as profiles
+from minitron_client.bench.histogram import Histogram
+from minitron_client.bench.profile import Slo
+from minitron_client.bench.prompts import PromptMaker
+from minitron_client.bench.record import Record
+from minitron_client.bench.requests import Sendable, build
+from minitron_client.bench.saturation import SaturationWatch
+from minitron_client.bench.schedule import Slice, plan
+from minitron_client.bench.search import find_capacity
+from minitron_client.bench.statistics import percentile
+from minitron_client.bench.summary import Summary, Window, summarize
+from minitron_client.bench.timeline import stalls
+from minitron.prometheus import Metrics
 
 
 def test_a_profile_is_read_as_strictly_as_a_recipe(tmp_path: Path) -> None:

@@ -26,18 +26,18 @@ import pytest
 
 from bare_process import Bare
 from conftest import ROOMS, ROOT, minitron
-from minitron_trtllm.client import Request
-from minitron_trtllm.client.dialect import ServedModel
-from minitron_trtllm.client.endpoint import Endpoint
-from minitron_trtllm.load import profile as profiles
-from minitron_trtllm.load.gone import GoneWatch
-from minitron_trtllm.load.latency import closed_loop
-from minitron_trtllm.load.pauses import no_pauses
-from minitron_trtllm.load.record import Record
-from minitron_trtllm.load.schedule import plan
-from minitron_trtllm.load.statistics import percentile
-from minitron_trtllm.load.summary import Window, read_records
-from minitron_trtllm.load.wire import Wire, prepare
+from minitron_client.client import Request
+from minitron_client.client.dialect import ServedModel
+from minitron_client.client.endpoint import Endpoint
+from minitron_client.bench import profile as profiles
+from minitron_client.bench.gone import GoneWatch
+from minitron_client.bench.latency import closed_loop
+from minitron_client.bench.pauses import no_pauses
+from minitron_client.bench.record import Record
+from minitron_client.bench.schedule import plan
+from minitron_client.bench.statistics import percentile
+from minitron_client.bench.summary import Window, read_records
+from minitron_client.bench.wire import Wire, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def bare(tmp_path: Path) -> Iterator[Bare]:
 def start(*words: str) -> subprocess.Popen[str]:
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     return subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", *words], env=os.environ | {"PYTHONPATH": rooms},
+        [sys.executable, "-m", "minitron_cli", *words], env=os.environ | {"PYTHONPATH": rooms},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_what_measures_runs_in_real_time_where_that_is_permitted(bare: Bare, tmp
 ])  # fmt: skip
 def test_a_policy_that_the_user_chose_or_may_not_change_stays(prefix: list[str], expected: str) -> None:
     program = (
-        "import os; from minitron_trtllm.load.pauses import no_pauses, scheduling\n"
+        "import os; from minitron_client.bench.pauses import no_pauses, scheduling\n"
         "before = os.sched_getscheduler(0)\nwith no_pauses(): assert os.sched_getscheduler(0) == before\n"
         "print(scheduling())"
     )

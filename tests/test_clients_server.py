@@ -20,10 +20,10 @@ import pytest
 
 import serving
 from conftest import ROOMS, ROOT, minitron
-from minitron_trtllm.cli import main
-from minitron_trtllm.client import AsyncClient, Client, Request
-from minitron_trtllm.errors import DeadlineExceeded, InvalidRequest, NotReady, StreamBroken
-from minitron_trtllm.load.record import Record
+from minitron_cli.main import main
+from minitron_client.client import AsyncClient, Client, Request
+from minitron.errors import DeadlineExceeded, InvalidRequest, NotReady, StreamBroken
+from minitron_client.bench.record import Record
 
 pytestmark = pytest.mark.server
 
@@ -184,7 +184,7 @@ def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Pat
 def test_a_run_ends_when_the_server_takes_more_than_it_can_finish(
     server: dict[str, Any], tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_trtllm.load.saturation._SECONDS", 6)
+    monkeypatch.setattr("minitron_client.bench.saturation._SECONDS", 6)
     # More than it can do, and little enough that its queue takes longer than the watch to fill: after that it refuses.
     words = ["--arrival", "poisson", "--rate", "50", "--duration", "60", "--warm-up", "1", "--input-tokens", "8",
              "--output-tokens", "64", "--tokenizer", small_model, "--url", server["urls"]["grpc"],
@@ -230,7 +230,7 @@ def started(*words: str | Path) -> subprocess.Popen[str]:
     """The command line as a user starts it, without waiting."""
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     return subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", *map(str, words)], env=os.environ | {"PYTHONPATH": rooms},
+        [sys.executable, "-m", "minitron_cli", *map(str, words)], env=os.environ | {"PYTHONPATH": rooms},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import minitron
-from minitron_trtllm.errors import InputError
-from minitron_trtllm.words.compare import TOLERANCES, compare
-from minitron_trtllm.words.stored import PROMPTS, Continuation, Words
+from minitron.errors import InputError
+from minitron_client.parity.compare import TOLERANCES, compare
+from minitron_client.parity.stored import PROMPTS, Continuation, Words
 
 LN_HALF = math.log(0.5)
 

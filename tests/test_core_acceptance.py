@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from minitron_trtllm import recipe
-from minitron_trtllm.acceptance import engines_beside, lines, page, speed
-from minitron_trtllm.acceptance.evidence import Evidence, StepFailed
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED, Line, catalogue, judge
-from minitron_trtllm.acceptance.work import Options, Work
-from minitron_trtllm.errors import InputError
+from minitron import recipe
+from minitron import acceptance
+from minitron_cli.accept import engines_beside, page, speed
+from minitron_cli.accept.evidence import Evidence, StepFailed
+from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
+from minitron_cli.accept.work import Options, Work
+from minitron.errors import InputError
 
 
 def test_every_line_says_what_it_holds_and_what_to_do() -> None:
@@ -34,13 +35,13 @@ def test_a_judgement_names_what_is_wrong_and_counts_the_rest() -> None:
 
 def test_stored_lines_are_read_back_and_the_exit_code_is_the_verdict(tmp_path: Path, capsys: Any) -> None:
     judged = [Line("tool.flags", PASS, "70 flags"), Line("tool.versions", SKIPPED, "no image")]
-    assert lines.report(judged, to=tmp_path / "a.json", as_json=True, subject="tool") == 0
+    assert acceptance.report(judged, to=tmp_path / "a.json", as_json=True, subject="tool") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "a.json").read_text())
-    assert lines.read(tmp_path / "a.json")[0] == judged
-    assert lines.report([Line("tool.flags", FAIL, "no")], to=None, as_json=False) == 8
+    assert acceptance.read(tmp_path / "a.json")[0] == judged
+    assert acceptance.report([Line("tool.flags", FAIL, "no")], to=None, as_json=False) == 8
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(InputError, match="cannot be read as evidence"):
-        lines.read(tmp_path / "b.json")
+        acceptance.read(tmp_path / "b.json")
 
 
 def test_a_step_is_remembered_by_its_inputs_unless_it_failed(tmp_path: Path) -> None:

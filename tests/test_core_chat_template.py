@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 import hand_made
 from conftest import SMALL_MODEL
-from minitron_trtllm import chat_template, tokenizer_files
-from minitron_trtllm.errors import EngineError
-from minitron_trtllm.repository.check import check
-from minitron_trtllm.repository.options import RepositoryOptions
-from minitron_trtllm.repository.render import render
+from minitron.model import chat_template, tokenizer_files
+from minitron.errors import EngineError
+from minitron_triton.repository.check import check
+from minitron_triton.repository.options import RepositoryOptions
+from minitron_triton.repository.render import render
 
 CHATML = (
     "{% for one in messages %}<{{ one.role }}>{{ one.content | trim }}\n{% endfor %}"

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from conftest import minitron
-from minitron_trtllm import cli, errors
+from minitron import errors
+from minitron_cli import main
 
 
 @pytest.fixture
@@ -21,10 +22,10 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], No
     """``command(body)`` puts a subcommand ``inspect`` in place that runs ``body``."""
 
     def put(body: Callable[[], int]) -> None:
-        module = types.ModuleType("minitron_trtllm.commands.inspect")
+        module = types.ModuleType("minitron_cli.commands.inspect")
         module.configure = lambda parser: None  # type: ignore[attr-defined]
         module.run = lambda args: body()  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "minitron_trtllm.commands.inspect", module)
+        monkeypatch.setitem(sys.modules, "minitron_cli.commands.inspect", module)
 
     return put
 
@@ -55,7 +56,7 @@ def test_an_error_is_one_line_and_a_code(
     command: Callable[[Callable[[], int]], None], capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:
     command(raising(error))
-    assert cli.main(["inspect"]) == code
+    assert main.main(["inspect"]) == code
     err = capsys.readouterr().err
     assert err.startswith("minitron: ")
     assert err.count("\n") == 1
@@ -66,7 +67,7 @@ def test_debug_shows_where(command: Callable[[Callable[[], int]], None]) -> None
     command(raising(errors.ModelError("x")))
     for words in (["--debug", "inspect"], ["inspect", "--debug"]):
         with pytest.raises(errors.ModelError):
-            cli.main(words)
+            main.main(words)
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
@@ -86,7 +87,7 @@ def test_unknown_command_is_a_usage_error() -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_every_command_has_a_module(name: str) -> None:
-    assert isinstance(cli.parser_of([name]), argparse.ArgumentParser)
+    assert isinstance(main.parser_of([name]), argparse.ArgumentParser)
     assert f"minitron {name}" in minitron(name, "--help").stdout

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import SMALL_MODEL
-from minitron_trtllm.text.completion import LENGTH, STOP, Completion, Piece, Sampling
-from minitron_trtllm.text.engine import EngineError
-from minitron_trtllm.text.prompts import PromptMaker
-from minitron_trtllm.text.tokenizer import TextTokenizer
+from minitron.text.completion import LENGTH, STOP, Completion, Piece, Sampling
+from minitron.text.engine import EngineError
+from minitron.text.prompts import PromptMaker
+from minitron.text.tokenizer import TextTokenizer
 
 LIMITS = {"max_input_len": "100", "max_seq_len": "1000", "vocab_size": "1024"}
 FEW = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, minitron
-from minitron_trtllm import compat, gpus_here, recipe
-from minitron_trtllm.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
-from minitron_trtllm.errors import MachineError, UsageError
-from minitron_trtllm.server import bundled
+from minitron import recipe
+from minitron.machine import compat, gpus_here
+from minitron_cli.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
+from minitron.errors import MachineError, UsageError
+from minitron_triton.server import bundled
 
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 8.0, 590.44.01"
 

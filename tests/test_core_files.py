@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from minitron_trtllm import files
-from minitron_trtllm.errors import NoSpace, OutputError, OutputExists
+from minitron import files
+from minitron.errors import NoSpace, OutputError, OutputExists
 
 
 def test_appears_only_when_the_block_ends(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, SMALL_MODEL, minitron, outside_make
-from minitron_trtllm import manifest, recipe
-from minitron_trtllm.verify import verify
-from minitron_trtllm.version import VERSION
+from minitron import recipe
+from minitron.artifacts import manifest
+from minitron.artifacts.verify import verify
+from minitron.version import VERSION
 
 
 def commands(text: str) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minitron_trtllm import manifest
-from minitron_trtllm.errors import InputError
+from minitron.artifacts import manifest
+from minitron.errors import InputError
 
 SOURCE = manifest.Input("huggingface", "some/model", "0" * 64, revision="main")
 

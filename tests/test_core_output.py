@@ -14,27 +14,27 @@ import threading
 import pytest
 
 from conftest import ROOT
-from minitron_trtllm import output
+from minitron import console
 
 
 def test_numbers_stand_right_and_words_left() -> None:
-    text = output.table([["a", 1, "12.5%"], ["long", 1234, "3%"]], ["name", "count", "share"])
+    text = console.table([["a", 1, "12.5%"], ["long", 1234, "3%"]], ["name", "count", "share"])
     assert text == "name  count  share\n----  -----  -----\na         1  12.5%\nlong   1234     3%"
 
 
 def test_a_table_without_rows_is_its_head() -> None:
-    assert output.table([], ["a"]) == "a\n-"
+    assert console.table([], ["a"]) == "a\n-"
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (8_380_000_000, "8.38 GB"), (5e12, "5000.00 GB")]
 )
 def test_bytes_for_people(count: float, text: str) -> None:
-    assert output.human_bytes(count) == text
+    assert console.human_bytes(count) == text
 
 
 def test_progress_counts_from_several_threads() -> None:
-    with output.Progress(8000, "work") as progress:
+    with console.Progress(8000, "work") as progress:
 
         def count() -> None:
             for _ in range(1000):

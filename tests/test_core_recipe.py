@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from conftest import minitron
-from minitron_trtllm import recipe
-from minitron_trtllm.errors import InputError, MinitronError, UsageError
+from minitron import recipe
+from minitron.errors import InputError, MinitronError, UsageError
 
 NO_ENVIRONMENT: dict[str, str] = {}
 SHIPPED = ["a100-bfloat16", "a100-float16", "a100-int4", "a100-int4-awq", "a100-int8", "a100-llmapi", "cpu"]

@@ -21,11 +21,11 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import deserialize_bytes_tensor
 
 from bare_process import Bare, prompt, unused_port
-from minitron_trtllm.text.answers import Answers
-from minitron_trtllm.text.engine import Address, EngineClient, EngineError
-from minitron_trtllm.text.prompts import Prompt
-from minitron_trtllm.text.request import TextRequest
-from minitron_trtllm.text.tensors import DATATYPES, datatype, from_bytes, to_bytes
+from minitron.text.answers import Answers
+from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.prompts import Prompt
+from minitron.text.request import TextRequest
+from minitron.text.tensors import DATATYPES, datatype, from_bytes, to_bytes
 
 T = TypeVar("T")
 

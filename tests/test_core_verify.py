@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from conftest import minitron
-from minitron_trtllm import manifest
-from minitron_trtllm.verify import Finding, verify
+from minitron.artifacts import manifest
+from minitron.artifacts.verify import Finding, verify
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 
 import gguf_files
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
-from minitron_trtllm import manifest
-from minitron_trtllm.commands import demo
+from minitron.artifacts import manifest
+from minitron_cli.commands import demo
 
 pytestmark = pytest.mark.server
 
@@ -115,7 +115,7 @@ def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[st
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     words: list[str | Path] = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", *words], start_new_session=True, text=True,
+        [sys.executable, "-m", "minitron_cli", *words], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": rooms},
     )  # fmt: skip
     yield child
@@ -149,7 +149,7 @@ def test_a_reader_that_leaves_leaves_nothing_behind(output: Path, first_run: obj
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     words: list[str | Path] = ["demo", "--model", str(SMALL_MODEL), "--output", str(output)]
     with subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", *words], text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "minitron_cli", *words], text=True, stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": rooms},
     ) as child:  # fmt: skip
         wait_for(child, "generate")

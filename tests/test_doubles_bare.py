@@ -18,8 +18,9 @@ from tritonclient.grpc import service_pb2_grpc
 from bare_process import Bare
 from bare_triton import MODELS as SPOKEN
 from conftest import DATA, SMALL_MODEL
-from minitron_trtllm.client import Client, Request, dialect, failures
-from minitron_trtllm.errors import NotReady
+from minitron import failures
+from minitron_client.client import Client, Request, dialect
+from minitron.errors import NotReady
 
 pytestmark = pytest.mark.server
 

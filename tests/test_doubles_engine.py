@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 import serving
-from minitron_trtllm import manifest
-from minitron_trtllm.acceptance.lines import PASS
-from minitron_trtllm.client import failures
-from minitron_trtllm.client.endpoint import Endpoint
-from minitron_trtllm.conformance import suite
-from minitron_trtllm.conformance.subject import OPENVINO, Limits, Message, Subject, wait_until
+from minitron.artifacts import manifest
+from minitron.acceptance import PASS
+from minitron import failures
+from minitron_client.client.endpoint import Endpoint
+from minitron_client.conformance import suite
+from minitron_client.conformance.subject import OPENVINO, Limits, Message, Subject, wait_until
 
 pytestmark = pytest.mark.server
 

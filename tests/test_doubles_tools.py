@@ -19,8 +19,8 @@ import pytest
 
 from conftest import DATA, ROOT, SMALL_MODEL
 from doubles import docker, tensorrt_llm, trtllm_build
-from minitron_trtllm import compat
-from minitron_trtllm.checkpoint.convert import convert
+from minitron.machine import compat
+from minitron_build.checkpoint.convert import convert
 
 FACTS = json.loads((DATA / "doubles.json").read_text())
 DOUBLES = ROOT / "tests" / "doubles"

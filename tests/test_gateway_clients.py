@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from bare_process import Bare, prompt
 from conftest import ROOT, SMALL_MODEL
 from gateway_process import Gateway
-from minitron_trtllm import shape
-from minitron_trtllm.precision import Precision
+from minitron.model import shape
+from minitron.model.precision import Precision
 from nemotron_reference import logits, rounded_weights, source_weights
 from serving import Stream, text_of
 

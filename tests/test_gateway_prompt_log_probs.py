@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from answers import Answers
 from conftest import SMALL_MODEL
 from gateway_process import Gateway
-from minitron_trtllm.precision import Precision
+from minitron.model.precision import Precision
 
 pytestmark = pytest.mark.server
 

@@ -42,7 +42,7 @@ def test_nothing_heavy_comes_along(clean_bin: Path) -> None:
 
 def test_the_client_can_be_imported(clean_bin: Path) -> None:
     assert (
-        run(clean_bin, "python", "-c", "from minitron_trtllm.client import Client; print(Client.__name__)")
+        run(clean_bin, "python", "-c", "from minitron_client.client import Client; print(Client.__name__)")
         == "Client\n"
     )
 
@@ -54,6 +54,6 @@ def test_it_converts(clean_bin: Path, tmp_path: Path) -> None:
 
 def test_every_command_explains_itself(clean_bin: Path) -> None:
     """Asking for help must not need what only running the command needs."""
-    names = run(clean_bin, "python", "-c", "from minitron_trtllm.cli import COMMANDS; print(*COMMANDS)").split()
+    names = run(clean_bin, "python", "-c", "from minitron_cli.main import COMMANDS; print(*COMMANDS)").split()
     for name in names:
         assert f"minitron {name}" in run(clean_bin, "minitron", name, "--help")

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from golden_repositories import GOLDEN
-from minitron_trtllm import recipe
-from minitron_trtllm.acceptance.lines import FAIL, PASS, SKIPPED
-from minitron_trtllm.audit.judging import Running, judge_all
-from minitron_trtllm.audit.runtime_log import RuntimeLog
-from minitron_trtllm.plan.engine_plan import plan
-from minitron_trtllm.plan.model import look_up
-from minitron_trtllm.prometheus import Metrics
-from minitron_trtllm.repository import config_text
+from minitron import recipe
+from minitron.acceptance import FAIL, PASS, SKIPPED
+from minitron_triton.audit.judging import Running, judge_all
+from minitron_triton.audit.runtime_log import RuntimeLog
+from minitron_build.plan.engine_plan import plan
+from minitron_build.plan.model import look_up
+from minitron.prometheus import Metrics
+from minitron_triton.repository import config_text
 
 #: NVIDIA/TensorRT-LLM pull request 4028 and issue 2398, and a benchmark log of 0.12 (sizes as printed there).
 POSTED = """

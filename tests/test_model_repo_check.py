@@ -19,11 +19,11 @@ from tritonclient.grpc import model_config_pb2
 
 import hand_made
 from conftest import minitron
-from minitron_trtllm.errors import RepositoryError
-from minitron_trtllm.repository import config_text
-from minitron_trtllm.repository.check import check
-from minitron_trtllm.repository.options import RepositoryOptions
-from minitron_trtllm.repository.render import render
+from minitron.errors import RepositoryError
+from minitron_triton.repository import config_text
+from minitron_triton.repository.check import check
+from minitron_triton.repository.options import RepositoryOptions
+from minitron_triton.repository.render import render
 
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 

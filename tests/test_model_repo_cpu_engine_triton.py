@@ -20,8 +20,8 @@ import pytest
 import serving
 from answers import END_ID, Answers
 from conftest import DATA
-from minitron_trtllm import manifest
-from minitron_trtllm.precision import Precision
+from minitron.artifacts import manifest
+from minitron.model.precision import Precision
 from serving import Stream
 
 pytestmark = pytest.mark.server

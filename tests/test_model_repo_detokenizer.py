@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from conftest import SMALL_MODEL
-from minitron_trtllm.text.detokenizer import Detokenizer
-from minitron_trtllm.text.stop_strings import StopStrings
-from minitron_trtllm.text.tokenizer import TextTokenizer
+from minitron.text.detokenizer import Detokenizer
+from minitron.text.stop_strings import StopStrings
+from minitron.text.tokenizer import TextTokenizer
 
 TEXTS = (
     "  two  spaces, é, 日本語, \U0001f600\U0001f1e9\U0001f1ea!\n\ttab\n",

@@ -18,11 +18,12 @@ from tritonclient.grpc import model_config_pb2
 import golden_repositories
 import hand_made
 from conftest import DATA, minitron
-from minitron_trtllm import manifest, recipe
-from minitron_trtllm.errors import EngineError, OutputExists, UsageError
-from minitron_trtllm.repository.check import check
-from minitron_trtllm.repository.options import RepositoryOptions
-from minitron_trtllm.repository.render import render
+from minitron import recipe
+from minitron.artifacts import manifest
+from minitron.errors import EngineError, OutputExists, UsageError
+from minitron_triton.repository.check import check
+from minitron_triton.repository.options import RepositoryOptions
+from minitron_triton.repository.render import render
 
 CONTRACT = json.loads((DATA / "triton_tensors.json").read_text())["models"]
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")

@@ -16,12 +16,12 @@ import yaml
 import echo_repository
 import hand_made
 from conftest import minitron, minitron_here
-from minitron_trtllm import api_keys
-from minitron_trtllm.errors import InputError
-from minitron_trtllm.repository.options import RepositoryOptions
-from minitron_trtllm.repository.render import render
-from minitron_trtllm.server import bundled, launch
-from minitron_trtllm.server.launch import Options, Ports, Served
+from minitron import api_keys
+from minitron.errors import InputError
+from minitron_triton.repository.options import RepositoryOptions
+from minitron_triton.repository.render import render
+from minitron_triton.server import bundled, launch
+from minitron_triton.server.launch import Options, Ports, Served
 
 KEY = "a-key-that-must-not-be-seen"
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from minitron_trtllm.errors import NotDrained
-from minitron_trtllm.server import draining
-from minitron_trtllm.server.draining import Drain
-from minitron_trtllm.server.launch import Served
+from minitron.errors import NotDrained
+from minitron_triton.server import draining
+from minitron_triton.server.draining import Drain
+from minitron_triton.server.launch import Served
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import minitron, minitron_here
-from minitron_trtllm.errors import ServerError, UsageError
-from minitron_trtllm.server import bundled, container, triton_flags
-from minitron_trtllm.server.launch import Options, Ports, Served, new_mark
+from minitron.errors import ServerError, UsageError
+from minitron_triton.server import bundled, container, triton_flags
+from minitron_triton.server.launch import Options, Ports, Served, new_mark
 
 FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 SECRET = "hunter2hunter2"
@@ -185,7 +185,7 @@ def test_what_the_server_itself_refuses_is_said_in_its_words(
 @pytest.mark.server
 def test_a_flag_reaches_the_server(echo: Path, serve: object) -> None:
     """Its id is what its metadata calls it."""
-    from minitron_trtllm.client import Client
+    from minitron_client.client import Client
 
     one = serve(echo, "--", "--id", "of another name")  # type: ignore[operator]
     with Client(one.url) as client:

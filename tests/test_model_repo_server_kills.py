@@ -17,11 +17,11 @@ import echo_repository
 import hand_made
 import kill_drill
 from conftest import minitron
-from minitron_trtllm.client import Client
-from minitron_trtllm.server import leftovers
-from minitron_trtllm.server.launch import MARK_VARIABLE, Launch, Options, Served
-from minitron_trtllm.server.restarts import Restarts
-from minitron_trtllm.server.running import Crashed, Running
+from minitron_client.client import Client
+from minitron_triton.server import leftovers
+from minitron_triton.server.launch import MARK_VARIABLE, Launch, Options, Served
+from minitron_triton.server.restarts import Restarts
+from minitron_triton.server.running import Crashed, Running
 from supervisor import (
     Supervisor,
     ask,

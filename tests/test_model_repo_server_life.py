@@ -18,9 +18,9 @@ from tritonclient.utils import InferenceServerException
 import echo_repository
 import hand_made
 from conftest import ROOT, minitron
-from minitron_trtllm.client import Client
-from minitron_trtllm.errors import ClientError, NotReady
-from minitron_trtllm.server.leftovers import Process
+from minitron_client.client import Client
+from minitron.errors import ClientError, NotReady
+from minitron_triton.server.leftovers import Process
 from supervisor import (
     FREE,
     Supervisor,

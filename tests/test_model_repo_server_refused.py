@@ -17,21 +17,14 @@ import pytest
 import echo_repository
 import hand_made
 from conftest import minitron_here
-from minitron_trtllm import memory
-from minitron_trtllm.errors import (
-    MachineError,
-    MissingDependency,
-    NotEnoughMemory,
-    PortBusy,
-    RepositoryError,
-    UsageError,
-)
-from minitron_trtllm.repository.check import check
-from minitron_trtllm.repository.options import RepositoryOptions
-from minitron_trtllm.repository.render import render
-from minitron_trtllm.server import bundled, container, cpu_memory
-from minitron_trtllm.server.launch import Options, Ports, Served
-from minitron_trtllm.server.ports import Reservation
+from minitron.machine import memory
+from minitron.errors import MachineError, MissingDependency, NotEnoughMemory, PortBusy, RepositoryError, UsageError
+from minitron_triton.repository.check import check
+from minitron_triton.repository.options import RepositoryOptions
+from minitron_triton.repository.render import render
+from minitron_triton.server import bundled, container, cpu_memory
+from minitron_triton.server.launch import Options, Ports, Served
+from minitron_triton.server.ports import Reservation
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 
 import echo_repository
 from conftest import minitron
-from minitron_trtllm.client import Client
-from minitron_trtllm.server import state
+from minitron_client.client import Client
+from minitron_triton.server import state
 from supervisor import FREE, Supervisor, command_lines, nothing_is_left, only_the_log, within
 
 pytestmark = pytest.mark.server

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from conftest import minitron
-from minitron_trtllm.errors import PortBusy, ServerError
-from minitron_trtllm.server import leftovers, state
-from minitron_trtllm.server.leftovers import Process
-from minitron_trtllm.server.server_log import ServerLog
+from minitron.errors import PortBusy, ServerError
+from minitron_triton.server import leftovers, state
+from minitron_triton.server.leftovers import Process
+from minitron_triton.server.server_log import ServerLog
 
 # --- what the server's log says (lines as tritonserver 2.51.0 wrote them) --------------------------------------------
 

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 from triton_config import flag, one_line
 
 from conftest import SMALL_MODEL
-from minitron_trtllm import tokenizer_files
-from minitron_trtllm.text.errors import RequestError
-from minitron_trtllm.text.prompts import PromptMaker
-from minitron_trtllm.text.tokenizer import TextTokenizer
+from minitron.model import tokenizer_files
+from minitron.text.errors import RequestError
+from minitron.text.prompts import PromptMaker
+from minitron.text.tokenizer import TextTokenizer
 
 LIMITS = {"max_input_len": "8", "max_seq_len": "12", "vocab_size": "1024"}
 

@@ -14,8 +14,8 @@ import pytest
 
 from answers import Answers, dtype_of, sha256_of_weights
 from conftest import minitron
-from minitron_trtllm import shape as model_shape
-from minitron_trtllm.precision import ROUNDED, Precision
+from minitron.model import shape as model_shape
+from minitron.model.precision import ROUNDED, Precision
 from nemotron_reference import (
     MUTATIONS,
     Array,

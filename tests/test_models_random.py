@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 import random_model
 import tokenizer_files
 from conftest import DATA, ROOT
-from minitron_trtllm import shape as model_shape
+from minitron.model import shape as model_shape
 from nemotron_reference import source_weights
 
 TINY = random_model.SHAPES["tiny"]

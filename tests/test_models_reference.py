@@ -11,8 +11,8 @@ import pytest
 
 from answers import Answers, dtype_of
 from conftest import DATA, SMALL_MODEL, minitron
-from minitron_trtllm import shape as model_shape
-from minitron_trtllm.precision import ROUNDED, Precision
+from minitron.model import shape as model_shape
+from minitron.model.precision import ROUNDED, Precision
 from nemotron_reference import MUTATIONS, checkpoint_weights, rounded_weights, source_weights
 
 pytestmark = pytest.mark.reference

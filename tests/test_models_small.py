@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 import bigram
 from answers import Answers, sha256_of_weights
 from conftest import DATA, SMALL_MODEL
-from minitron_trtllm import shape as model_shape
+from minitron.model import shape as model_shape
 from nemotron_reference import logits, source_weights
 
 MEASURED = DATA / "small_minitron"

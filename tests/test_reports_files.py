@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import DATA
 from hub_server import hub
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.errors import ModelError
-from minitron_trtllm.source import hub as hubs
+from minitron_build.checkpoint.convert import convert
+from minitron.errors import ModelError
+from minitron_build.sources import hub as hubs
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -200,10 +200,10 @@ def test_transformers_reads_these_files(situation: tuple[Situation, Path]) -> No
 
 
 def test_the_summary_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from minitron_trtllm import cli
+    from minitron_cli import main
 
     shutil.copytree(HF, tmp_path / "model")
     sharded("old")(tmp_path / "model")
-    assert cli.main(["convert", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 0
+    assert main.main(["convert", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert f"{SINGLE} is read, as by transformers; not {SHARDS[0]}, {SHARDS[1]}, {INDEX}" in said

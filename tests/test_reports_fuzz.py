@@ -25,9 +25,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from minitron_trtllm import shape
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.errors import InputError, MinitronError
+from minitron.model import shape
+from minitron_build.checkpoint.convert import convert
+from minitron.errors import InputError, MinitronError
 
 Config = dict[str, Any]
 MUTATIONS, SLICE = 2000, 400
@@ -283,12 +283,12 @@ class Ours:
 
     def _run(self, checkpoint: Path) -> list[list[int]]:
         import cpu_engines
-        from minitron_trtllm.engine import openvino
-        from minitron_trtllm.engine.openvino_import import ov
+        from minitron_build.engines.openvino import write
+        from minitron_build.engines.openvino.importing import ov
 
         built = self._scratch / "engine"
         shutil.rmtree(built, ignore_errors=True)
-        openvino.build(checkpoint, built, openvino.CpuOptions())
+        write.build(checkpoint, built, write.CpuOptions())
         xml = built / "openvino" / "openvino_model.xml"
         compiled = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
         return greedy(lambda ids: cpu_engines._logits(compiled, np.array(ids)))

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 import gguf_files
 from conftest import DATA, SMALL_MODEL, minitron
 from gguf_files import ARRAY, BOOL, F32, I32, STRING, U32
-from minitron_trtllm.checkpoint.convert import convert
-from minitron_trtllm.errors import InputError, ModelError
-from minitron_trtllm.source.gguf import GgufModel
-from minitron_trtllm.source.opening import open_model
+from minitron_build.checkpoint.convert import convert
+from minitron.errors import InputError, ModelError
+from minitron_build.sources.gguf import GgufModel
+from minitron_build.sources.opening import open_model
 
 KEY = "tokenizer.ggml"
 END, NORMAL_TYPE, CONTROL_TYPE = 3, 1, 3  # </s>; gguf's TokenType

@@ -26,15 +26,15 @@ from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway
 from hub_server import hub
-from minitron_trtllm import doctor
-from minitron_trtllm.client import AsyncClient, Client
-from minitron_trtllm.engine import tensorrt_run
-from minitron_trtllm.errors import MachineError, NotReady
-from minitron_trtllm.prometheus import Metrics
-from minitron_trtllm.server import container
-from minitron_trtllm.server.launch import Options, Ports, Served
-from minitron_trtllm.server.openai import OpenAi
-from minitron_trtllm.text import proxy
+from minitron_cli import doctor
+from minitron_client.client import AsyncClient, Client
+from minitron_build.engines.tensorrt import process
+from minitron.errors import MachineError, NotReady
+from minitron.prometheus import Metrics
+from minitron_triton.server import container
+from minitron_triton.server.launch import Options, Ports, Served
+from minitron_triton.server.openai import OpenAi
+from minitron.text import proxy
 from serving import server as serving
 from supervisor import Supervisor, environment, tritonserver
 
@@ -354,4 +354,4 @@ def test_a_docker_of_another_machine_is_refused_by_name(
     found = [check for check in doctor._container() if check.subject == "docker"]
     assert [(check.level, check.message) for check in found] == [("FAIL", "on another machine")]
     with pytest.raises(MachineError, match="DOCKER_HOST"):
-        tensorrt_run.run(["docker", "run"], tmp_path / "log", cwd=tmp_path)
+        process.run(["docker", "run"], tmp_path / "log", cwd=tmp_path)

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from cpu_engines import EXPECTED, PROMPTS, Caller, next_logits, run
-from minitron_trtllm.models.tensorrt_llm import pipeline, request_tensors
-from minitron_trtllm.models.tensorrt_llm.cpu_engine import Engine
-from minitron_trtllm.models.tensorrt_llm.generation_request import Refused, Request
+from minitron_triton.models.tensorrt_llm import pipeline, request_tensors
+from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
+from minitron_triton.models.tensorrt_llm.generation_request import Refused, Request
 
 VOCABULARY = 1031
 TINY, SMALLEST_NORMAL, LARGEST = 1e-45, 1.17549435e-38, 3.4028235e38  # of float32; the first is its least denormal

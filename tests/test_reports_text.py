@@ -17,11 +17,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from conftest import SMALL_MODEL
-from minitron_trtllm import files
-from minitron_trtllm.commands import generate
-from minitron_trtllm.errors import InputError
-from minitron_trtllm.load import requests
-from minitron_trtllm.quality import text as quality_text
+from minitron import files
+from minitron_cli.commands import generate
+from minitron.errors import InputError
+from minitron_client.bench import requests
+from minitron_build.evaluate import text as quality_text
 
 #: (what, the bytes of a file)
 TEXTS: dict[str, bytes] = {

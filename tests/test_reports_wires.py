@@ -32,14 +32,14 @@ import echo_repository
 from bare_process import Bare, prompt
 from conftest import ROOMS, ROOT, SMALL_MODEL
 from gateway_process import Gateway, events
-from minitron_trtllm.client import AsyncClient, Client, Endpoint
-from minitron_trtllm.client.request import Request
-from minitron_trtllm.errors import ClientError, StreamBroken
-from minitron_trtllm.load.record import Record
-from minitron_trtllm.load.wire import Wire, prepare
-from minitron_trtllm.server import triton_flags
-from minitron_trtllm.text import channel, engine
-from minitron_trtllm.text.engine import Address, EngineClient, EngineError
+from minitron_client.client import AsyncClient, Client, Endpoint
+from minitron_client.client.request import Request
+from minitron.errors import ClientError, StreamBroken
+from minitron_client.bench.record import Record
+from minitron_client.bench.wire import Wire, prepare
+from minitron_triton.server import triton_flags
+from minitron.text import channel, engine
+from minitron.text.engine import Address, EngineClient, EngineError
 from serving import server as serving
 from supervisor import Supervisor, tritonserver, within
 
@@ -177,7 +177,7 @@ def test_a_server_that_allows_no_pings_ends_the_line_and_the_message_says_what_t
 
 
 def help_of_triton() -> str:
-    from minitron_trtllm.server import bundled
+    from minitron_triton.server import bundled
 
     wheel = bundled.find()
     done = subprocess.run(
@@ -228,7 +228,7 @@ def test_a_connection_without_requests_may_be_kept_alive_too(lenient: dict[str, 
 def generate(url: str, *words: str) -> subprocess.Popen[str]:
     rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
     return subprocess.Popen(
-        [sys.executable, "-m", "minitron_trtllm.cli", "generate", "hi", "--url", url, *words],
+        [sys.executable, "-m", "minitron_cli", "generate", "hi", "--url", url, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": rooms},
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def kill(name: str) -> int:
 
 def serve(args: Any) -> int:
     """Triton as a child of the docker client, which hands signals on and returns its exit code."""
-    from minitron_trtllm.server import bundled
+    from minitron_triton.server import bundled
 
     mounted = Path(next(volume for volume in args.volume if ":/models" in volume).split(":")[0])
     ports = {inside: outside for _, outside, inside in (port.split(":") for port in args.publish)}

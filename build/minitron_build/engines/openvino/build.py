@@ -1,0 +1,53 @@
+"""Build a CPU engine by a recipe: the same plan and the same cache as for a GPU, around ``openvino.build``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from minitron.artifacts import manifest
+from minitron_build.engines import cache
+from minitron_build.engines.cache import EngineKey
+from minitron_build.checkpoint.read import Checkpoint
+from minitron_build.engines import folder
+from minitron_build.engines.openvino import write
+from minitron_build.plan.for_checkpoint import plan_checkpoint
+from minitron.recipe import Effective
+from minitron_build.sources.huggingface import tokenizer_of
+
+
+def build(
+    effective: Effective, checkpoint: Path, output: Path | None, *, force: bool = False, tokenizer: Path | None = None
+) -> tuple[Path, manifest.Manifest, bool]:
+    """Build the engine, or find it built: its folder, its manifest, and whether it was there already.
+
+    ``tokenizer``: folder of one to take instead of the checkpoint's. Raises CheckpointError, UsageError, OutputExists, NoSpace, OutputError.
+    """
+    from minitron_build.engines.openvino.importing import VERSION
+
+    with Checkpoint.open(checkpoint) as source:
+        plan = plan_checkpoint(effective, source)
+        made_from = folder.checkpoint_input(checkpoint)
+        given = tokenizer_of(tokenizer, source.shape.vocab_size) if tokenizer else None
+    key = EngineKey(
+        source=made_from.digest,
+        precision=plan.precision.value,
+        dtype=plan.dtype,
+        plan=plan.identity() | {"overflow": effective.recipe.cpu.overflow} | folder.tokenizer_key(given),
+        runtime=VERSION,
+        architecture="cpu",
+    )
+    place = output or cache.default_output(f"{checkpoint.absolute().name}-cpu", key)
+    found = cache.find(place, key)
+    if found:
+        return place, found, True
+    cache.check_free(place, force=force)
+    options = write.CpuOptions(
+        execution=effective.recipe.cpu.execution,
+        lm_head_int8=effective.recipe.cpu.lm_head == "int8",
+        overflow=effective.recipe.cpu.overflow,
+        **asdict(plan.limits),
+    )
+    more = {"plan": plan.document(), "cache": key.record()}
+    record = write.build(checkpoint, place, options, force=force, tokenizer=given, more_details=more)
+    return place, record, False

@@ -1,0 +1,255 @@
+"""What this machine can do for a recipe: every requirement looked at, with the remedy where it is not met.
+
+A check that the recipe's target needs fails; one that only another target needs is a warning.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minitron import data_files
+from minitron.machine import compat, docker, gpus_here, memory
+from minitron.model import shape
+from minitron.machine import gpu as gpus
+from minitron.machine.compat import Image, version_key
+from minitron.errors import MachineError
+from minitron.machine.gpu import Gpu
+from minitron.machine.gpus_here import GpuHere
+from minitron.console import human_bytes
+from minitron.model.precision import Precision
+from minitron.recipe_model import Recipe
+
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+_BASE = ("numpy", "ml-dtypes", "jinja2", "tritonclient", "tokenizers", "huggingface-hub", "pydantic", "pyyaml")
+_CPU = ("openvino", "openvino-genai", "nvidia-pytriton", "transformers")
+#: Checkpoint, engine and the model itself are each about as large as the weights.
+_COPIES_ON_DISK = 3
+#: Boards of one kind report a little less memory than others, by ECC and firmware.
+_MOSTLY = 0.995
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement: ``level`` OK, WARN or FAIL; ``remedy`` is empty where nothing is to be done."""
+
+    subject: str
+    level: str
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks, and what follows from them."""
+
+    checks: list[Check]
+    can: list[str]
+    cannot: list[str]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing that the recipe needs is missing."""
+        return not any(check.level == FAIL for check in self.checks)
+
+
+def diagnose(recipe: Recipe, folder: Path) -> Diagnosis:
+    """Check this machine for ``recipe``, working in ``folder``. Raises UsageError for a target that is not known."""
+    image = compat.image(recipe.container.image_tag)
+    on_cpu = recipe.target == "cpu"
+    base = [_python(), *_libraries(_BASE, FAIL, "pip install minitron-trtllm"), _memory(recipe), _disk(recipe, folder)]
+    served = [_shm(), *_ports(recipe)]
+    cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _system()]
+    gpu = list(_gpu(recipe, image))
+    local, container = _trtllm_build(), list(_container())
+    cpu_works, gpu_works = _works(cpu), _works(gpu) and (_works(container) or local.level == OK)
+    if local.level == OK:  # in the image itself, or beside a TensorRT-LLM of one's own: no docker is needed
+        container = [_softened(check) for check in container]
+    needed, others = (
+        ([*base, *served, *cpu], [*gpu, *container]) if on_cpu else ([*base, *served, *gpu, *container], cpu)
+    )
+    checks = [*needed, *(_softened(check) for check in others), local]
+    return Diagnosis(checks, *_summary(recipe, _works(base), cpu_works, gpu_works))
+
+
+def _summary(recipe: Recipe, base: bool, cpu: bool, gpu: bool) -> tuple[list[str], list[str]]:
+    gpu_target = "a100 targets" if recipe.target == "cpu" else recipe.target
+    parts = [
+        (base, "plan, convert, inspect, verify, repo render, repo check, and the client"),
+        (base and cpu, "build and serve for target cpu (OpenVINO in the bundled Triton)"),
+        (base and gpu, f"build and serve for {gpu_target} (TensorRT-LLM)"),
+    ]
+    return [name for works, name in parts if works], [name for works, name in parts if not works]
+
+
+def _works(checks: list[Check]) -> bool:
+    return not any(check.level == FAIL for check in checks)
+
+
+def _softened(check: Check) -> Check:
+    return replace(check, level=WARN) if check.level == FAIL else check
+
+
+def _judge(fine: bool, subject: str, message: str, remedy: str, *, otherwise: str = FAIL) -> Check:
+    return Check(subject, OK, message) if fine else Check(subject, otherwise, message, remedy)
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    fine = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    return _judge(fine, "python", version, "use Python 3.10, 3.11 or 3.12")
+
+
+def _libraries(names: tuple[str, ...], otherwise: str, remedy: str) -> Iterator[Check]:
+    missing = []
+    for name in names:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    subject = "libraries" if names is _BASE else "cpu libraries"
+    message = f"missing: {', '.join(missing)}" if missing else ", ".join(names)
+    yield _judge(not missing, subject, message, remedy, otherwise=otherwise)
+
+
+def _weight_bytes(recipe: Recipe) -> int:
+    """About what the weights take: the published model's, in the recipe's precision."""
+    published = shape.from_config(data_files.load(f"models/{recipe.model.published_shape}.json"), "published sizes")
+    tables = 2 * published.vocab_size * published.hidden_size
+    bits = 16 if recipe.precision == "auto" else Precision(recipe.precision).weight_bits
+    return 2 * tables + (published.parameters - tables) * bits // 8
+
+
+def _memory(recipe: Recipe) -> Check:
+    available, weights = memory.available_bytes(), _weight_bytes(recipe)
+    needed = 2 * weights if recipe.target == "cpu" else weights
+    message = f"{human_bytes(available)} available, {human_bytes(weights)} of weights in this recipe"
+    remedy = f"about {human_bytes(needed)} are comfortable; 'minitron plan' says exactly; a smaller model needs less"
+    return _judge(available >= needed, "memory", message, remedy, otherwise=WARN)
+
+
+def _disk(recipe: Recipe, folder: Path) -> Check:
+    free, needed = shutil.disk_usage(folder).free, _COPIES_ON_DISK * _weight_bytes(recipe)
+    message = f"{human_bytes(free)} free in {folder}"
+    remedy = f"model, checkpoint and engine take about {human_bytes(needed)}; a smaller model takes less"
+    return _judge(free >= needed, "disk", message, remedy, otherwise=WARN)
+
+
+def _shm() -> Check:
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return Check("shared memory", FAIL, "/dev/shm is not there", "Triton's Python backend needs it: mount a tmpfs")
+    remedy = f"Triton's Python backend wants {human_bytes(memory.LEAST_SHM_BYTES)}; give a container --shm-size"
+    return _judge(free >= memory.LEAST_SHM_BYTES, "shared memory", f"{human_bytes(free)} free in /dev/shm", remedy)
+
+
+def _ports(recipe: Recipe) -> Iterator[Check]:
+    serving = recipe.serving
+    for name, port in (("grpc", serving.grpc_port), ("http", serving.http_port), ("metrics", serving.metrics_port)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                yield Check(f"{name} port", OK, f"{port} is free" if port else "a free one will be taken")
+            except OSError as error:
+                yield Check(f"{name} port", WARN, f"{port} cannot be had ({error.strerror})",
+                            f"give 'minitron serve' another --{name}-port, or 0 for a free one")  # fmt: skip
+
+
+def _bundled_server() -> Check:
+    spec = importlib.util.find_spec("pytriton")
+    found = spec is not None and spec.origin is not None
+    program = Path(spec.origin).parent / "tritonserver" / "bin" / "tritonserver" if spec and spec.origin else None
+    fine = found and program is not None and os.access(program, os.X_OK)
+    message = f"tritonserver {compat.fact('bundled')['server']}" if fine else "not here"
+    return _judge(fine, "bundled Triton", message, "pip install 'minitron-trtllm[cpu]'")
+
+
+def _system() -> Check:
+    here = f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver()).strip() or 'unknown C library'}"
+    problem = compat.bundled_problem()
+    return _judge(problem is None, "system", here, problem or "")
+
+
+def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
+    here = gpus_here.gpus()
+    if not here:
+        yield Check(
+            "GPU", FAIL, "none that nvidia-smi shows", "an A100 target is built and served on a machine with one"
+        )
+        return
+    wanted = gpus.find("a100-80gb" if recipe.target == "cpu" else recipe.target)
+    needed = recipe.tensor_parallel * recipe.pipeline_parallel
+    names = ", ".join(sorted({each.shown for each in here}))
+    fitting = [each for each in here if each.compute_capability == wanted.compute_capability]
+    yield _judge(len(fitting) >= needed, "GPU", f"{len(here)} x {names}",
+                 f"{wanted.target} needs {needed} with compute capability {wanted.compute_capability}: "
+                 "choose the target of this GPU, or another machine")  # fmt: skip
+    yield from _gpu_memory(wanted, here)
+    driver = here[0].driver
+    yield _judge(version_key(driver) >= version_key(image.least_driver), "driver", driver,
+                 f"CUDA {image.cuda} of {image.tag} needs {image.least_driver}: update it, or set container.image_tag "
+                 f"to {compat.fact('older_driver')}")  # fmt: skip
+
+
+def _gpu_memory(wanted: Gpu, here: list[GpuHere]) -> Iterator[Check]:
+    """What a process gets: of a divided board a slice, which is less than nvidia-smi's first table says."""
+    memory, remedy = min(each.memory_bytes for each in here), "choose a smaller target"
+    divided = [each for each in here if each.mig]
+    if divided:
+        targets = [one.target for one in gpus.slices() if one.target.endswith(f"-{divided[0].profile}")]
+        remedy = f"MIG is on: choose the slice's own target ({', '.join(targets) or 'none is known'}), or turn MIG off"
+    if not memory:
+        remedy = (
+            "MIG is on and has no instance: 'nvidia-smi mig -cgi PROFILE -C' makes one, 'nvidia-smi -mig 0' ends it"
+        )
+    if any(each.virtual for each in here):
+        remedy += "; a vGPU has the memory of its profile, and shares its time with others"
+    # A slice of another size than planned ends in CUDA out of memory at load, so that it is no mere warning.
+    yield _judge(memory >= _MOSTLY * wanted.memory_bytes, "GPU memory", human_bytes(memory),
+                 f"{wanted.target} was planned with {human_bytes(wanted.memory_bytes)}: {remedy}",
+                 otherwise=FAIL if divided or not memory else WARN)  # fmt: skip
+
+
+def _container() -> Iterator[Check]:
+    if shutil.which("docker") is None:
+        yield Check("docker", FAIL, "not installed", "install docker and NVIDIA's container toolkit")
+        return
+    try:
+        docker.check_is_here()
+    except MachineError as error:
+        yield Check("docker", FAIL, "on another machine", str(error))
+        return
+    version = _asked("docker", "version", "--format", "{{.Server.Version}}")
+    if not version:
+        yield Check("docker", FAIL, "its daemon does not answer", "start it, or join the group docker")
+        return
+    yield Check("docker", OK, version)
+    runtimes = _asked("docker", "info", "--format", "{{json .Runtimes}}") or ""
+    fine = '"nvidia"' in runtimes or shutil.which("nvidia-ctk") is not None
+    yield _judge(fine, "NVIDIA runtime", "known to docker" if fine else "not known to docker",
+                 "install NVIDIA's container toolkit and run 'nvidia-ctk runtime configure'")  # fmt: skip
+
+
+def _trtllm_build() -> Check:
+    fine = shutil.which("trtllm-build") is not None
+    remedy = "not needed: 'minitron build --container' runs it in the image"
+    return _judge(fine, "trtllm-build", "on PATH" if fine else "not on PATH", remedy, otherwise=WARN)
+
+
+def _asked(*argv: str) -> str | None:
+    try:
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip()

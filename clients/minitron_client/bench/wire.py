@@ -1,0 +1,182 @@
+"""The measuring client: raw grpc.aio, request bytes made before the run, only counts and times taken from responses.
+
+It does what ``AsyncClient`` does with less work per response, never sends a request twice, and turns every failure into
+the outcome of a record. Errors are told apart by the same texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from minitron import failures
+from minitron_client.client import dialect, openai
+from minitron_client.client.answer import STOP_GRACE_S
+from minitron_client.client.dialect import ServedModel
+from minitron_client.client.endpoint import INFER_RPC, Endpoint
+from minitron_client.client.request import Request
+from minitron.errors import Cancelled, ClientError, DeadlineExceeded, StreamBroken
+from minitron_client.bench.record import OK, Record
+
+_BETWEEN_QUESTIONS_S = 0.1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request as the bytes that will be sent, and the bytes that end it (None: its stream is cancelled).
+
+    Over HTTP the bytes are a body.
+    """
+
+    message: bytes
+    max_tokens: int
+    stop: bytes | None = None
+
+
+def prepare(model: ServedModel, request: Request, request_id: str, *, stream: bool = True) -> Prepared:
+    """Make the bytes of a request; raises InvalidRequest."""
+    request.check()
+    if model.dialect == openai.DIALECT:
+        return Prepared(openai.body(request, model.name, stream=stream), request.max_tokens)
+    message = dialect.message(model, request, request_id, stream=stream)
+    stop = dialect.stop_message(model, request_id).SerializeToString() if model.takes_stops else None
+    return Prepared(message.SerializeToString(), request.max_tokens, stop)
+
+
+class AnyWire(Protocol):
+    """What sends the requests of one event loop to one server."""
+
+    async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
+        """See Wire."""
+
+    async def is_ready(self, within_s: float) -> bool:
+        """See Wire."""
+
+    async def close(self) -> None:
+        """See Wire."""
+
+
+def wire_to(endpoint: openai.AnyEndpoint) -> AnyWire:
+    """The wire to a server, over what it speaks; to be made in the event loop that uses it."""
+    if isinstance(endpoint, Endpoint):
+        return Wire(endpoint)
+    from minitron_client.bench.http_wire import HttpWire
+
+    return HttpWire(endpoint)
+
+
+class Wire:
+    """A channel to one server for one event loop; each request is a gRPC stream of its own."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._url, self._metadata = endpoint.url, endpoint.metadata
+        self._channel = endpoint.aio_channel()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._infer = self._channel.unary_stream(INFER_RPC, None, pb.ModelStreamInferResponse.FromString)
+        self._ready = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ServerReady
+
+    async def close(self) -> None:
+        """Wait for the end of what was left, and close the channel."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+        await self._channel.close()
+
+    async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
+        """Send a request now and fill in its record; raises nothing but the cancellation of its own task."""
+        record.max_tokens = prepared.max_tokens
+        record.sent_ns = time.monotonic_ns()
+        call = self._infer(prepared.message, metadata=self._metadata)
+        reading = asyncio.ensure_future(self._receive(call, record))
+        try:
+            await asyncio.wait({reading}, timeout=deadline_s)
+            if not reading.done():
+                raise DeadlineExceeded(f"{self._url}: no complete answer within the deadline")
+            reading.result()
+            record.outcome = OK
+        except asyncio.CancelledError:
+            record.outcome, record.error = Cancelled.__name__, "the run ended"
+            raise
+        except grpc.RpcError as error:
+            fail(record, failures.of_status(error, self._url, streaming=True))
+        except ClientError as error:
+            fail(record, error)
+        finally:
+            record.ended_ns = time.monotonic_ns()
+            if not reading.done():
+                leaving = asyncio.ensure_future(self._leave(prepared, reading))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+        return record
+
+    async def _leave(self, prepared: Prepared, reading: asyncio.Future[None]) -> None:
+        """End a request whose answer nobody waits for, and read it to its end for a while."""
+        if prepared.stop is not None:
+            with contextlib.suppress(grpc.RpcError):
+                async for _ in self._infer(prepared.stop, timeout=STOP_GRACE_S, metadata=self._metadata):
+                    pass
+            await asyncio.wait({reading}, timeout=STOP_GRACE_S)
+        reading.cancel()  # and with it the call
+        await asyncio.gather(reading, return_exceptions=True)
+
+    async def is_ready(self, within_s: float) -> bool:
+        """Whether the server is there and ready, or becomes it ``within_s``."""
+        until = time.monotonic() + within_s
+        while (left_s := until - time.monotonic()) > 0:
+            try:
+                asked = self._ready(
+                    pb.ServerReadyRequest(), timeout=left_s, wait_for_ready=True, metadata=self._metadata
+                )
+                if (await asked).ready:
+                    return True
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    return True  # it has no such question, but it answers
+            await asyncio.sleep(_BETWEEN_QUESTIONS_S)
+        return False
+
+    async def _receive(self, call: Any, record: Record) -> None:
+        final, wrong = False, None
+        while (response := await call.read()) is not grpc.aio.EOF:
+            try:
+                final = self._take(response, record, time.monotonic_ns())
+            except ClientError as error:
+                wrong = wrong or error  # and on to the end: Triton (2.51) keeps what is cancelled while it ends
+        if wrong:
+            raise wrong
+        if not final:
+            raise StreamBroken(f"{self._url}: the stream ended before the last response; the answer is incomplete")
+
+    def _take(self, response: Any, record: Record, received_ns: int) -> bool:
+        """Note a response in the record; whether it was the last."""
+        if response.error_message:
+            raise failures.of_text(response.error_message, self._url)
+        infer = response.infer_response
+        record.responses.append((received_ns, _tokens(infer)))
+        if record.input_tokens is None:
+            record.input_tokens = _number(infer, ("num_input_tokens",))
+        return bool(infer.parameters["triton_final_response"].bool_param)
+
+
+def fail(record: Record, error: ClientError) -> None:
+    """Note how a request ended."""
+    record.outcome, record.error = type(error).__name__, str(error)
+
+
+def _tokens(infer: Any) -> int | None:
+    """Generated tokens in a response as the server counts them: none in the empty last one, None where it is silent."""
+    return _number(infer, ("num_output_tokens", "sequence_length")) if infer.outputs else 0
+
+
+def _number(infer: Any, names: Iterable[str]) -> int | None:
+    for tensor, raw in zip(infer.outputs, infer.raw_output_contents, strict=False):
+        if tensor.name in names:
+            return int.from_bytes(raw[:4], "little", signed=True)
+    return None

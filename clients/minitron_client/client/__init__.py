@@ -1,0 +1,28 @@
+"""The gRPC client: one request model, one response model, the same names blocking and asynchronous.
+
+::
+
+    from minitron_client.client import Client
+
+    with Client("127.0.0.1:8001") as client:
+        for chunk in client.stream("The old man", max_tokens=32):
+            print(chunk.text, end="", flush=True)
+
+``AsyncClient`` has the same methods with ``async``. Errors are those of ``minitron.errors`` below ClientError.
+
+What the two share stands beside them and does no input or output: ``request`` (what is asked), ``dialect`` (tensors of
+the four kinds of model), ``answer`` (what came back, and when), ``failures`` (which error it was), ``endpoint`` (where
+and how to connect). ``blocking`` and ``aio`` only move messages.
+"""
+
+from minitron_client.client.aio import AsyncClient, AsyncStream
+from minitron_client.client.answer import Chunk, Output, Response
+from minitron_client.client.blocking import Client, Stream
+from minitron_client.client.endpoint import ApiKey, Endpoint, Retry, Tls
+from minitron_client.client.request import Request
+from minitron_client.client.timing import Timing
+
+__all__ = [
+    "ApiKey", "AsyncClient", "AsyncStream", "Chunk", "Client", "Endpoint", "Output",
+    "Request", "Response", "Retry", "Stream", "Timing", "Tls",
+]  # fmt: skip

@@ -1,0 +1,140 @@
+"""OpenVINO GenAI's continuous batching pipeline and OpenVINO's plain model, opened with the engine's settings: the only
+users of the libraries here.
+
+``import openvino`` queues a usage event and writes a folder into the home directory unless the module
+``openvino_telemetry`` cannot be imported; a None in ``sys.modules`` makes that so.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.machine.memory import available_bytes
+
+from .engine_config import BLOCK_TOKENS, EngineConfig
+from .generation_request import Request
+
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+import openvino as ov  # noqa: E402
+import openvino_genai as genai  # noqa: E402
+
+_FREE_MEMORY_SHARE = 0.5
+_HALF, _ODD = 0xFFFFFFFF, 0x9E3779B1  # 2**32 divided by the golden ratio, made odd
+_NEVER = 0  # any valid token: with ignore_eos it is not looked at, but the library wants one
+
+
+def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool) -> Any:
+    """Load the engine's model; blocks the caller for seconds to a minute."""
+    scheduler = genai.SchedulerConfig()
+    scheduler.num_kv_blocks = kv_blocks
+    scheduler.max_num_seqs = engine.max_batch_size
+    scheduler.max_num_batched_tokens = engine.max_num_tokens
+    scheduler.dynamic_split_fuse = True
+    scheduler.enable_prefix_caching = reuse_kv_cache
+    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", engine.properties)
+
+
+class PlainModel:
+    """The engine's model by itself, all logits of what it is given; keys and values are kept until ``reset_state``."""
+
+    def __init__(self, engine: EngineConfig) -> None:
+        """Load it; blocks the caller for seconds to a minute."""
+        path = engine.folder / "openvino" / "openvino_model.xml"
+        self._request = ov.Core().compile_model(str(path), "CPU", engine.properties).create_infer_request()
+
+    def reset_state(self) -> None:
+        """Begin another text."""
+        self._request.reset_state()
+
+    def infer(self, ids: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Logits [n, vocabulary] of ``ids``, which stand behind ``start`` others."""
+        stop = start + len(ids)
+        inputs = {
+            "input_ids": ids[None],
+            "attention_mask": np.ones((1, stop), np.int64),
+            "position_ids": np.arange(start, stop, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        logits: NDArray[np.float32] = self._request.infer(inputs, share_outputs=True)["logits"][0]
+        return logits
+
+
+def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
+    """Blocks of the KV cache: for ``tokens`` where given, else for every sequence at full length if memory allows it.
+
+    At most half of the memory that the weights leave is taken. Raises ValueError with the bytes needed where not even
+    one sequence of full length fits.
+    """
+    sequence = -(-engine.max_seq_len // BLOCK_TOKENS)
+    if tokens is not None:
+        return max(1, tokens // BLOCK_TOKENS)
+    block_bytes = engine.kv_bytes_per_token * BLOCK_TOKENS
+    weight_bytes = (engine.folder / "openvino" / "openvino_model.bin").stat().st_size
+    free = available_bytes() - weight_bytes
+    fitting = int(free * _FREE_MEMORY_SHARE / block_bytes)
+    if fitting < sequence:
+        raise ValueError(
+            f"the KV cache of one sequence of {engine.max_seq_len} tokens needs {sequence * block_bytes:,.0f} bytes, "
+            f"and beside {weight_bytes:,} for the weights {max(free, 0):,} are left; set max_tokens_in_paged_kv_cache, "
+            "or build with a smaller --max-seq-len"
+        )
+    return min(engine.max_batch_size * sequence, fitting)
+
+
+def input_ids(request: Request) -> Any:
+    """The prompt as the pipeline wants it: int64 [1, n]."""
+    return ov.Tensor(np.asarray(request.prompt, dtype=np.int64)[None])
+
+
+def generation_config(request: Request) -> Any:
+    """TensorRT-LLM's parameters in the pipeline's terms. Stop words and log probs are dealt with outside it."""
+    config = genai.GenerationConfig()
+    config.apply_chat_template = False
+    config.max_new_tokens = request.max_new_tokens
+    config.logprobs = 1
+    config.eos_token_id = min(request.end_ids, default=_NEVER)
+    config.stop_token_ids = set(request.end_ids or {_NEVER})  # all of these end, and are banned until min_new_tokens
+    config.ignore_eos = not request.end_ids
+    config.min_new_tokens = request.min_tokens if request.end_ids else 0
+    config.repetition_penalty = request.repetition_penalty
+    config.do_sample = not request.is_greedy
+    if config.do_sample:
+        config.temperature = divisor_of_temperature(request.temperature)
+        config.top_k = request.top_k
+        config.top_p = request.top_p or 1.0
+        config.rng_seed = seed_of_32_bits(request.seed)
+    return config
+
+
+def divisor_of_temperature(temperature: float) -> float:
+    """What TensorRT-LLM divides logits by: the temperature plus 1e-6, but 1 for 1 (penaltyKernels.cu).
+
+    So the tiniest one is greedy there. OpenVINO GenAI 2026.4.1 multiplies by 1 / temperature: below 1.2e-38 every logit
+    becomes infinite, and all candidates are as good as each other.
+    """
+    return temperature if temperature == 1 else temperature + 1e-6
+
+
+def seed_of_32_bits(seed: int) -> int:
+    """The pipeline's seed for one of 64 bits, of which it would take the lower 32 alone (it seeds a std::mt19937).
+
+    Below 2**32 it is the seed itself. The upper half is scattered (an odd factor, a shifted xor: invertible) and
+    mixed in, so that two seeds with one half in common never meet.
+    """
+    scattered = (seed >> 32) * _ODD & _HALF
+    return (seed & _HALF) ^ scattered ^ (scattered >> 15)
+
+
+def has_ended(handle: Any) -> bool:
+    """Whether the pipeline will give nothing more for this handle."""
+    return bool(handle.get_status() != genai.GenerationStatus.RUNNING)
+
+
+def was_ignored(handle: Any) -> bool:
+    """Whether the pipeline gave the request up for want of cache."""
+    return bool(handle.get_status() == genai.GenerationStatus.IGNORED)

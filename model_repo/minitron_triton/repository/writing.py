@@ -1,0 +1,96 @@
+"""Putting the parts of a repository into a folder: texts from templates, our Python models, links to large files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from minitron import text
+from minitron.machine import cpu_execution, memory
+from minitron.errors import UsageError
+from minitron_triton.repository import config_text
+from minitron_triton.repository.layout import ModelConfig
+
+_ROOM = Path(__file__).parent.parent
+_TEXT = Path(text.__file__).parent
+_PACKAGE = text.__name__.partition(".")[0]
+#: What the models import of ``core``, and so hold a copy of.
+_FROM_CORE = (*sorted(_TEXT.glob("*.py")), Path(memory.__file__), Path(cpu_execution.__file__))
+_WITH_COPY = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+_TEMPLATES = _ROOM / "templates"
+_PYTHON_MODELS = _ROOM / "models"
+#: Where a container sees the repository.
+CONTAINER_ROOT = "/models"
+
+
+def root_as_seen(root: str | None, default: str) -> str:
+    """The folder of the repository as the server sees it, ``default`` if none was asked for; raises UsageError."""
+    seen = default if root is None else root.rstrip("/") or "/"
+    if not seen.startswith("/"):
+        raise UsageError(f"--root {root} is not absolute, and the server may start in any folder; give an absolute one")
+    if why := unbearable(seen, contained=default == CONTAINER_ROOT):
+        raise UsageError(f"{'--output' if root is None else '--root'} {seen!r} {why}; choose another folder")
+    return seen
+
+
+def unbearable(root: str, *, contained: bool) -> str | None:
+    """Why a server cannot have its repository there, if so: what cannot be written in a config, and in a container,
+    where nothing stands between it and the Python backend's unquoted line of shell, all but plain characters."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in root):
+        return "holds a control character, or bytes that are no UTF-8"
+    if contained and not re.fullmatch(r"[\w%+=,./@-]+", root, re.ASCII):
+        return "holds a character that the Python backend in the container does not bear"
+    return None
+
+
+def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -> Path:
+    """Write config.pbtxt by ``template`` and the version folder, with the Python files of ``sources`` where the backend
+    is Python; returns the version folder. Raises RepositoryError where Triton's protobuf cannot read the config."""
+    config = render_text(template, model=model)
+    config_text.parse(config, f"{model.name}/config.pbtxt")  # before anything of it is written
+    write(folder / model.name / "config.pbtxt", config)
+    version = folder / model.name / "1"
+    version.mkdir()
+    if model.backend == "python":
+        for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
+            shutil.copyfile(source, version / source.name)
+    if model.backend == "python" and sources in _WITH_COPY:
+        for source in _FROM_CORE:
+            place(source, version / _PACKAGE / source.relative_to(_TEXT.parent), copy=True)
+    return version
+
+
+def render_text(template: str, **values: Any) -> str:
+    """The text of one of our templates; a value that it lacks is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=False,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["quoted"] = config_text.quote
+    return environment.get_template(template).render(**values)
+
+
+def write(path: Path, content: str) -> None:
+    """Write a text into a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+def place(source: Path, target: Path, *, copy: bool) -> None:
+    """Hard-link ``source`` at ``target``; copy it if asked to, or where a link cannot be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        try:
+            os.link(os.path.realpath(source), target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+                raise
+    shutil.copyfile(source, target)

@@ -44,13 +44,13 @@ from timing_error import AT_64, AT_256, Limits
 from tritonclient.grpc import service_pb2 as pb
 
 from minitron import console
-from minitron_client.client.endpoint import INFER_RPC, Endpoint
 from minitron_client.bench import profile as profiles
 from minitron_client.bench import run as runs
 from minitron_client.bench import schedule
 from minitron_client.bench.pauses import scheduling
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.wire import Wire
+from minitron_client.client.endpoint import INFER_RPC, Endpoint
 
 
 class Schedules(NamedTuple):

@@ -16,14 +16,14 @@ from bars import Bar
 from sender import sender
 from timetable import Schedule
 
-from minitron_client.client.dialect import ServedModel
-from minitron_client.client.endpoint import Endpoint
-from minitron_client.client.request import Request
-from minitron_client.client.tensors import unpack
 from minitron_client.bench.latency import closed_loop
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.statistics import percentile
 from minitron_client.bench.wire import Prepared, Wire, prepare
+from minitron_client.client.dialect import ServedModel
+from minitron_client.client.endpoint import Endpoint
+from minitron_client.client.request import Request
+from minitron_client.client.tensors import unpack
 
 _INPUTS = {"text_input": "BYTES", "max_tokens": "INT32", "return_num_output_tokens": "BOOL", "stream": "BOOL"}
 _TOKENS = 20  # of each request, so that a run holds many first tokens

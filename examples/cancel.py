@@ -2,8 +2,8 @@
 
 import sys
 
-from minitron_client.client import Client
 from minitron.errors import DeadlineExceeded
+from minitron_client.client import Client
 
 url = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001"
 

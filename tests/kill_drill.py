@@ -24,8 +24,8 @@ if __name__ == "__main__":
 
 import echo_repository  # noqa: E402
 from conftest import minitron  # noqa: E402
-from minitron_client.client import Client  # noqa: E402
 from minitron.errors import ClientError  # noqa: E402
+from minitron_client.client import Client  # noqa: E402
 from supervisor import Supervisor, ask, command_lines, segments, within  # noqa: E402
 
 MOMENTS = ("start", "load", "stream", "drain")

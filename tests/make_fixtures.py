@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 import answers
 import random_model
 from minitron.model import shape as model_shape
-from minitron.model.precision import ROUNDED, Precision
+from minitron.model.precision import ROUNDED
 from minitron.model.shape import ModelShape
 from nemotron_reference import rounded_weights, source_weights
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from minitron_build.checkpoint.layout import unpack
-from minitron_build.checkpoint.read import Checkpoint
 from minitron.model.precision import Precision
 from minitron.model.shape import ModelShape
+from minitron_build.checkpoint.layout import unpack
+from minitron_build.checkpoint.read import Checkpoint
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]

@@ -22,28 +22,28 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from minitron_cli.accept import speed
+from minitron_cli.accept.work import finite
 
 from minitron import recipe
-from minitron.artifacts import manifest
-from minitron.machine import compat, gpus_here
-from minitron_cli.accept import speed
 from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
-from minitron_cli.accept.work import finite
-from minitron.model.activations import Activations
-from minitron_triton.audit.judging import judge_all
-from minitron_triton.audit.runtime_log import RuntimeLog
-from minitron_client.conformance.subject import TENSORRT, Answer, Limits, Subject
-from minitron_client.conformance.suite import run
-from minitron_build.engines.tensorrt import flags
+from minitron.artifacts import manifest
 from minitron.errors import MinitronError, UsageError
+from minitron.machine import compat, gpus_here
 from minitron.machine.gpus_here import GpuHere
-from minitron_build.plan.engine_plan import plan
-from minitron_build.plan.model import look_up
-from minitron_triton.server import container
-from minitron_triton.server.launch import Options, Ports, Served
+from minitron.model.activations import Activations
 from minitron.text.errors import RequestError
 from minitron.text.prompts import PromptMaker
 from minitron.text.request import TextRequest
+from minitron_build.engines.tensorrt import flags
+from minitron_build.plan.engine_plan import plan
+from minitron_build.plan.model import look_up
+from minitron_client.conformance.subject import TENSORRT, Answer, Limits, Subject
+from minitron_client.conformance.suite import run
+from minitron_triton.audit.judging import judge_all
+from minitron_triton.audit.runtime_log import RuntimeLog
+from minitron_triton.server import container
+from minitron_triton.server.launch import Options, Ports, Served
 from test_model_repo_audit import running
 
 BUILT = Limits(max_batch_size=32, max_input_len=1024, max_seq_len=2048, vocab_size=256_000, max_num_tokens=8192)

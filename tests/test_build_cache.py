@@ -14,11 +14,11 @@ import pytest
 from conftest import minitron
 from minitron import recipe
 from minitron.artifacts import manifest
+from minitron.errors import OutputExists
+from minitron.version import VERSION
 from minitron_build.engines import cache
 from minitron_build.engines.cache import EngineKey
-from minitron.errors import OutputExists
 from minitron_build.plan import engine_plan, model
-from minitron.version import VERSION
 
 WANTED = recipe.load("a100-int8", {}).recipe
 PLAN = engine_plan.plan(WANTED, model.look_up(WANTED.model)).identity()

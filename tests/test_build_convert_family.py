@@ -19,10 +19,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import random_model
+from minitron.model.shape import ModelShape
 from minitron_build.checkpoint import layout
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.read import Checkpoint
-from minitron.model.shape import ModelShape
 
 Array = npt.NDArray[Any]
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import DATA
+from minitron.errors import UsageError
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.read import Checkpoint
-from minitron.errors import UsageError
 
 GOLDEN = DATA / "golden" / "trtllm_checkpoint"
 INDEX = json.loads((GOLDEN / "index.json").read_text())

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 import random_model
 from conftest import DATA, minitron
+from minitron.errors import CheckpointError
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.inspect import inspect
 from minitron_build.checkpoint.read import Checkpoint
-from minitron.errors import CheckpointError
 from nemotron_reference import source_weights
 
 GOLDEN = DATA / "golden" / "trtllm_checkpoint"

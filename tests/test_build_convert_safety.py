@@ -21,16 +21,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from minitron_cli import main
 from safetensors.numpy import load_file, save_file
 
 import random_model
 from conftest import DATA, ROOT, minitron
-from minitron_cli import main
+from minitron.errors import CheckpointError, ModelError, NoSpace, UsageError
 from minitron_build.checkpoint import convert as converting
 from minitron_build.checkpoint import write
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.read import Checkpoint
-from minitron.errors import CheckpointError, ModelError, NoSpace, UsageError
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 QUERY = "model.layers.1.self_attn.q_proj.weight"

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 
 import gguf_files
 from conftest import DATA, SMALL_MODEL, minitron
-from minitron_build.checkpoint.convert import convert
 from minitron.errors import ModelError
+from minitron_build.checkpoint.convert import convert
 from minitron_build.sources.gguf import GgufModel
 
 RUNS = json.loads((DATA / "gguf" / "runs.json").read_text(encoding="utf-8"))

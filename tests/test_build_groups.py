@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import modelopt_cases as cases
+from minitron.model.precision import Precision
 from minitron_build.calibration import feedback
 from minitron_build.checkpoint import groups
 from minitron_build.checkpoint.plan import plan_rank
 from minitron_build.checkpoint.spec import Spec
 from minitron_build.checkpoint.values import Calculator
 from minitron_build.checkpoint.write import blocks
-from minitron.model.precision import Precision
 from minitron_build.sources.opening import open_model
 
 DATA = Path(__file__).parent / "data" / "modelopt"

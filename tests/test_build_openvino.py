@@ -19,12 +19,11 @@ import random_model
 from answers import Answers
 from conftest import ROOMS, ROOT, minitron
 from minitron.artifacts import manifest
+from minitron.errors import CheckpointError, InputError, OutputExists, UsageError
 from minitron.model import shape
+from minitron.model.precision import ROUNDED, Precision
 from minitron_build.checkpoint.convert import convert
 from minitron_build.engines.openvino import write as cpu
-from minitron_build.engines.openvino import ir
-from minitron.errors import CheckpointError, InputError, OutputExists, UsageError
-from minitron.model.precision import ROUNDED, Precision
 from nemotron_reference import MUTATIONS, source_weights
 
 LOGIT_ERROR = 1e-3

@@ -15,11 +15,11 @@ from tokenizers.models import WordLevel
 
 import modelopt_cases as cases
 from conftest import SMALL_MODEL, minitron_here
+from minitron.errors import CheckpointError
+from minitron.model.precision import Precision
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.checkpoint.write import header
 from minitron_build.engines.openvino import write as cpu
-from minitron.errors import CheckpointError
-from minitron.model.precision import Precision
 
 DATA = Path(__file__).parent / "data" / "modelopt"
 INDEX = json.loads((DATA / "index.json").read_text(encoding="utf-8"))

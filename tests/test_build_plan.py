@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, SMALL_MODEL, minitron
 from minitron import data_files, recipe
-from minitron.model import shape
 from minitron.errors import ModelError, NotEnoughMemory, UsageError
 from minitron.machine.gpu import all_gpus, find
+from minitron.model import shape
+from minitron.model.precision import ROUNDED, Precision
+from minitron.model.shape import ModelShape
+from minitron.recipe_model import Memory, Recipe
 from minitron_build.plan import memory, model, weights
 from minitron_build.plan.engine_plan import EnginePlan, plan
 from minitron_build.plan.limits import Limits
 from minitron_build.plan.roofline import Machine
 from minitron_build.plan.weights import Parallel
-from minitron.model.precision import ROUNDED, Precision
-from minitron.recipe_model import Memory, Recipe
-from minitron.model.shape import ModelShape
 
 MINITRON_4B = shape.from_config(data_files.load("models/minitron-4b-base.json"), "data")
 PUBLISHED = model.PlannedModel("nvidia/Minitron-4B-Base", MINITRON_4B, "published sizes of minitron-4b-base")

@@ -19,8 +19,8 @@ import pytest
 from safetensors import safe_open
 
 from conftest import DATA, ROOT, SMALL_MODEL, minitron
-from minitron.machine import compat
 from minitron.acceptance import FAIL, PASS
+from minitron.machine import compat
 from minitron_build.engines.tensorrt.flags import flags
 from minitron_build.probe import inside, tool
 from minitron_build.probe.checkpoint import config_problems

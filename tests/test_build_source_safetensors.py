@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
 from conftest import DATA
-from minitron_build.checkpoint.convert import convert
 from minitron.errors import InputError, MinitronError, ModelError
+from minitron_build.checkpoint.convert import convert
 from minitron_build.sources.safetensors import SafetensorsFile
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"

@@ -15,9 +15,9 @@ import pytest
 from conftest import DATA
 from doubles import trtllm_build as double
 from minitron import recipe
+from minitron.errors import ToolError, UsageError
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.engines.tensorrt import check, flags
-from minitron.errors import ToolError, UsageError
 from minitron_build.plan import engine_plan, model
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from bars import Bar, exit_code
 from timetable import Schedule, Timetable
 from timing_error import AT_64, Run, judge, request, until_enough
 
-from minitron_client.client.endpoint import Endpoint
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.wire import Wire
+from minitron_client.client.endpoint import Endpoint
 
 MS = 10**6
 

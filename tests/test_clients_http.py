@@ -16,10 +16,10 @@ import pytest
 from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway, within
+from minitron.errors import ClientError, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken, UsageError
 from minitron_client.client.endpoint import ApiKey, Tls
 from minitron_client.client.openai import HttpClient, HttpEndpoint, body
 from minitron_client.client.request import Request
-from minitron.errors import ClientError, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken, UsageError
 from serving import Stream, text_of
 from test_gateway_faults import text
 

@@ -15,8 +15,17 @@ from typing import Any
 import pytest
 
 from bare_process import Bare, prompt, unused_port, words
+from minitron.errors import (
+    Cancelled,
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    Rejected,
+    StreamBroken,
+    UsageError,
+)
 from minitron_client.client import ApiKey, Client, Endpoint, Request, Retry, Tls
-from minitron.errors import Cancelled, ClientError, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken, UsageError
 
 
 @pytest.fixture

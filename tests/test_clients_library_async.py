@@ -13,8 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from bare_process import Bare, prompt, unused_port, words
-from minitron_client.client import AsyncClient
 from minitron.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken
+from minitron_client.client import AsyncClient
 
 
 def test_async_256_streams_on_one_client(bare: Bare) -> None:

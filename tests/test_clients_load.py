@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import minitron
-from minitron_client.client.dialect import ServedModel
 from minitron.errors import InputError, ServerError, UsageError
+from minitron.prometheus import Metrics
 from minitron_client.bench import profile as profiles
 from minitron_client.bench.histogram import Histogram
 from minitron_client.bench.profile import Slo
@@ -31,7 +31,7 @@ from minitron_client.bench.search import find_capacity
 from minitron_client.bench.statistics import percentile
 from minitron_client.bench.summary import Summary, Window, summarize
 from minitron_client.bench.timeline import stalls
-from minitron.prometheus import Metrics
+from minitron_client.client.dialect import ServedModel
 
 
 def test_a_profile_is_read_as_strictly_as_a_recipe(tmp_path: Path) -> None:

@@ -26,9 +26,6 @@ import pytest
 
 from bare_process import Bare
 from conftest import ROOMS, ROOT, minitron
-from minitron_client.client import Request
-from minitron_client.client.dialect import ServedModel
-from minitron_client.client.endpoint import Endpoint
 from minitron_client.bench import profile as profiles
 from minitron_client.bench.gone import GoneWatch
 from minitron_client.bench.latency import closed_loop
@@ -38,6 +35,9 @@ from minitron_client.bench.schedule import plan
 from minitron_client.bench.statistics import percentile
 from minitron_client.bench.summary import Window, read_records
 from minitron_client.bench.wire import Wire, prepare
+from minitron_client.client import Request
+from minitron_client.client.dialect import ServedModel
+from minitron_client.client.endpoint import Endpoint
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ import pytest
 
 from conftest import SMALL_MODEL, minitron
 from gateway_process import within
-from minitron_client.client import AsyncClient, Client, Request
 from minitron.errors import InputError, InvalidRequest, UsageError
+from minitron_client.client import AsyncClient, Client, Request
 from serving import Stream, text_of
 from test_gateway_text import prompts
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minitron_client.client.timing import Timing
 from minitron.errors import InputError
 from minitron_client.bench import compare
 from minitron_client.bench.latency import Point, PointResult
 from minitron_client.bench.prompts import PromptMaker, tokenizer_count
 from minitron_client.bench.record import Record
 from minitron_client.bench.statistics import PERCENTILES, Estimate, enough, mean, percentile, percentiles, remark, shown
+from minitron_client.client.timing import Timing
 
 
 def test_metrics_of_a_stream() -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from minitron import recipe
-from minitron import acceptance
 from minitron_cli.accept import engines_beside, page, speed
 from minitron_cli.accept.evidence import Evidence, StepFailed
-from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron_cli.accept.work import Options, Work
+
+from minitron import acceptance, recipe
+from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron.errors import InputError
 
 

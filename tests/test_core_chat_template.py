@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 import hand_made
 from conftest import SMALL_MODEL
-from minitron.model import chat_template, tokenizer_files
 from minitron.errors import EngineError
+from minitron.model import chat_template, tokenizer_files
 from minitron_triton.repository.check import check
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.render import render

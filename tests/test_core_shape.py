@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from minitron.model import shape
 from minitron.errors import ModelError
+from minitron.model import shape
 
 #: transformers 4, as nvidia/Minitron-4B-Base is published (numbers: the model's published description).
 V4: dict[str, Any] = {

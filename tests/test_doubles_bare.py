@@ -19,8 +19,8 @@ from bare_process import Bare
 from bare_triton import MODELS as SPOKEN
 from conftest import DATA, SMALL_MODEL
 from minitron import failures
-from minitron_client.client import Client, Request, dialect
 from minitron.errors import NotReady
+from minitron_client.client import Client, Request, dialect
 
 pytestmark = pytest.mark.server
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import serving
-from minitron.artifacts import manifest
-from minitron.acceptance import PASS
 from minitron import failures
+from minitron.acceptance import PASS
+from minitron.artifacts import manifest
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.conformance import suite
 from minitron_client.conformance.subject import OPENVINO, Limits, Message, Subject, wait_until

@@ -9,11 +9,11 @@ import pytest
 from golden_repositories import GOLDEN
 from minitron import recipe
 from minitron.acceptance import FAIL, PASS, SKIPPED
-from minitron_triton.audit.judging import Running, judge_all
-from minitron_triton.audit.runtime_log import RuntimeLog
+from minitron.prometheus import Metrics
 from minitron_build.plan.engine_plan import plan
 from minitron_build.plan.model import look_up
-from minitron.prometheus import Metrics
+from minitron_triton.audit.judging import Running, judge_all
+from minitron_triton.audit.runtime_log import RuntimeLog
 from minitron_triton.repository import config_text
 
 #: NVIDIA/TensorRT-LLM pull request 4028 and issue 2398, and a benchmark log of 0.12 (sizes as printed there).

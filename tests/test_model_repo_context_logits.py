@@ -18,11 +18,11 @@ import cpu_engines
 from answers import Answers
 from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
 from minitron.model import shape
+from minitron.model.precision import ROUNDED, Precision
 from minitron_triton.models.tensorrt_llm import context_logits, pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
 from minitron_triton.models.tensorrt_llm.generation_request import Refused, Request, check
-from minitron.model.precision import ROUNDED, Precision
 from nemotron_reference import checkpoint_weights, logits
 
 pytestmark = pytest.mark.slow

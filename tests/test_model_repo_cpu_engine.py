@@ -16,13 +16,13 @@ import pytest
 
 import cpu_engines
 from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
+from minitron.model.precision import Precision
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm import pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.engine_config import BLOCK_TOKENS, EngineConfig
 from minitron_triton.models.tensorrt_llm.generation import Chunk
 from minitron_triton.models.tensorrt_llm.generation_request import Refused, Request
-from minitron.model.precision import Precision
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 import cpu_engines
 from answers import END_ID, Answers
 from cpu_engines import EXPECTED, PROMPTS, Caller, greedy, next_logits, run
+from minitron.model.precision import ROUNDED, Precision
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.generation_request import Request
-from minitron.model.precision import ROUNDED, Precision
 
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 40, "top_p": 0.9}
 

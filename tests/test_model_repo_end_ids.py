@@ -13,6 +13,8 @@ import pytest
 import hand_made
 from cpu_engines import EXPECTED, PROMPTS, Caller, greedy, run
 from minitron.errors import EngineError
+from minitron.text import end_ids
+from minitron.text.tokenizer import TextTokenizer
 from minitron_triton.models.tensorrt_llm import request_tensors
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.generation_request import Request
@@ -20,8 +22,6 @@ from minitron_triton.models.tensorrt_llm.parameters import Parameters
 from minitron_triton.repository.check import check
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.render import render
-from minitron.text import end_ids
-from minitron.text.tokenizer import TextTokenizer
 
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 EOS = {"content": "</s>", "__type": "AddedToken"}

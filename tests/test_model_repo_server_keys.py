@@ -12,8 +12,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from minitron_client.client import ApiKey, Tls
 from minitron.errors import InvalidRequest, NotReady
+from minitron_client.client import ApiKey, Tls
 from supervisor import Supervisor, ask, environment, stub
 
 pytestmark = pytest.mark.server

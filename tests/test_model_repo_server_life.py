@@ -18,8 +18,8 @@ from tritonclient.utils import InferenceServerException
 import echo_repository
 import hand_made
 from conftest import ROOT, minitron
-from minitron_client.client import Client
 from minitron.errors import ClientError, NotReady
+from minitron_client.client import Client
 from minitron_triton.server.leftovers import Process
 from supervisor import (
     FREE,

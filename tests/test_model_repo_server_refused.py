@@ -17,8 +17,8 @@ import pytest
 import echo_repository
 import hand_made
 from conftest import minitron_here
-from minitron.machine import memory
 from minitron.errors import MachineError, MissingDependency, NotEnoughMemory, PortBusy, RepositoryError, UsageError
+from minitron.machine import memory
 from minitron_triton.repository.check import check
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.render import render

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from conftest import DATA
+from minitron.errors import CheckpointError
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.read import Checkpoint
-from minitron.errors import CheckpointError
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 GONE = ...

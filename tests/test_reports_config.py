@@ -18,9 +18,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conftest import DATA
+from minitron.errors import ModelError
 from minitron.model import shape
 from minitron_build.checkpoint.convert import convert
-from minitron.errors import ModelError
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 CONFIG: dict[str, Any] = json.loads((HF / "config.json").read_text(encoding="utf-8"))

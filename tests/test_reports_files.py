@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import DATA
 from hub_server import hub
-from minitron_build.checkpoint.convert import convert
 from minitron.errors import ModelError
+from minitron_build.checkpoint.convert import convert
 from minitron_build.sources import hub as hubs
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"

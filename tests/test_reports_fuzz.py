@@ -25,9 +25,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from minitron.errors import InputError, MinitronError
 from minitron.model import shape
 from minitron_build.checkpoint.convert import convert
-from minitron.errors import InputError, MinitronError
 
 Config = dict[str, Any]
 MUTATIONS, SLICE = 2000, 400

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 import gguf_files
 from conftest import DATA, SMALL_MODEL, minitron
 from gguf_files import ARRAY, BOOL, F32, I32, STRING, U32
-from minitron_build.checkpoint.convert import convert
 from minitron.errors import InputError, ModelError
+from minitron_build.checkpoint.convert import convert
 from minitron_build.sources.gguf import GgufModel
 from minitron_build.sources.opening import open_model
 

@@ -20,21 +20,21 @@ from typing import Any
 
 import grpc
 import pytest
+from minitron_cli import doctor
 
 import echo_repository
 from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway
 from hub_server import hub
-from minitron_cli import doctor
-from minitron_client.client import AsyncClient, Client
-from minitron_build.engines.tensorrt import process
 from minitron.errors import MachineError, NotReady
 from minitron.prometheus import Metrics
+from minitron.text import proxy
+from minitron_build.engines.tensorrt import process
+from minitron_client.client import AsyncClient, Client
 from minitron_triton.server import container
 from minitron_triton.server.launch import Options, Ports, Served
 from minitron_triton.server.openai import OpenAi
-from minitron.text import proxy
 from serving import server as serving
 from supervisor import Supervisor, environment, tritonserver
 

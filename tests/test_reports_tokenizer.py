@@ -20,11 +20,11 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from conftest import DATA, SMALL_MODEL
+from minitron.errors import EngineError, InputError
 from minitron.model import tokenizer_files
 from minitron_build.checkpoint.convert import convert
-from minitron.errors import EngineError, InputError
-from minitron_triton.repository.check import check
 from minitron_build.sources.huggingface import read_tokenizer
+from minitron_triton.repository.check import check
 
 BEGIN, END = 2, 3
 TEXT = "the sea"

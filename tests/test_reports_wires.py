@@ -32,14 +32,14 @@ import echo_repository
 from bare_process import Bare, prompt
 from conftest import ROOMS, ROOT, SMALL_MODEL
 from gateway_process import Gateway, events
-from minitron_client.client import AsyncClient, Client, Endpoint
-from minitron_client.client.request import Request
 from minitron.errors import ClientError, StreamBroken
-from minitron_client.bench.record import Record
-from minitron_client.bench.wire import Wire, prepare
-from minitron_triton.server import triton_flags
 from minitron.text import channel, engine
 from minitron.text.engine import Address, EngineClient, EngineError
+from minitron_client.bench.record import Record
+from minitron_client.bench.wire import Wire, prepare
+from minitron_client.client import AsyncClient, Client, Endpoint
+from minitron_client.client.request import Request
+from minitron_triton.server import triton_flags
 from serving import server as serving
 from supervisor import Supervisor, tritonserver, within
 

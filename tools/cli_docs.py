@@ -14,6 +14,7 @@ os.environ["COLUMNS"] = "100"  # argparse wraps help to the terminal; the docume
 
 from minitron_cli import main
 from minitron_cli.accept import hour
+
 from minitron.acceptance import catalogue
 
 ACCEPTANCE = Path(__file__).parent.parent / "docs" / "a100.md"

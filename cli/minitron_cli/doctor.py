@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitron import data_files
+from minitron.console import human_bytes
+from minitron.errors import MachineError
 from minitron.machine import compat, docker, gpus_here, memory
-from minitron.model import shape
 from minitron.machine import gpu as gpus
 from minitron.machine.compat import Image, version_key
-from minitron.errors import MachineError
 from minitron.machine.gpu import Gpu
 from minitron.machine.gpus_here import GpuHere
-from minitron.console import human_bytes
+from minitron.model import shape
 from minitron.model.precision import Precision
 from minitron.recipe_model import Recipe
 

@@ -19,6 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from minitron.text.engine import EngineError
+from minitron.text.errors import RequestError
+from minitron.text.prompts import PromptMaker
+from minitron.text.service import TextService
+from minitron.text.tokenizer import TextTokenizer
 from minitron_gateway import metrics, openapi, problems
 from minitron_gateway.bodies import ChatBody, CompletionBody
 from minitron_gateway.generation import Generation, of_chat, of_completion
@@ -27,11 +32,6 @@ from minitron_gateway.problems import Problem
 from minitron_gateway.settings import Settings
 from minitron_gateway.shapes import event
 from minitron_gateway.upstreams import Upstreams
-from minitron.text.engine import EngineError
-from minitron.text.errors import RequestError
-from minitron.text.prompts import PromptMaker
-from minitron.text.service import TextService
-from minitron.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from minitron_gateway.bodies import ChatBody, CompletionBody
-from minitron_gateway.problems import Problem
-from minitron_gateway.settings import Interval
-from minitron_gateway.shapes import DONE, Answer, ChatAnswer
 from minitron.text.completion import Piece, Sampling
 from minitron.text.prompts import PromptMaker
 from minitron.text.service import TextService
 from minitron.text.tokenizer import TextTokenizer
+from minitron_gateway.bodies import ChatBody, CompletionBody
+from minitron_gateway.problems import Problem
+from minitron_gateway.settings import Interval
+from minitron_gateway.shapes import DONE, Answer, ChatAnswer
 
 #: Characters from which on a text is tokenized in a thread, so that it holds up no other stream.
 _LONG = 10_000

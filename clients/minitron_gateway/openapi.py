@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from minitron_gateway.bodies import ChatBody, CompletionBody
 from minitron.version import VERSION
+from minitron_gateway.bodies import ChatBody, CompletionBody
 
 _ERRORS = {
     "400": "the request is wrong", "401": "no valid key", "404": "no such model", "413": "the body is too large",

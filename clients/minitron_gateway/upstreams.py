@@ -13,10 +13,10 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
 from minitron.errors import InvalidRequest, NotReady
-from minitron_gateway.metrics import Metrics
-from minitron_gateway.problems import kind_of
 from minitron.text.engine import Address, EngineClient, EngineError, EngineUnreachable
 from minitron.text.tensors import Arrays, Tensors
+from minitron_gateway.metrics import Metrics
+from minitron_gateway.problems import kind_of
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minitron import data_files, files, console
+from minitron import console, data_files, files
 from minitron.errors import InputError, VerdictError
 
 PASS, FAIL, SKIPPED = "PASS", "FAIL", "SKIPPED"

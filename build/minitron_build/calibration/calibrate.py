@@ -23,15 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron import files
+from minitron.errors import ModelError, NoSpace
+from minitron.model.shape import ModelShape
+from minitron.version import VERSION
 from minitron_build.calibration import layer as layers
 from minitron_build.calibration.search import Inputs, search
 from minitron_build.calibration.text import Ids
 from minitron_build.checkpoint import groups
 from minitron_build.checkpoint.rounding import rounded
-from minitron.errors import ModelError, NoSpace
-from minitron.model.shape import ModelShape
 from minitron_build.sources.model import EMBEDDING, SourceTensor
-from minitron.version import VERSION
 
 log = logging.getLogger(__name__)
 

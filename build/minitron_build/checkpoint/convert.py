@@ -15,8 +15,13 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.artifacts.manifest import FileRecord, Input, Manifest
+from minitron.console import Progress
+from minitron.errors import ModelError, UsageError
 from minitron.model import tokenizer_files
 from minitron.model.activations import Activations
+from minitron.model.precision import DTYPES, WRITTEN, Precision
+from minitron.model.shape import ModelShape
 from minitron_build.calibration.calibrate import calibrate
 from minitron_build.calibration.text import CalibrationText, Ids
 from minitron_build.checkpoint.plan import PlannedTensor, plan_rank
@@ -24,11 +29,6 @@ from minitron_build.checkpoint.spec import Spec
 from minitron_build.checkpoint.values import DTYPES as ARRAY_DTYPES
 from minitron_build.checkpoint.values import Calculator
 from minitron_build.checkpoint.write import header, threads, write_rank
-from minitron.errors import ModelError, UsageError
-from minitron.artifacts.manifest import FileRecord, Input, Manifest
-from minitron.console import Progress
-from minitron.model.precision import DTYPES, WRITTEN, Precision
-from minitron.model.shape import ModelShape
 from minitron_build.sources import huggingface
 from minitron_build.sources.model import Source
 from minitron_build.sources.opening import open_model

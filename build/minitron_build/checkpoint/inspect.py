@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron.errors import CheckpointError
 from minitron_build.checkpoint import codes, groups
 from minitron_build.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.checkpoint.values import Calculator
 from minitron_build.checkpoint.write import blocks
-from minitron.errors import CheckpointError
 from minitron_build.sources.model import Source
 from minitron_build.sources.opening import open_model
 

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from minitron_build.checkpoint.spec import Spec
 from minitron.model.precision import Precision
+from minitron_build.checkpoint.spec import Spec
 from minitron_build.sources.model import EMBEDDING, HEAD
 
 _STORED = {"float16": "F16", "bfloat16": "BF16"}

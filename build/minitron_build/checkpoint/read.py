@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron_build.checkpoint import groups, layout
-from minitron_build.checkpoint.plan import Rule, plan_rank
-from minitron_build.checkpoint.spec import Spec
 from minitron.errors import CheckpointError, UsageError
 from minitron.model.precision import DTYPES, GROUP_SIZES, Precision
 from minitron.model.shape import ARCHITECTURE, ModelShape
+from minitron_build.checkpoint import groups, layout
+from minitron_build.checkpoint.plan import Rule, plan_rank
+from minitron_build.checkpoint.spec import Spec
 from minitron_build.sources.safetensors import Entry, SafetensorsFile
 
 _MAX_RANKS = 1024
@@ -225,7 +225,7 @@ def _spec(config: dict[str, Any], where: Path, quantized: bool) -> Spec:
     if dtype not in DTYPES:
         raise CheckpointError(f"{where}: dtype is {dtype!r}, and one of {', '.join(DTYPES)} is needed")
     precision, group_size = _precision(config, dtype, where)
-    if precision.has_eight_bit_activations and not quantized or group_size and not quantized:
+    if (precision.has_eight_bit_activations and not quantized) or (group_size and not quantized):
         algorithm = precision.quant_algo(group_size)
         raise CheckpointError(f"{where}: quantization.quant_algo is {algorithm}, and the weights are not quantised")
     try:

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from minitron.errors import ModelError
+from minitron.model.precision import Precision
 from minitron_build.checkpoint import codes, groups, layout
 from minitron_build.checkpoint.plan import Part, PlannedTensor, Rule
 from minitron_build.checkpoint.rounding import rounded
 from minitron_build.checkpoint.spec import Spec
-from minitron.errors import ModelError
-from minitron.model.precision import Precision
 from minitron_build.sources.model import SourceTensor
 from minitron_build.sources.safetensors import BFLOAT16
 

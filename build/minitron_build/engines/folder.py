@@ -16,9 +16,9 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.errors import CheckpointError
 from minitron.model import tokenizer_files
 from minitron_build.checkpoint.read import Checkpoint
-from minitron.errors import CheckpointError
 from minitron_build.plan.limits import TOKENS_PER_BLOCK, Limits
 
 TOKENIZER = "tokenizer"

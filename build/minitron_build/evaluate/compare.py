@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from minitron.model.activations import Activations
 from minitron.errors import InputError, UsageError
+from minitron.model.activations import Activations
+from minitron.version import VERSION
 from minitron_build.evaluate import text
 from minitron_build.evaluate.distributions import Distributions, open_distributions
 from minitron_build.evaluate.journal import REFERENCE, Journal, open_journal
 from minitron_build.evaluate.measures import Window, figures
 from minitron_build.evaluate.subject import Subject, digest, prepare
 from minitron_build.evaluate.text import Windows
-from minitron.version import VERSION
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from minitron.machine import cpu_execution
 from minitron.model.activations import KINDS
-from minitron_build.engines.openvino.write import MODEL_FOLDER
 from minitron_build.engines.openvino.graph import measured_node
 from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.importing import ov
 from minitron_build.engines.openvino.ir import XML
+from minitron_build.engines.openvino.write import MODEL_FOLDER
 from minitron_build.evaluate.measures import Peaks, Rows, log_probabilities
 
 #: Tokens of one step: it bounds the memory that logits take (131 MB at a vocabulary of 256,000).

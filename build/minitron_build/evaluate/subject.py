@@ -10,8 +10,8 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
-from minitron.errors import EngineError, UsageError
 from minitron.artifacts.manifest import FileRecord
+from minitron.errors import EngineError, UsageError
 from minitron_build.sources.opening import open_model
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".xml")

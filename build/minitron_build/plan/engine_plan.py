@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minitron.machine import cpu_execution
-from minitron.model import activations
-from minitron.machine import gpu as gpus
-from minitron.errors import UsageError
-from minitron.machine.gpu import Gpu
 from minitron.console import human_bytes
+from minitron.errors import UsageError
+from minitron.machine import cpu_execution
+from minitron.machine import gpu as gpus
+from minitron.machine.gpu import Gpu
+from minitron.model import activations
+from minitron.model.precision import WRITTEN, Precision
+from minitron.model.shape import ModelShape
+from minitron.recipe_model import Recipe
 from minitron_build.plan import memory, weights
 from minitron_build.plan.gateway import GatewayPlan, for_rate
 from minitron_build.plan.limits import MANY_NUM_TOKENS, Limits, derive, lengths
@@ -18,9 +21,6 @@ from minitron_build.plan.memory import MemoryPlan
 from minitron_build.plan.model import PlannedModel, precision_of
 from minitron_build.plan.roofline import Machine, decode_step, prefill, weight_only_pays_below
 from minitron_build.plan.weights import Parallel, WeightBytes, model_bytes
-from minitron.model.precision import WRITTEN, Precision
-from minitron.recipe_model import Recipe
-from minitron.model.shape import ModelShape
 
 _WEIGHT_ONLY = (Precision.INT8_WEIGHT_ONLY.value, Precision.INT4_WEIGHT_ONLY.value)
 

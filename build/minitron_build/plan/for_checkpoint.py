@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from minitron.artifacts import manifest
+from minitron.errors import UsageError
 from minitron.model import activations
 from minitron.model.activations import Activations
-from minitron_build.checkpoint.read import Checkpoint
-from minitron.errors import UsageError
-from minitron_build.plan.engine_plan import EnginePlan, plan
-from minitron_build.plan.model import PlannedModel
 from minitron.recipe import Effective
 from minitron.recipe_model import Recipe
+from minitron_build.checkpoint.read import Checkpoint
+from minitron_build.plan.engine_plan import EnginePlan, plan
+from minitron_build.plan.model import PlannedModel
 
 
 def plan_checkpoint(effective: Effective, checkpoint: Checkpoint) -> EnginePlan:

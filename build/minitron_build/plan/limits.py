@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from minitron.errors import UsageError
-from minitron.recipe_model import Percentiles, Recipe, Workload
 from minitron.model.shape import ModelShape
+from minitron.recipe_model import Percentiles, Recipe, Workload
 
 #: trtllm-build's default of max_num_tokens, and what it warns about (tensorrt_llm/_common.py, 1.x).
 DEFAULT_NUM_TOKENS = 8192

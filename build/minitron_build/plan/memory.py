@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minitron_build.plan.limits import Limits
-from minitron_build.plan.weights import Parallel, WeightBytes, kv_bytes_per_token, layers_of_stage, qkv_rows, stage_bytes
 from minitron.model.precision import Precision
-from minitron.recipe_model import Memory
 from minitron.model.shape import ModelShape
+from minitron.recipe_model import Memory
+from minitron_build.plan.limits import Limits
+from minitron_build.plan.weights import (
+    Parallel,
+    WeightBytes,
+    kv_bytes_per_token,
+    layers_of_stage,
+    qkv_rows,
+    stage_bytes,
+)
 
 #: About what the CPU engine was seen to hold beside weights and cache (graph, runtime, tokenizer, buffers), bytes.
 _CPU_RUNTIME_BYTES = 500_000_000

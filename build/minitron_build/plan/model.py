@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minitron import data_files
+from minitron.errors import ModelError, UsageError
 from minitron.model import activations
 from minitron.model import shape as shapes
 from minitron.model.activations import Activations
-from minitron.errors import ModelError, UsageError
 from minitron.model.precision import Precision
-from minitron.recipe_model import Model, Recipe
 from minitron.model.shape import ModelShape
+from minitron.recipe_model import Model, Recipe
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minitron_build.plan.weights import layer_weights
 from minitron.model.shape import ModelShape
+from minitron_build.plan.weights import layer_weights
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_build.engines.tensorrt import container, process
 from minitron.errors import MissingDependency, ToolError
 from minitron.recipe_model import Container
+from minitron_build.engines.tensorrt import container, process
 
 SCRIPT = Path(__file__).with_name("inside.py")
 _SCRIPT, _OUTPUT = Path("/probe"), Path("/answers")
@@ -57,9 +57,7 @@ def answers(place: Place, what: str, folders: Mapping[str, Path]) -> Iterator[Pa
                 name=name,
                 container=place.container,
             )
-            process.run(
-                argv, place.log, cwd=output, timeout_s=place.timeout_s, stop=lambda: container.stop(name)
-            )
+            process.run(argv, place.log, cwd=output, timeout_s=place.timeout_s, stop=lambda: container.stop(name))
         yield output
 
 

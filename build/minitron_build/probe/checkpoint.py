@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from minitron.artifacts import verify
 from minitron.acceptance import SKIPPED, Line, judge
+from minitron.artifacts import verify
+from minitron.errors import CheckpointError, ToolError
 from minitron_build.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.checkpoint.values import Calculator
-from minitron.errors import CheckpointError, ToolError
 from minitron_build.probe.asking import Place, answers, failed
 from minitron_build.sources.opening import open_model
 

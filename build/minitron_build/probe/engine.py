@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron.artifacts import manifest
-from minitron.machine import compat
 from minitron.acceptance import Line, judge
+from minitron.artifacts import manifest
 from minitron.errors import EngineError
+from minitron.machine import compat
 
 
 def judge_engine(folder: Path) -> list[Line]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron.errors import ModelError
 from minitron.model import shape as shapes
 from minitron.model import tokenizer_files
-from minitron.errors import ModelError
 from minitron.model.shape import ModelShape
 from minitron_build.sources import gguf_tokenizer, model, vocabulary
 from minitron_build.sources.gguf_file import Entry, GgufFile, Value

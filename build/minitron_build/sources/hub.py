@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from minitron.errors import ModelError
 from minitron.model import shape as shapes
 from minitron.model import tokenizer_files, weight_files
-from minitron.errors import ModelError
-from minitron_build.sources.huggingface import HuggingFaceModel
 from minitron.text import proxy
+from minitron_build.sources.huggingface import HuggingFaceModel
 
 log = logging.getLogger(__name__)
 

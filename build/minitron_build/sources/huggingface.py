@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from minitron.errors import ModelError, UsageError
 from minitron.model import shape as shapes
 from minitron.model import tokenizer_files, weight_files
-from minitron.errors import ModelError, UsageError
 from minitron.model.shape import ModelShape
 from minitron_build.sources import model, sentencepiece_model
 from minitron_build.sources.model import SourceTensor

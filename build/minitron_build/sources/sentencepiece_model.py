@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minitron.model import tokenizer_files
 from minitron.errors import ModelError
+from minitron.model import tokenizer_files
 from minitron_build.sources import vocabulary
 from minitron_build.sources.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 

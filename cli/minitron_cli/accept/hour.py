@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from minitron import data_files, console
+from minitron import console, data_files
 from minitron.acceptance import of_step
 
 

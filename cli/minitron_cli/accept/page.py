@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from minitron import files, console
+from minitron import console, files
 from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue
 from minitron.version import VERSION
 

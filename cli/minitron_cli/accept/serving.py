@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron import children
 from minitron_cli.accept.evidence import Evidence, StepFailed
+
+from minitron import children
 
 _STATE = "servers"
 _FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")

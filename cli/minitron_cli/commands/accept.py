@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from minitron import children, interrupt, console, recipe
+from minitron import children, console, interrupt, recipe
 from minitron.errors import UsageError, VerdictError
 from minitron.recipe import Effective
 from minitron.recipe_model import Recipe
@@ -121,6 +121,7 @@ def _compare(folder: Path, other: Path, *, as_json: bool) -> int:
 
 def _shown(price: float | None) -> str:
     from minitron_cli.accept import hour
+
     from minitron.acceptance import catalogue
 
     rows = [(entry.step, entry.id, "GPU" if entry.gpu else "any", entry.what) for entry in catalogue().values()]

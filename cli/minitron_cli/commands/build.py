@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from minitron import console, recipe
-from minitron.machine import memory
-from minitron.errors import UsageError
 from minitron.artifacts.manifest import Manifest
+from minitron.errors import UsageError
+from minitron.machine import memory
 from minitron.recipe import Effective
 
 

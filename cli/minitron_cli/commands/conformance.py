@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from minitron import acceptance
-from minitron_client.client.arguments import add_connection, endpoint
 from minitron.errors import UsageError
+from minitron_client.client.arguments import add_connection, endpoint
 
 log = logging.getLogger(__name__)
 

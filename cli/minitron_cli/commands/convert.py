@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron import console, recipe
+from minitron.errors import UsageError
 from minitron.machine import gpu, memory
 from minitron.model import activations
-from minitron.errors import UsageError
 from minitron.recipe_model import Recipe
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minitron import children, interrupt, console
+from minitron import children, console, interrupt
 from minitron.artifacts import manifest
-from minitron.machine import compat
-from minitron.errors import UsageError
 from minitron.artifacts.manifest import Manifest
+from minitron.errors import UsageError
+from minitron.machine import compat
 
 _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from minitron import api_keys
+from minitron.console import emit_json
 from minitron.errors import InputError, UsageError
+from minitron.text.engine import DEFAULT_URL, Address
 from minitron_gateway import serving
 from minitron_gateway.settings import Interval, Limits, Settings
-from minitron.console import emit_json
-from minitron.text.engine import DEFAULT_URL, Address
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from minitron import files
+from minitron.console import emit_json
+from minitron.errors import UsageError
 from minitron_client.client import Request, Response
 from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
-from minitron.errors import UsageError
-from minitron.console import emit_json
 
 _SAMPLING: tuple[tuple[str, type, str], ...] = (
     ("min-tokens", int, "generate at least so many"),

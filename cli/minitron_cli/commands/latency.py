@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from minitron import files
-from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
-from minitron_client.client.dialect import ServedModel
+from minitron.console import emit_json, table
 from minitron.errors import UsageError, VerdictError
+from minitron.version import VERSION
 from minitron_client.bench import compare, latency
 from minitron_client.bench.gone import failure
 from minitron_client.bench.latency import FIXED_LENGTH, SCHEMA, Effort, Point, PointResult
 from minitron_client.bench.pauses import scheduling
 from minitron_client.bench.prompts import found_tokenizer, prompt_maker
 from minitron_client.bench.statistics import Estimate, remark, shown
-from minitron.console import emit_json, table
-from minitron.version import VERSION
+from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
+from minitron_client.client.dialect import ServedModel
 
 log = logging.getLogger(__name__)
 

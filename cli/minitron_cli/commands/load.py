@@ -14,8 +14,7 @@ from statistics import median
 from typing import Any
 
 from minitron import files
-from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
-from minitron_client.client.dialect import ServedModel
+from minitron.console import emit_json, table
 from minitron.errors import UsageError, VerdictError
 from minitron_client.bench import gone, requests, schedule, search
 from minitron_client.bench import profile as profiles
@@ -27,7 +26,8 @@ from minitron_client.bench.schedule import Planned, Slice
 from minitron_client.bench.statistics import remark, shown
 from minitron_client.bench.summary import METRICS
 from minitron_client.bench.worker import Progress
-from minitron.console import emit_json, table
+from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
+from minitron_client.client.dialect import ServedModel
 
 log = logging.getLogger(__name__)
 

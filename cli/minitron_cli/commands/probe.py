@@ -6,11 +6,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from minitron import recipe
-from minitron.machine import compat
-from minitron import acceptance
+from minitron import acceptance, recipe
 from minitron.acceptance import Line
 from minitron.errors import UsageError
+from minitron.machine import compat
 from minitron.recipe import Effective
 
 

@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron import interrupt, console
+from minitron import console, interrupt
+from minitron.errors import UsageError, VerdictError
 from minitron.model import activations
 from minitron.model.activations import Activations
-from minitron.errors import UsageError, VerdictError
 
 if TYPE_CHECKING:
     from minitron_build.evaluate.compare import Report

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from minitron import files
+from minitron.console import emit_json, table
 from minitron.errors import UsageError
 from minitron_client.bench.statistics import remark, shown
 from minitron_client.bench.summary import METRICS
-from minitron.console import emit_json, table
 from minitron_client.report import page, reading
 from minitron_client.report.comparison import Difference, compare
 from minitron_client.report.reading import Run

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minitron.artifacts import manifest
 from minitron import acceptance
 from minitron.acceptance import Line, judge
-from minitron_client.client.arguments import add_connection, endpoint
+from minitron.artifacts import manifest
 from minitron.errors import UsageError
+from minitron_client.client.arguments import add_connection, endpoint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

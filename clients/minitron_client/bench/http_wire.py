@@ -7,11 +7,11 @@ import contextlib
 import time
 from typing import Any
 
-from minitron_client.client import openai
-from minitron_client.client.openai import Counts, HttpEndpoint
 from minitron.errors import Cancelled, ClientError, DeadlineExceeded
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.wire import Prepared, fail
+from minitron_client.client import openai
+from minitron_client.client.openai import Counts, HttpEndpoint
 
 _BETWEEN_QUESTIONS_S = 0.1
 

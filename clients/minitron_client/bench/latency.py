@@ -13,9 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from minitron_client.client.dialect import ServedModel
-from minitron_client.client.openai import AnyEndpoint
-from minitron_client.client.request import Request
 from minitron.errors import UsageError
 from minitron_client.bench.gone import GoneWatch
 from minitron_client.bench.pauses import no_pauses
@@ -23,6 +20,9 @@ from minitron_client.bench.prompts import PromptMaker
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.statistics import Estimate, mean, percentiles
 from minitron_client.bench.wire import AnyWire, Prepared, prepare, wire_to
+from minitron_client.client.dialect import ServedModel
+from minitron_client.client.openai import AnyEndpoint
+from minitron_client.client.request import Request
 
 SCHEMA = 1
 FIXED_LENGTH = "every answer has exactly its output length (min_tokens = max_tokens, end token ignored)"

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minitron.errors import InputError, InvalidRequest, MissingDependency, UsageError
 from minitron_client.client.blocking import Client
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.openai import HttpClient
-from minitron.errors import InputError, InvalidRequest, MissingDependency, UsageError
 
 _COMMONEST = """
 the and of to a in that it was his he with for as had you not be on at by her which have or from this but all she they

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from minitron import files
-from minitron_client.client.dialect import ServedModel
-from minitron_client.client.request import Request
 from minitron.errors import InputError
 from minitron_client.bench.profile import Profile
 from minitron_client.bench.prompts import PromptMaker
 from minitron_client.bench.schedule import Planned
 from minitron_client.bench.wire import Prepared, prepare
+from minitron_client.client.dialect import ServedModel
+from minitron_client.client.request import Request
 
 # (index, ns after the start or None, bytes, max_tokens): what a worker is given.
 Sendable = tuple[int, "int | None", Prepared]

@@ -14,8 +14,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from minitron_client.client.openai import AnyEndpoint
 from minitron.errors import ClientError, NotReady, OutputExists
+from minitron.prometheus import Metrics
+from minitron.version import VERSION
 from minitron_client.bench import worker
 from minitron_client.bench.gone import GONE, Gone
 from minitron_client.bench.pauses import scheduling
@@ -28,8 +29,7 @@ from minitron_client.bench.schedule import Slice
 from minitron_client.bench.summary import Summary, Window, read_records
 from minitron_client.bench.timeline import stalls
 from minitron_client.bench.worker import Progress, Task
-from minitron.prometheus import Metrics
-from minitron.version import VERSION
+from minitron_client.client.openai import AnyEndpoint
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minitron.console import table
 from minitron.errors import UsageError, VerdictError
 from minitron_client.bench import gone
 from minitron_client.bench.profile import Profile, Slo
 from minitron_client.bench.statistics import mean, remark, shown
-from minitron.console import table
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from minitron_client.client.openai import AnyEndpoint
 from minitron_client.bench.gone import GoneWatch
 from minitron_client.bench.pacing import Pacer
 from minitron_client.bench.pauses import no_pauses
@@ -24,6 +23,7 @@ from minitron_client.bench.profile import Slo
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.summary import Window, read_records, summarize
 from minitron_client.bench.wire import Prepared, wire_to
+from minitron_client.client.openai import AnyEndpoint
 
 _REPORT_S = 0.25
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minitron import failures
+from minitron.errors import Cancelled, ClientError, DeadlineExceeded, StreamBroken
 from minitron_client.client import dialect, local_text
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import Deadline, Retry
 from minitron_client.client.request import Request
 from minitron_client.client.tensors import unpack
 from minitron_client.client.timing import Timing
-from minitron.errors import Cancelled, ClientError, DeadlineExceeded, StreamBroken
 
 # How long a request that was told to stop may take to end before its stream is cancelled all the same.
 STOP_GRACE_S = 5.0

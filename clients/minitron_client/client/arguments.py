@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from minitron import api_keys
+from minitron.errors import UsageError
 from minitron_client.client.blocking import Client
 from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Tls
 from minitron_client.client.openai import AnyEndpoint, HttpClient, HttpEndpoint
-from minitron.errors import UsageError
 
 
 def add_connection(parser: argparse.ArgumentParser, *, http: bool = False) -> None:

@@ -18,14 +18,14 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron import failures
+from minitron.errors import ClientError, DeadlineExceeded, NotReady
+from minitron.text.channel import PATIENT_KEEPALIVE_S
 from minitron_client.client import dialect, questions
 from minitron_client.client.answer import STOP_GRACE_S, Chunk, Exchange, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Deadline, Endpoint, Retry, Tls
 from minitron_client.client.questions import Question
 from minitron_client.client.request import Request, as_request
-from minitron.errors import ClientError, DeadlineExceeded, NotReady
-from minitron.text.channel import PATIENT_KEEPALIVE_S
 
 log = logging.getLogger(__name__)
 

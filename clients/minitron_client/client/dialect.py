@@ -15,10 +15,10 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
+from minitron.errors import InvalidRequest, UsageError
 from minitron_client.client.local_text import INPUTS, LocalText
 from minitron_client.client.request import Request
 from minitron_client.client.tensors import pack
-from minitron.errors import InvalidRequest, UsageError
 
 # The models that may stand in front, best first, in the repositories of this toolkit and of NVIDIA.
 FRONTS = ("tensorrt_llm_bls", "ensemble", "tensorrt_llm")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron.model import tokenizer_files
 from minitron.errors import InputError, InvalidRequest, MissingDependency
+from minitron.model import tokenizer_files
 from minitron.text.answers import Answers
 from minitron.text.errors import RequestError
 from minitron.text.prompts import PromptMaker

@@ -18,13 +18,22 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minitron import failures
+from minitron.errors import (
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    MissingDependency,
+    NotReady,
+    Rejected,
+    StreamBroken,
+    UsageError,
+)
+from minitron.text import proxy
 from minitron_client.client.answer import Chunk, Output, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import QUESTION_DEADLINE_S, ApiKey, Deadline, Endpoint, Tls
 from minitron_client.client.request import Request, as_request
 from minitron_client.client.timing import Timing
-from minitron.errors import ClientError, DeadlineExceeded, InvalidRequest, MissingDependency, NotReady, Rejected, StreamBroken, UsageError
-from minitron.text import proxy
 
 if TYPE_CHECKING:
     import aiohttp

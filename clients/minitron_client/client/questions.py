@@ -10,10 +10,10 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2 as pb
 
+from minitron.errors import NotReady
 from minitron_client.client import dialect
 from minitron_client.client.dialect import FRONTS, ServedModel
 from minitron_client.client.local_text import LocalText
-from minitron.errors import NotReady
 
 
 @dataclass(frozen=True)

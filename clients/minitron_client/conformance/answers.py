@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from minitron_client.conformance.subject import ENGINE, FRONT, Answer, Call, Disagreement, Message, NotApplicable, RefusedByServer, Subject
+from minitron_client.conformance.subject import (
+    ENGINE,
+    FRONT,
+    Answer,
+    Call,
+    Disagreement,
+    Message,
+    NotApplicable,
+    RefusedByServer,
+    Subject,
+)
 
 _SAMPLING = {"runtime_top_k": 50, "temperature": 1.3}
 _TEXT = "In the beginning God created the heaven and the earth. And the"

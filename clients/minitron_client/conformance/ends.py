@@ -17,7 +17,15 @@ import numpy as np
 
 from minitron_client.conformance import generate
 from minitron_client.conformance.answers import agree, first_new, good
-from minitron_client.conformance.subject import ENGINE, ENSEMBLE, FRONT, Disagreement, NotApplicable, RefusedByServer, Subject
+from minitron_client.conformance.subject import (
+    ENGINE,
+    ENSEMBLE,
+    FRONT,
+    Disagreement,
+    NotApplicable,
+    RefusedByServer,
+    Subject,
+)
 
 GRPC, HTTP = "gRPC", "HTTP"
 _TEXT = "In the beginning God created the heaven and the earth."

@@ -14,7 +14,17 @@ from typing import Any
 from minitron_client.conformance.answers import agree, fine, first
 from minitron_client.conformance.generate import values
 from minitron_client.conformance.requests import TRIES
-from minitron_client.conformance.subject import ENGINE, ENSEMBLE, FRONT, PROMPT, Disagreement, Message, NotApplicable, Subject, wait_until
+from minitron_client.conformance.subject import (
+    ENGINE,
+    ENSEMBLE,
+    FRONT,
+    PROMPT,
+    Disagreement,
+    Message,
+    NotApplicable,
+    Subject,
+    wait_until,
+)
 
 #: An engine whose count of steps has not moved for so long is at rest; longer than stats_check_period_ms, by which the
 #: count is updated, and than so many plain requests, where the machine is slow.

@@ -18,14 +18,14 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron.artifacts import manifest
+from minitron.errors import InputError, MissingDependency
 from minitron.model import runtime_limits
+from minitron.prometheus import Metrics
+from minitron.text import end_ids
 from minitron_client.client.blocking import Client
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.client.tensors import pack, unpack
 from minitron_client.conformance.generate import Events
-from minitron.errors import InputError, MissingDependency
-from minitron.prometheus import Metrics
-from minitron.text import end_ids
 
 ENGINE, FRONT, ENSEMBLE = "tensorrt_llm", "tensorrt_llm_bls", "ensemble"
 OPENVINO, TENSORRT = "OpenVINO", "TensorRT-LLM"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron import files
+from minitron.errors import InputError, InvalidRequest
 from minitron_client.client.blocking import Client
 from minitron_client.client.request import Request
-from minitron.errors import InputError, InvalidRequest
 
 SCHEMA = 1
 ENGINE = "tensorrt_llm"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from minitron import files
 from minitron.artifacts import manifest
-from minitron.errors import InputError
 from minitron.artifacts.manifest import FileRecord, Manifest
+from minitron.errors import InputError
 
 _MADE_BY_RUNNING = "__pycache__"
 

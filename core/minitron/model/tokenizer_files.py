@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron.model import chat_template
 from minitron.errors import EngineError, InputError
+from minitron.model import chat_template
 from minitron.text import end_ids
 
 log = logging.getLogger(__name__)

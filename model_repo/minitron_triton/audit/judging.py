@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from minitron import web
-from minitron.artifacts import manifest
 from minitron.acceptance import SKIPPED, Line, judge
-from minitron_triton.audit.runtime_log import RuntimeLog
-from minitron.errors import NotReady
+from minitron.artifacts import manifest
 from minitron.console import human_bytes
-from minitron.prometheus import Metrics
-from minitron_triton.repository import config_text, parameters
+from minitron.errors import NotReady
 from minitron.model.runtime_limits import longest_prompt
+from minitron.prometheus import Metrics
+from minitron_triton.audit.runtime_log import RuntimeLog
+from minitron_triton.repository import config_text, parameters
 from minitron_triton.server.launch import Served
 from minitron_triton.server.state import State
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
-from minitron.model import chat_template, tokenizer_files
 from minitron.errors import EngineError, InputError, RepositoryError
+from minitron.model import chat_template, tokenizer_files
+from minitron.text.tokenizer import TextTokenizer
 from minitron_triton.repository import check_config, check_together, config_text, engine_folder, llmapi, writing
 from minitron_triton.repository.engine_folder import EngineFacts
 from minitron_triton.repository.finding import Finding, error, warning
 from minitron_triton.repository.layout import MODELS
-from minitron.text.tokenizer import TextTokenizer
 
 _LEFTOVER = re.compile(r"\$\{[^}]*\}?|\{\{.*?\}\}|\{%.*?%\}")
 

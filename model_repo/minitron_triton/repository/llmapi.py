@@ -15,9 +15,9 @@ import yaml
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.errors import RepositoryError, UsageError
 from minitron.machine import compat
 from minitron.model import shape, tokenizer_files, weight_files
-from minitron.errors import RepositoryError, UsageError
 from minitron.recipe_model import Recipe
 from minitron_triton.repository import check_config, config_text, tensors, writing
 from minitron_triton.repository.finding import Finding, error

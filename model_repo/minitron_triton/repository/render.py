@@ -9,9 +9,9 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.errors import EngineError, InputError
 from minitron.machine import compat
 from minitron.model import tokenizer_files
-from minitron.errors import EngineError, InputError
 from minitron_triton.repository import engine_folder, layout, writing
 from minitron_triton.repository.layout import Repository
 from minitron_triton.repository.options import RepositoryOptions

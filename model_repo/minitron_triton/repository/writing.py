@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron import text
-from minitron.machine import cpu_execution, memory
 from minitron.errors import UsageError
+from minitron.machine import cpu_execution, memory
 from minitron_triton.repository import config_text
 from minitron_triton.repository.layout import ModelConfig
 

@@ -20,13 +20,22 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron.machine import compat
 from minitron.errors import MachineError, MissingDependency, RepositoryError
+from minitron.machine import compat
 from minitron.machine.memory import LEAST_SHM_BYTES
 from minitron_triton.repository import config_text
 from minitron_triton.server import cpu_memory
 from minitron_triton.server.flags import flags, shared_memory_prefix
-from minitron_triton.server.launch import MARK_VARIABLE, Launch, Options, Ports, Served, loopback, reachable, without_loopback
+from minitron_triton.server.launch import (
+    MARK_VARIABLE,
+    Launch,
+    Options,
+    Ports,
+    Served,
+    loopback,
+    reachable,
+    without_loopback,
+)
 
 _SHM = Path("/dev/shm")
 _REPOSITORY = "repository"  # in the runtime folder

@@ -14,15 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from minitron.artifacts import manifest
+from minitron.console import human_bytes
+from minitron.errors import MachineError, MissingDependency, RepositoryError, UsageError
 from minitron.machine import docker, gpus_here
 from minitron.machine.container_environment import environment
-from minitron.errors import MachineError, MissingDependency, RepositoryError, UsageError
 from minitron.machine.gpu import architecture_of
 from minitron.machine.gpus_here import GpuHere
-from minitron.console import human_bytes
 from minitron_triton.repository.options import IMAGE
 from minitron_triton.server.flags import flags
-from minitron_triton.server.launch import GRACE_S, MARK_VARIABLE, RESTARTS_VARIABLE, Launch, Options, Ports, Served, loopback
+from minitron_triton.server.launch import (
+    GRACE_S,
+    MARK_VARIABLE,
+    RESTARTS_VARIABLE,
+    Launch,
+    Options,
+    Ports,
+    Served,
+    loopback,
+)
 from minitron_triton.server.tls import Tls
 
 _STACK_BYTES = 64 << 20

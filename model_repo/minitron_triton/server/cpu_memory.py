@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron.machine import cpu_execution, memory
-from minitron.errors import NotEnoughMemory, RepositoryError
 from minitron.console import human_bytes
+from minitron.errors import NotEnoughMemory, RepositoryError
+from minitron.machine import cpu_execution, memory
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minitron.artifacts import manifest
-from minitron_build.engines import cache
-from minitron_build.engines.cache import EngineKey
+from minitron.recipe import Effective
 from minitron_build.checkpoint.read import Checkpoint
-from minitron_build.engines import folder
+from minitron_build.engines import cache, folder
+from minitron_build.engines.cache import EngineKey
 from minitron_build.engines.openvino import write
 from minitron_build.plan.for_checkpoint import plan_checkpoint
-from minitron.recipe import Effective
 from minitron_build.sources.huggingface import tokenizer_of
 
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from minitron.model.shape import ModelShape
 from minitron_build.engines.openvino.importing import opset6, ov
 from minitron_build.engines.openvino.importing import opset13 as op
-from minitron.model.shape import ModelShape
 
 Node = Any  # an openvino.Node; the package has no usable types
 _MASKED = np.float32(-65504)

@@ -10,12 +10,12 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.console import Progress
+from minitron.errors import CheckpointError
+from minitron.model.shape import ModelShape
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.engines import folder
-from minitron.errors import CheckpointError
-from minitron.console import Progress
 from minitron_build.plan.limits import CPU_NUM_TOKENS, Limits
-from minitron.model.shape import ModelShape
 
 log = logging.getLogger(__name__)
 

@@ -14,22 +14,21 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.errors import CheckpointError, MachineError, NotEnoughMemory, ToolError, UsageError
 from minitron.machine import compat, gpus_here
-from minitron_build.engines import cache
-from minitron_build.engines.cache import EngineKey
-from minitron_build.checkpoint.read import Checkpoint
 from minitron.machine.compat import Image
-from minitron_build.engines import folder
+from minitron.machine.gpu import Gpu
+from minitron.recipe import Effective
+from minitron.recipe_model import Recipe
+from minitron_build.checkpoint.read import Checkpoint
+from minitron_build.engines import cache, folder
+from minitron_build.engines.cache import EngineKey
 from minitron_build.engines.tensorrt import check, container, flags, process
 from minitron_build.engines.tensorrt.flags import Value
-from minitron.errors import CheckpointError, MachineError, NotEnoughMemory, ToolError, UsageError
-from minitron.machine.gpu import Gpu
 from minitron_build.plan.engine_plan import EnginePlan
 from minitron_build.plan.engine_plan import plan as plan_recipe
 from minitron_build.plan.for_checkpoint import plan_checkpoint
 from minitron_build.plan.model import look_up
-from minitron.recipe import Effective
-from minitron.recipe_model import Recipe
 from minitron_build.sources.huggingface import tokenizer_of
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minitron.errors import ToolError
 from minitron.machine import compat
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.engines.tensorrt.flags import Value, flags
-from minitron.errors import ToolError
 
 #: What of the checkpoint's config must stand in the engine's, and the blocks that TensorRT-LLM fills up with defaults.
 _KEYS = ("architecture", "dtype", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron import interrupt
-from minitron.machine import docker
 from minitron.errors import MissingDependency, NotEnoughMemory, ToolError
+from minitron.machine import docker
 
 log = logging.getLogger(__name__)
 

@@ -180,7 +180,8 @@ soak: $(VENV)/.ready ## half an hour of streams half of which are left in the mi
 check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run 'make format'."; exit 1; }
-	@$(BIN)/mypy core build model_repo clients models tools tests benches
+	@$(BIN)/mypy core build model_repo clients cli models tools tests benches
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_house_*.py
 
 .PHONY: format

@@ -32,7 +32,7 @@ from minitron import console
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-ROOMS = ("core", "build", "model_repo", "clients")
+ROOMS = ("core", "build", "model_repo", "clients", "cli")
 STREAMS, TOKENS = 64, 200
 SPREAD_S = 4
 

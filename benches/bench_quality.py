@@ -35,9 +35,8 @@ def main() -> int:
     args = _arguments()
     if args.make_gguf:
         return _make_gguf(args.model, *args.make_gguf)
-    from minitron_cli.commands.quality import table
-
     from minitron_build.evaluate.compare import compare
+    from minitron_cli.commands.quality import table
 
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from minitron_client.client import AsyncClient
+from minitron_client import AsyncClient
 
 
 async def main(url: str) -> None:

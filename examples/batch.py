@@ -2,7 +2,7 @@
 
 import sys
 
-from minitron_client.client import Client, Request
+from minitron_client import Client, Request
 
 url = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001"
 prompts: list[str | Request] = ["In the beginning", "The old man"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from minitron_client.client import Client
+from minitron_client import Client
 
 url = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001"
 

@@ -85,7 +85,7 @@ def minitron_here(*words: str | Path) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-ROOMS = ("core", "build", "model_repo", "clients")
+ROOMS = ("core", "build", "model_repo", "clients", "cli")
 
 
 @pytest.fixture

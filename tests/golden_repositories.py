@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent
 if __name__ == "__main__":
     sys.path[:0] = [
         str(TESTS),
-        *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients", "models")),
+        *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients", "cli", "models")),
     ]
 
 import hand_made  # noqa: E402

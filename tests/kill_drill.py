@@ -20,7 +20,10 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(TESTS), *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients"))]
+    sys.path[:0] = [
+        str(TESTS),
+        *(str(TESTS.parent / room) for room in ("core", "build", "model_repo", "clients", "cli")),
+    ]
 
 import echo_repository  # noqa: E402
 from conftest import minitron  # noqa: E402

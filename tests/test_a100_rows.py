@@ -22,8 +22,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from minitron_cli.accept import speed
-from minitron_cli.accept.work import finite
 
 from minitron import recipe
 from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
@@ -38,6 +36,8 @@ from minitron.text.request import TextRequest
 from minitron_build.engines.tensorrt import flags
 from minitron_build.plan.engine_plan import plan
 from minitron_build.plan.model import look_up
+from minitron_cli.accept import speed
+from minitron_cli.accept.work import finite
 from minitron_client.conformance.subject import TENSORRT, Answer, Limits, Subject
 from minitron_client.conformance.suite import run
 from minitron_triton.audit.judging import judge_all

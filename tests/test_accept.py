@@ -22,12 +22,12 @@ from typing import IO, Any
 from unittest import mock
 
 import pytest
-from minitron_cli import main
-from minitron_cli.accept import hour
 
 from conftest import ROOMS, ROOT, SMALL_MODEL
 from minitron import children
 from minitron.acceptance import catalogue
+from minitron_cli import main
+from minitron_cli.accept import hour
 from minitron_client.conformance import suite
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

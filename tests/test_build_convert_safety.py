@@ -21,7 +21,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from minitron_cli import main
 from safetensors.numpy import load_file, save_file
 
 import random_model
@@ -31,6 +30,7 @@ from minitron_build.checkpoint import convert as converting
 from minitron_build.checkpoint import write
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.read import Checkpoint
+from minitron_cli import main
 
 HF = DATA / "golden" / "trtllm_checkpoint" / "a" / "hf"
 QUERY = "model.layers.1.self_attn.q_proj.weight"

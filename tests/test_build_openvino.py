@@ -23,6 +23,7 @@ from minitron.errors import CheckpointError, InputError, OutputExists, UsageErro
 from minitron.model import shape
 from minitron.model.precision import ROUNDED, Precision
 from minitron_build.checkpoint.convert import convert
+from minitron_build.engines.openvino import ir
 from minitron_build.engines.openvino import write as cpu
 from nemotron_reference import MUTATIONS, source_weights
 
@@ -173,7 +174,7 @@ def test_a_checkpoint_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_the_output_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = cpu_engines.checkpoint("small", INT4)
     with monkeypatch.context() as patch:
-        patch.setattr(openvino_ir, "_point_to", _interrupt)
+        patch.setattr(ir, "_point_to", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             cpu.build(checkpoint, tmp_path / "engine", cpu.CpuOptions())
     assert os.listdir(tmp_path) == []
@@ -212,7 +213,7 @@ sys.addaudithook(lambda event, args: seen.append(event) if event in network else
 """
 BUILD = """
 from pathlib import Path
-from minitron_build.engines import openvino as cpu
+from minitron_build.engines.openvino import write as cpu
 cpu.build(Path({checkpoint!r}), Path({output!r}), cpu.CpuOptions())
 """
 GENERATE = """

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from minitron_cli import main
 
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
 from minitron.artifacts import manifest
 from minitron.errors import MinitronError, NotEnoughMemory, OutputExists, ToolError, UsageError
 from minitron_build.engines.tensorrt import build
+from minitron_cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -80,14 +80,15 @@ def test_async_leaving_cancels(bare: Bare, model: str, leave: str) -> None:
                     async for _ in stream:
                         pass
             else:
+                begun = asyncio.Event()
 
                 async def read() -> None:
                     async with stream:
                         async for _ in stream:
-                            pass
+                            begun.set()
 
                 task = asyncio.ensure_future(read())
-                await asyncio.sleep(0.2)
+                await begun.wait()
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task

@@ -17,11 +17,11 @@ from typing import Any
 import known_servers
 import psutil
 import pytest
-from minitron_cli.main import main
 
 import serving
 from conftest import ROOMS, ROOT, minitron
 from minitron.errors import DeadlineExceeded, InvalidRequest, NotReady, StreamBroken
+from minitron_cli.main import main
 from minitron_client.bench.record import Record
 from minitron_client.client import AsyncClient, Client, Request
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from minitron_cli.accept import engines_beside, page, speed
-from minitron_cli.accept.evidence import Evidence, StepFailed
-from minitron_cli.accept.work import Options, Work
 
 from minitron import acceptance, recipe
 from minitron.acceptance import FAIL, PASS, SKIPPED, Line, catalogue, judge
 from minitron.errors import InputError
+from minitron_cli.accept import engines_beside, page, speed
+from minitron_cli.accept.evidence import Evidence, StepFailed
+from minitron_cli.accept.work import Options, Work
 
 
 def test_every_line_says_what_it_holds_and_what_to_do() -> None:

@@ -11,10 +11,10 @@ import types
 from collections.abc import Callable
 
 import pytest
-from minitron_cli import main
 
 from conftest import minitron
 from minitron import errors
+from minitron_cli import main
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from minitron_cli.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
 
 from conftest import ROOT, minitron
 from minitron import recipe
 from minitron.errors import MachineError, UsageError
 from minitron.machine import compat, gpus_here
+from minitron_cli.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
 from minitron_triton.server import bundled
 
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 8.0, 590.44.01"

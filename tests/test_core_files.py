@@ -72,7 +72,7 @@ def test_an_impossible_place_is_refused(tmp_path: Path) -> None:
 
 def test_a_killed_run_leaves_no_result_and_its_rest_is_removed_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from minitron_trtllm import files\n"
+        "import sys, time, pathlib; from minitron import files\n"
         "with files.new_folder(pathlib.Path(sys.argv[1])) as f:\n"
         "    (f / 'a').write_text('x'); print('in', flush=True); time.sleep(60)"
     )
@@ -92,7 +92,7 @@ def test_a_killed_run_leaves_no_result_and_its_rest_is_removed_by_the_next(tmp_p
 def test_whatever_step_a_run_is_killed_at_the_next_one_cleans_up(tmp_path: Path) -> None:
     """Killed at its first step that Python's audit events tell of (PEP 578: mkdir, open, rename …), its second, …"""
     code = (
-        "import itertools, os, pathlib, signal, sys; from minitron_trtllm import files\n"
+        "import itertools, os, pathlib, signal, sys; from minitron import files\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "def make():\n"
         "    with files.new_folder(path, force=True) as f: (f / 'a').write_text('x')\n"

@@ -51,9 +51,9 @@ def test_progress_counts_from_several_threads() -> None:
 SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-from minitron_trtllm import output
-output._SECONDS_BETWEEN_LINES = 0
-with output.Progress(100, "work") as progress:
+from minitron import console
+console._SECONDS_BETWEEN_LINES = 0
+with console.Progress(100, "work") as progress:
     progress.advance(50, "tensor.name")
 """
 

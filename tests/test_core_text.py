@@ -195,3 +195,56 @@ def test_an_end_token_inside_an_answer_is_text() -> None:
     answers = Answers(Letters(), ends(), request)
     answers.feed(sent(1, 23))
     assert [one["text_output"][0] for one in answers.finish()] == [b"bx"]
+
+
+def tokens(ids: list[int], place: int = 0, **more: Any) -> dict[str, Any]:
+    """A response of the engine with some tokens of the sequence ``place``."""
+    response = {"output_ids": np.array([[ids]], np.int32), "sequence_length": np.array([[len(ids)]], np.int32),
+                "output_log_probs": np.array([[[float(-one) for one in ids]]], np.float32),
+                "sequence_index": np.array([[place]], np.int32)}  # fmt: skip
+    return response | more
+
+
+def streamed_from(
+    batches: list[list[dict[str, Any]]], stop_words: list[str], sequences: int = 1
+) -> list[dict[str, Any]]:
+    """The responses of a stream whose engine's responses came together as ``batches``."""
+    from conftest import SMALL_MODEL
+    from minitron.text.prompts import PromptMaker
+    from minitron.text.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer(str(SMALL_MODEL))
+    arrays = {"text_input": np.array([[b"the sea"]], dtype=object), "max_tokens": np.array([[64]], np.int32),
+              "stream": np.array([[True]]), "num_return_sequences": np.array([[sequences]], np.int32),
+              "stop_words": np.array([[word.encode() for word in stop_words]], dtype=object)}  # fmt: skip
+    request = TextRequest.read(arrays, excludes_input=True)
+    limits = {"max_input_len": "64", "max_seq_len": "128", "vocab_size": "1024"}
+    answers = Answers(tokenizer, PromptMaker(tokenizer, limits).of_request(arrays), request)
+    sent = [dict(one) for batch in batches for one in answers.feed_all(batch)]
+    return [*sent, *map(dict, answers.finish())]
+
+
+def texts_of(sent: list[dict[str, Any]], place: int) -> tuple[str, list[float]]:
+    mine = [one for one in sent if int(one["sequence_index"].item()) == place]
+    values = [value for one in mine for value in one.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()]
+    return b"".join(one["text_output"].item() for one in mine).decode(), values
+
+
+@pytest.mark.parametrize("stop_words", [[], ["\x00 never"], ["up", "all"]])
+def test_tokens_that_waited_go_out_together_and_say_the_same(stop_words: list[str]) -> None:
+    """Two sequences whose tokens came mixed: each one's text and log probs are those of tokens that came alone."""
+    ids = {0: [391, 260, 300, 17, 20, 999, 431, 402], 1: [260, 391, 700, 701, 12, 5, 6, 7]}
+    alone = [tokens([token], place) for pair in zip(*ids.values(), strict=True) for place, token in enumerate(pair)]
+    one_by_one = streamed_from([[one] for one in alone], stop_words, sequences=2)
+    together = streamed_from([alone[:3], alone[3:11], alone[11:]], stop_words, sequences=2)
+    for place in ids:
+        assert texts_of(together, place) == texts_of(one_by_one, place)
+    assert (len(together) < len(one_by_one)) == (not stop_words)
+
+
+def test_what_is_no_row_of_tokens_is_sent_as_it_came() -> None:
+    """Logits of two steps are two responses; the order of a sequence is kept around them."""
+    logits = {"generation_logits": np.zeros((1, 1, 1, 4), np.float32)}
+    sent = streamed_from([[tokens([391]), tokens([260], **logits), tokens([300], **logits), tokens([17])]], [])
+    assert ["generation_logits" in one for one in sent][:4] == [False, True, True, False]
+    assert texts_of(sent, 0)[1] == [-391.0, -260.0, -300.0, -17.0]

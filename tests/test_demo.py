@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from minitron_cli.commands import demo
 
 import gguf_files
 from conftest import ROOMS, ROOT, SMALL_MODEL, minitron
 from minitron.artifacts import manifest
+from minitron_cli.commands import demo
 
 pytestmark = pytest.mark.server
 

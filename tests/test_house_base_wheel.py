@@ -41,10 +41,7 @@ def test_nothing_heavy_comes_along(clean_bin: Path) -> None:
 
 
 def test_the_client_can_be_imported(clean_bin: Path) -> None:
-    assert (
-        run(clean_bin, "python", "-c", "from minitron_client.client import Client; print(Client.__name__)")
-        == "Client\n"
-    )
+    assert run(clean_bin, "python", "-c", "from minitron_client import Client; print(Client.__name__)") == "Client\n"
 
 
 def test_it_converts(clean_bin: Path, tmp_path: Path) -> None:

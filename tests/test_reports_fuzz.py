@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from minitron.errors import InputError, MinitronError
 from minitron.model import shape
 from minitron_build.checkpoint.convert import convert
+from minitron_cli.main import PACKAGES
 
 Config = dict[str, Any]
 MUTATIONS, SLICE = 2000, 400
@@ -187,9 +188,11 @@ def refusal_names(error: Exception, log: Log, changed: set[str]) -> bool:
 def log() -> Any:
     """What the toolkit logs during a test."""
     handler = Log()
-    logging.getLogger("minitron_trtllm").addHandler(handler)
+    for package in PACKAGES:
+        logging.getLogger(package).addHandler(handler)
     yield handler
-    logging.getLogger("minitron_trtllm").removeHandler(handler)
+    for package in PACKAGES:
+        logging.getLogger(package).removeHandler(handler)
 
 
 def said_if_only_vllm_reads_it(config: Config, log: Log) -> bool:

@@ -20,7 +20,6 @@ from typing import Any
 
 import grpc
 import pytest
-from minitron_cli import doctor
 
 import echo_repository
 from bare_process import Bare, prompt, unused_port
@@ -31,6 +30,7 @@ from minitron.errors import MachineError, NotReady
 from minitron.prometheus import Metrics
 from minitron.text import proxy
 from minitron_build.engines.tensorrt import process
+from minitron_cli import doctor
 from minitron_client.client import AsyncClient, Client
 from minitron_triton.server import container
 from minitron_triton.server.launch import Options, Ports, Served

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from minitron_cli.commands import generate
 from tokenizers import Tokenizer
 
 from conftest import SMALL_MODEL
 from minitron import files
 from minitron.errors import InputError
 from minitron_build.evaluate import text as quality_text
+from minitron_cli.commands import generate
 from minitron_client.bench import requests
 
 #: (what, the bytes of a file)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # argparse wraps help to the terminal; the document must not depend on it
 
-from minitron_cli import main
-from minitron_cli.accept import hour
-
 from minitron.acceptance import catalogue
+from minitron_cli import main as cli
+from minitron_cli.accept import hour
 
 ACCEPTANCE = Path(__file__).parent.parent / "docs" / "a100.md"
 BEGIN, END = "<!-- lines: written by 'make docs' from data/acceptance.yaml -->\n", "<!-- end of lines -->\n"
@@ -29,12 +28,12 @@ Made by `make docs` from the commands' own help; do not edit.
 
 def document() -> str:
     """The whole page: one section a command, one below it for every subcommand."""
-    sections = [HEAD, *(section for name in main.COMMANDS for section in _sections([name]))]
+    sections = [HEAD, *(section for name in cli.COMMANDS for section in _sections([name]))]
     return "\n".join(sections)
 
 
 def _sections(words: list[str]) -> list[str]:
-    parser = main.parser_of(words)
+    parser = cli.parser_of(words)
     text = f"{'#' * (len(words) + 1)} minitron {' '.join(words)}\n\n```\n{parser.format_help().rstrip()}\n```\n"
     nested = [
         name for action in parser._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices

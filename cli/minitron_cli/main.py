@@ -1,11 +1,11 @@
 """The command ``minitron``: finds a subcommand by its name and imports only that one.
 
-A subcommand is a module ``minitron_cli.commands.NAME`` in the room it belongs to, with two functions::
+A subcommand is a module ``minitron_cli.commands.NAME`` with two functions::
 
     def configure(parser: argparse.ArgumentParser) -> None     # declares the arguments
     def run(args: argparse.Namespace) -> int                   # does it, returns the exit code
 
-This is the only place that knows all rooms. The modules of ``commands`` are thin: they turn arguments into a call,
+This room alone knows all others. The modules of ``commands`` are thin: they turn arguments into a call,
 and the result into a table or (``--json``) into exactly one JSON document on stdout.
 """
 
@@ -22,6 +22,9 @@ from typing import NoReturn
 from minitron import errors
 from minitron.arguments import Parser
 from minitron.version import VERSION
+
+#: Those of all rooms.
+PACKAGES = ("minitron", "minitron_build", "minitron_triton", "minitron_client", "minitron_gateway", "minitron_cli")
 
 COMMANDS: dict[str, str] = {
     "doctor": "check what this machine can do for a recipe",
@@ -57,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(argv).parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not args.debug:  # of ourselves people want to hear more than of the libraries
-        logging.getLogger("minitron_trtllm").setLevel(logging.INFO)
+        for package in PACKAGES:
+            logging.getLogger(package).setLevel(logging.INFO)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:
@@ -125,9 +129,6 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"internal error, please report it ({type(error).__name__}: {error}); --debug shows where", errors.EXIT_BUG
 
 
-def _entry() -> NoReturn:
+def entry() -> NoReturn:
+    """What the console script and ``python -m`` call."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    _entry()

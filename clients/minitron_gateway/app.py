@@ -21,13 +21,13 @@ from starlette.types import Receive, Scope, Send
 
 from minitron.text.engine import EngineError
 from minitron.text.errors import RequestError
+from minitron.text.pace import Pace
 from minitron.text.prompts import PromptMaker
 from minitron.text.service import TextService
 from minitron.text.tokenizer import TextTokenizer
 from minitron_gateway import metrics, openapi, problems
 from minitron_gateway.bodies import ChatBody, CompletionBody
 from minitron_gateway.generation import Generation, of_chat, of_completion
-from minitron_gateway.pace import Pace
 from minitron_gateway.problems import Problem
 from minitron_gateway.settings import Settings
 from minitron_gateway.shapes import event
@@ -49,7 +49,7 @@ class Gateway:
         """Loads the tokenizer."""
         self.settings, self.metrics = settings, metrics.Metrics()
         flags = {name: settings.parameters.get(name, "true") in ("true", "1") for name in _TOKENIZER_FLAGS}
-        self.tokenizer = TextTokenizer(settings.tokenizer, **flags)
+        self.tokenizer = TextTokenizer(settings.tokenizer, **flags, chats=True)
         self.prompts = PromptMaker(self.tokenizer, settings.parameters)
         self.is_draining, self._accepted, self._streams = False, 0, 0
         self.working: set[asyncio.Task[None]] = set()

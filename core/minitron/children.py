@@ -20,6 +20,9 @@ from minitron.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+#: ``minitron`` of this very environment, wherever the console script is.
+COMMAND = (sys.executable, "-m", "minitron_cli")
+
 #: A child that ends a server needs some; one that takes so long hangs.
 _SECONDS_TO_STOP = 120.0
 
@@ -32,7 +35,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``minitron WORDS`` to its end; ``stdout`` and ``stderr`` as subprocess takes them."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "minitron_cli", *map(str, words)],
+        [*COMMAND, *map(str, words)],
         stdout=stdout, stderr=stderr, text=True, start_new_session=True, env=environment,
     )  # fmt: skip
     try:

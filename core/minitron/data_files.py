@@ -9,7 +9,7 @@ from typing import Any
 
 def load(name: str) -> Any:
     """The content of ``data/NAME``, a YAML or JSON file; raises FileNotFoundError."""
-    text = (resources.files("minitron_trtllm") / "data" / name).read_text(encoding="utf-8")
+    text = (resources.files("minitron") / "data" / name).read_text(encoding="utf-8")
     if name.endswith(".json"):
         return json.loads(text)
     import yaml
@@ -19,5 +19,5 @@ def load(name: str) -> Any:
 
 def names(folder: str) -> list[str]:
     """Names, without their ending, of the files in ``data/FOLDER``."""
-    items = (resources.files("minitron_trtllm") / "data" / folder).iterdir()
+    items = (resources.files("minitron") / "data" / folder).iterdir()
     return sorted(item.name.rpartition(".")[0] for item in items)

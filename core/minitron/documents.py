@@ -16,7 +16,7 @@ from minitron.errors import InputError, UsageError
 
 
 def shipped(folder: str) -> list[str]:
-    """Names of the documents that come with the toolkit in a folder of its package, such as "recipes"."""
+    """Names of the documents that come with the toolkit in a folder of a package, such as "minitron/recipes"."""
     items = _place(folder).iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in items if item.name.endswith(".yaml"))
 
@@ -40,8 +40,8 @@ def read(name: str, folder: str, what: str) -> tuple[str, dict[str, Any]]:
 
 
 def _place(folder: str) -> Traversable:
-    package, _, last = folder.rpartition("/")  # a folder of the namespace is found in the portion that has it
-    return resources.files(f"minitron_trtllm.{package}".rstrip(".")) / last
+    package, _, below = folder.partition("/")
+    return resources.files(package).joinpath(*below.split("/"))
 
 
 def put(document: dict[str, Any], path: str, value: Any) -> None:

@@ -34,7 +34,7 @@ from minitron.errors import InputError, UsageError
 from minitron.recipe_model import Recipe
 
 ENVIRONMENT = "MINITRON_RECIPE"
-_FOLDER = "recipes"
+_FOLDER = "minitron/recipes"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-DATA = Path(__file__).parents[2] / "build" / "minitron_trtllm" / "engine" / "trtllm_build.yaml"
+DATA = Path(__file__).parents[2] / "build" / "minitron_build" / "engines" / "tensorrt" / "trtllm_build.yaml"
 VERSION = os.environ.get("TRTLLM_BUILD_DOUBLE_VERSION", "1.2.1")
 #: What the help is to say otherwise: "without:NAME", "default:NAME=VALUE" or "choices:NAME=A,B".
 HELP = os.environ.get("TRTLLM_BUILD_DOUBLE_HELP", "")

@@ -9,15 +9,14 @@ import json
 import os
 from pathlib import Path
 
-from minitron_cli.accept import speed
-from minitron_cli.accept.evidence import StepFailed
-from minitron_cli.accept.serving import Serving
-from minitron_cli.accept.work import TOKENS, Work, finite, force, write_recipe
-
 from minitron.acceptance import SKIPPED, Line, judge, of_step
 from minitron.artifacts import manifest
 from minitron.errors import InputError, MachineError
 from minitron.recipe_model import Cpu, Recipe
+from minitron_cli.accept import speed
+from minitron_cli.accept.evidence import StepFailed
+from minitron_cli.accept.serving import Serving
+from minitron_cli.accept.work import TOKENS, Work, finite, force, write_recipe
 
 
 def small(work: Work) -> list[Line]:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.accept.evidence import Evidence, StepFailed
-
 from minitron import children
+from minitron_cli.accept.evidence import Evidence, StepFailed
 
 _STATE = "servers"
 _FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")

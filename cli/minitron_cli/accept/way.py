@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minitron_cli.accept import engines_beside, speed
-from minitron_cli.accept.evidence import StepFailed, digest
-from minitron_cli.accept.serving import Serving
-from minitron_cli.accept.work import TOKENS, Work, finite
-
-from minitron import acceptance as acceptance
+from minitron import acceptance
 from minitron.acceptance import FAIL, SKIPPED, Line, judge, of_step
 from minitron.artifacts import manifest
 from minitron.console import human_bytes
 from minitron.errors import InputError, MachineError
 from minitron.machine import compat, gpus_here
+from minitron_cli.accept import engines_beside, speed
+from minitron_cli.accept.evidence import StepFailed, digest
+from minitron_cli.accept.serving import Serving
+from minitron_cli.accept.work import TOKENS, Work, finite
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron_cli.accept import speed
-from minitron_cli.accept.evidence import Evidence, StepFailed
-from minitron_cli.accept.serving import Serving
-
-from minitron import acceptance as acceptance
-from minitron import files
+from minitron import acceptance, files
 from minitron.acceptance import Line, judge
 from minitron.artifacts import manifest
 from minitron.errors import InputError
 from minitron.recipe_model import Recipe
+from minitron_cli.accept import speed
+from minitron_cli.accept.evidence import Evidence, StepFailed
+from minitron_cli.accept.serving import Serving
 
 TOKENS, LATENCY = "greedy-tokens.json", "latency.json"
 

@@ -120,9 +120,8 @@ def _compare(folder: Path, other: Path, *, as_json: bool) -> int:
 
 
 def _shown(price: float | None) -> str:
-    from minitron_cli.accept import hour
-
     from minitron.acceptance import catalogue
+    from minitron_cli.accept import hour
 
     rows = [(entry.step, entry.id, "GPU" if entry.gpu else "any", entry.what) for entry in catalogue().values()]
     lines = console.table(rows, ("step", "line", "target", "holds that"))

@@ -11,11 +11,10 @@ import argparse
 import json
 import shlex
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron import files, recipe
+from minitron import children, files, recipe
 from minitron.artifacts import manifest
 from minitron.artifacts.manifest import Manifest
 from minitron.recipe import Effective
@@ -139,11 +138,11 @@ class _Way:
         """Print a command and, unless this is a dry run, run it. Raises CalledProcessError."""
         print(f"minitron {shlex.join(words)}", flush=True)
         if not self.dry_run:
-            subprocess.run([sys.executable, "-m", "minitron_cli", *words], check=True)
+            subprocess.run([*children.COMMAND, *words], check=True)
 
     def _show(self, *words: str) -> None:
         """Run a command that only prints."""
-        subprocess.run([sys.executable, "-m", "minitron_cli", *words], check=True)
+        subprocess.run([*children.COMMAND, *words], check=True)
 
 
 def _model_is_the_same(record: Manifest) -> bool:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from minitron import documents
 from minitron.errors import InputError, UsageError
 
-_FOLDER = "load/profiles"
+_FOLDER = "minitron_client/bench/profiles"
 
 
 def _field(default: Any, about: str, **limits: Any) -> Any:

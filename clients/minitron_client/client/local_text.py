@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron.errors import InputError, InvalidRequest, MissingDependency
+from minitron.errors import InputError, InvalidRequest
 from minitron.model import tokenizer_files
 from minitron.text.answers import Answers
 from minitron.text.errors import RequestError
@@ -42,21 +42,15 @@ class LocalText:
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
         """``folder``: the served tokenizer's; ``parameters``: those of the server's text model, where it has one.
 
-        Raises InputError, MissingDependency.
+        Raises InputError.
         """
         flags = {name: parameters[name] in ("true", "1") for name in _FLAGS if name in parameters}
         try:
             flags.setdefault("add_special_tokens", tokenizer_files.wants_special_tokens(folder))
             self._tokenizer = TextTokenizer(str(folder), **flags)
             size = tokenizer_files.vocabulary_size(folder)
-        except ImportError:
-            raise MissingDependency(
-                "making text here needs the package transformers; pip install 'minitron-trtllm[gateway]'"
-            ) from None
-        except Exception as error:  # whatever transformers raises
-            raise InputError(
-                f"{folder} cannot be opened as a tokenizer: {' '.join(str(error).split())[:300]}"
-            ) from None
+        except (ValueError, OSError) as error:
+            raise InputError(f"{folder} holds no tokenizer: {' '.join(str(error).split())[:300]}") from None
         limits = {"max_input_len": _NO_LIMIT, "max_seq_len": _NO_LIMIT, "vocab_size": str(size or 0)}
         self._prompts = PromptMaker(self._tokenizer, {**limits, **parameters})
 

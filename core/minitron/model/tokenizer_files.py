@@ -16,6 +16,7 @@ from typing import Any
 from minitron.errors import EngineError, InputError
 from minitron.model import chat_template
 from minitron.text import end_ids
+from minitron.text.tokenizer import named_tokens
 
 log = logging.getLogger(__name__)
 
@@ -208,15 +209,8 @@ def _size(raw: bytes, where: str) -> int:
 
 def _unknown(tokenizer: Any, content: Mapping[str, bytes]) -> list[tuple[str, str]]:
     """Key and text of the special tokens of tokenizer_config.json that the tokenizer has not."""
-    config = _object(content.get(CONFIG, b"{}"), CONFIG)
-    named = [(key, config[key]) for key in config if key.endswith("_token")]
-    for key in ("extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"):
-        more = config.get(key)
-        more = list(more.values()) if isinstance(more, dict) else more
-        named += [(key, token) for token in more] if isinstance(more, list) else []
-    texts = {text: key for key, token in reversed(named)
-             if isinstance(text := token.get("content") if isinstance(token, dict) else token, str)}  # fmt: skip
-    return [(key, text) for text, key in texts.items() if tokenizer.token_to_id(text) is None]
+    named = named_tokens(_object(content.get(CONFIG, b"{}"), CONFIG))
+    return [(token.key, text) for text, token in named.items() if tokenizer.token_to_id(text) is None]
 
 
 def _open(raw: bytes, where: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from minitron.text.sequence import SequenceText, without_end
 from minitron.text.tensors import Arrays, Tensors
 
 _TOKENS = ("output_ids", "sequence_length")
+_PLACE = ("batch_index", "sequence_index")
+#: What responses may have to become one; of logits each is sent as it came.
+_JOINABLE = frozenset({*_TOKENS, *_PLACE, "output_log_probs", "cum_log_probs", "num_output_tokens"})
 
 
 class _Sequence:
@@ -52,11 +55,23 @@ class Answers:
         expected = self._request.batch * self._request.sequences
         return len(self._sequences) == expected and all(s.stopped for s in self._sequences.values())
 
+    def feed_all(self, batch: Sequence[Arrays]) -> Iterator[Tensors]:
+        """The responses to send for those of the engine that were there together.
+
+        Tokens that had to wait go out as one response for each sequence, not one for each token: what costs most is
+        a response, and who is behind catches up so. With stop strings each token stays by itself, since what belongs to
+        those behind a stop string is not sent.
+        """
+        for outputs in batch if any(self._request.stop_words) else _together(batch):
+            response = self.feed(outputs)
+            if response is not None:
+                yield response
+
     def feed(self, outputs: Arrays) -> Tensors | None:
         """The response to send for one of the engine, or None when there is nothing to send yet."""
         if "output_ids" not in outputs:
             return None
-        row, number = (int(outputs[name].reshape(-1)[0]) if name in outputs else 0 for name in _PLACE)
+        row, number = _place(outputs)
         beams = outputs["sequence_length"].size
         sequence = self._sequences.get((row, number))
         if sequence is None:
@@ -87,7 +102,28 @@ class Answers:
                 yield _text_output(texts) | sequence.beside
 
 
-_PLACE = ("batch_index", "sequence_index")
+def _place(outputs: Arrays) -> tuple[int, int]:
+    """The prompt of the batch and the sequence of it that a response is about."""
+    row, number = (int(outputs[name].reshape(-1)[0]) if name in outputs else 0 for name in _PLACE)
+    return row, number
+
+
+def _together(batch: Sequence[Arrays]) -> Iterator[Arrays]:
+    """The same tokens in fewer responses; of each sequence in the order in which they came."""
+    if len(batch) == 1:
+        yield batch[0]
+        return
+    joined: dict[tuple[int, int], Tensors] = {}
+    for outputs in batch:
+        if outputs.keys() <= _JOINABLE and "output_ids" in outputs and outputs["sequence_length"].size == 1:
+            place = _place(outputs)
+            new = dict(outputs) | {"output_ids": outputs["output_ids"][..., : int(outputs["sequence_length"].item())]}
+            joined[place] = _joined(joined[place], new) if place in joined else new
+        else:
+            yield from joined.values()
+            joined.clear()
+            yield outputs
+    yield from joined.values()
 
 
 def _text_output(texts: list[str]) -> Tensors:
@@ -95,11 +131,16 @@ def _text_output(texts: list[str]) -> Tensors:
     return {"text_output": np.array([text.encode() for text in texts], dtype=object)}
 
 
+#: Tensors of which one follows on the other, and those that are counts. Of all others the latest holds.
+_IN_A_ROW, _SUMMED = ("output_ids", "output_log_probs"), ("sequence_length", "num_output_tokens")
+
+
 def _joined(old: Tensors, new: Tensors) -> Tensors:
-    """Tensors of a whole answer from those of its parts: log probs in a row, token counts summed, else the latest."""
+    """Tensors of a whole from those of its parts."""
     joined = old | new
-    if "output_log_probs" in old and "output_log_probs" in new:
-        joined["output_log_probs"] = np.concatenate([old["output_log_probs"], new["output_log_probs"]], axis=-1)
-    if "num_output_tokens" in old and "num_output_tokens" in new:
-        joined["num_output_tokens"] = old["num_output_tokens"] + new["num_output_tokens"]
+    for name in old.keys() & new.keys():
+        if name in _IN_A_ROW:
+            joined[name] = np.concatenate([old[name], new[name]], axis=-1)
+        elif name in _SUMMED:
+            joined[name] = old[name] + new[name]
     return joined

@@ -28,6 +28,15 @@ def generation_config(folder: Path) -> Mapping[str, Any]:
     return _read(folder / "generation_config.json")
 
 
+def tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """``folder``/tokenizer_config.json, empty where there is none; raises ValueError, naming the file.
+
+    An older folder has its special tokens in special_tokens_map.json, which counts there.
+    """
+    config = _read(folder / "tokenizer_config.json")
+    return config if "added_tokens_decoder" in config else {**config, **_read(folder / "special_tokens_map.json")}
+
+
 def meant_by(end_id: int, own: Sequence[int]) -> frozenset[int]:
     """What a request's ``end_id`` ends a sequence with; below 0 nothing does.
 
@@ -40,10 +49,7 @@ def meant_by(end_id: int, own: Sequence[int]) -> frozenset[int]:
 
 
 def _of_tokenizer(folder: Path) -> tuple[int, ...]:
-    config = _read(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # an older folder: there the map counts
-        config = {**config, **_read(folder / "special_tokens_map.json")}
-    token = config.get("eos_token")
+    token = tokenizer_config(folder).get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         return ()

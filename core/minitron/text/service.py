@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from minitron.text.answers import Answers
@@ -36,14 +36,16 @@ class TextService:
         outputs: Sequence[str],
         *,
         excludes_input: bool,
+        pace: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """``outputs``: tensors of the engine that are passed on where they are there, beside the text.
 
-        ``excludes_input``: whether a whole answer comes without its prompt where the request does not say.
+        ``excludes_input``: whether a whole answer comes without its prompt where the request does not say. ``pace``:
+        for how many seconds a stream should gather tokens at this moment, see ``pace.Pace``.
         """
         self._tokenizer, self._prompts, self._engine = tokenizer, prompts, engine
         self._outputs = [*_TOKENS, *outputs]
-        self._excludes_input = excludes_input
+        self._excludes_input, self._pace = excludes_input, pace
 
     async def answer(self, arrays: Arrays) -> AsyncGenerator[Tensors, None]:
         """The responses to a request whose tensors, by the names of the text model's inputs, are ``arrays``.
@@ -60,11 +62,12 @@ class TextService:
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
         async with contextlib.aclosing(batches):
             async for batch in batches:
-                for response in map(answers.feed, batch):
-                    if response is not None:
-                        yield response
+                for response in answers.feed_all(batch):
+                    yield response
                 if answers.all_stopped:
                     break
+                if request.streams and (wait_s := self._pace()):
+                    await asyncio.sleep(wait_s)
         for response in answers.finish():
             yield response
 

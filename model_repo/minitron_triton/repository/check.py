@@ -132,8 +132,8 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
         names = tokenizer_files.present(folder)
         size = tokenizer_files.vocabulary_size(folder)
         tokenizer_files.check({name: (folder / name).read_bytes() for name in names}, size or 0, str(folder))
-        _load_as_the_server_does(folder)
-    except InputError as problem:
+        TextTokenizer(str(folder))  # as the server does
+    except (InputError, ValueError) as problem:
         yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
         return
     rendered = contents.details.get("tokenizer_vocab_size")
@@ -143,16 +143,6 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
         yield error(
             where, "vocab", f"has ids up to {size - 1}, and the engine knows {contents.engine.vocab_size} tokens"
         )
-
-
-def _load_as_the_server_does(folder: Path) -> None:
-    """Where transformers is installed; raises InputError."""
-    try:
-        TextTokenizer(str(folder))
-    except ImportError:
-        return
-    except Exception as cause:  # whatever it is, the server would end on it
-        raise InputError(f"{folder} cannot be opened by transformers: {' '.join(str(cause).split())[:300]}") from cause
 
 
 def _without_repeats(findings: list[Finding]) -> list[Finding]:

@@ -55,12 +55,12 @@ def render(
     ranks = recipe.tensor_parallel * recipe.pipeline_parallel
     served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.image, options.shm_bytes)
     with files.new_folder(output, force=force) as folder:
-        version = writing.write_model(folder, config, "llmapi.pbtxt.j2", "llmapi")
+        version = writing.write_model(folder, config, "llmapi")
         writing.write(version / "model.yaml", yaml.safe_dump(arguments, sort_keys=False))
         for name in dict.fromkeys(names):
             writing.place(model / name, folder / "model" / name, copy=copy)
         composed = container.composed(served)
-        text = writing.render_text("docker-compose.yaml.j2", root=seen_at, ranks=ranks, options=options, **composed)
+        text = writing.render_text(writing.COMPOSE, root=seen_at, ranks=ranks, options=options, **composed)
         writing.write(folder / "docker-compose.yaml", text)
         records = {name: manifest.FileRecord.of(folder / "model" / name) for name in dict.fromkeys(names)}
         manifest.write(

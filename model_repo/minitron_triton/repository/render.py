@@ -68,14 +68,14 @@ def render(
     needed = sum((engine / name).stat().st_size for name in engine_files) if copy else 0
     with files.new_folder(output, force=force, needed_bytes=needed) as folder:
         for model in plan.models:
-            writing.write_model(folder, model, f"{model.name}.pbtxt.j2", model.name)
+            writing.write_model(folder, model, model.name)
         for name in names:
             writing.place(tokenizer / name, folder / "tokenizer" / name, copy=True)
         for name in engine_files:
             writing.place(engine / name, folder / "engine" / name, copy=copy)
         if not facts.is_cpu:
             text = writing.render_text(
-                "docker-compose.yaml.j2", root=plan.root, ranks=facts.world_size, options=options,
+                writing.COMPOSE, root=plan.root, ranks=facts.world_size, options=options,
                 **container.composed(_served(plan, output)),
             )  # fmt: skip
             writing.write(folder / "docker-compose.yaml", text)

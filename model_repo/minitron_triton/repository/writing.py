@@ -10,20 +10,19 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from minitron import text
+import minitron
 from minitron.errors import UsageError
-from minitron.machine import cpu_execution, memory
 from minitron_triton.repository import config_text
 from minitron_triton.repository.layout import ModelConfig
 
 _ROOM = Path(__file__).parent.parent
-_TEXT = Path(text.__file__).parent
-_PACKAGE = text.__name__.partition(".")[0]
+_CORE = Path(minitron.__file__).parent
 #: What the models import of ``core``, and so hold a copy of.
-_FROM_CORE = (*sorted(_TEXT.glob("*.py")), Path(memory.__file__), Path(cpu_execution.__file__))
+_FROM_CORE = ("__init__.py", "machine/__init__.py", "machine/memory.py", "machine/cpu_execution.py", "text/*.py")
 _WITH_COPY = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
-_TEMPLATES = _ROOM / "templates"
-_PYTHON_MODELS = _ROOM / "models"
+_MODELS = _ROOM / "models"
+#: The template of the container's compose file.
+COMPOSE = "server/docker-compose.yaml.j2"
 #: Where a container sees the repository.
 CONTAINER_ROOT = "/models"
 
@@ -48,20 +47,22 @@ def unbearable(root: str, *, contained: bool) -> str | None:
     return None
 
 
-def write_model(folder: Path, model: ModelConfig, template: str, sources: str) -> Path:
-    """Write config.pbtxt by ``template`` and the version folder, with the Python files of ``sources`` where the backend
-    is Python; returns the version folder. Raises RepositoryError where Triton's protobuf cannot read the config."""
-    config = render_text(template, model=model)
+def write_model(folder: Path, model: ModelConfig, sources: str) -> Path:
+    """Write config.pbtxt and the version folder from ``models/SOURCES``, its Python files where the backend is Python.
+
+    Returns the version folder. Raises RepositoryError where Triton's protobuf cannot read the config.
+    """
+    config = render_text(f"models/{sources}/config.pbtxt.j2", model=model)
     config_text.parse(config, f"{model.name}/config.pbtxt")  # before anything of it is written
     write(folder / model.name / "config.pbtxt", config)
     version = folder / model.name / "1"
     version.mkdir()
     if model.backend == "python":
-        for source in [*(_PYTHON_MODELS / sources).glob("*.py"), *(_PYTHON_MODELS / "shared").glob("*.py")]:
+        for source in [*(_MODELS / sources).glob("*.py"), *(_MODELS / "shared").glob("*.py")]:
             shutil.copyfile(source, version / source.name)
     if model.backend == "python" and sources in _WITH_COPY:
-        for source in _FROM_CORE:
-            place(source, version / _PACKAGE / source.relative_to(_TEXT.parent), copy=True)
+        for source in (found for pattern in _FROM_CORE for found in sorted(_CORE.glob(pattern))):
+            place(source, version / _CORE.name / source.relative_to(_CORE), copy=True)
     return version
 
 
@@ -70,7 +71,7 @@ def render_text(template: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=False,
+        loader=jinja2.FileSystemLoader([_ROOM, _MODELS]), undefined=jinja2.StrictUndefined, autoescape=False,
         keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["quoted"] = config_text.quote

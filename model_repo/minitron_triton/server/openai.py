@@ -12,10 +12,10 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from minitron import children
 from minitron.errors import ServerError, UsageError
 from minitron_triton.server.launch import Options, Ports, Served, loopback, reachable, without_loopback
 from minitron_triton.server.running import ending, start_child
@@ -103,4 +103,4 @@ class OpenAi:
             words += ["--tls-cert", options.tls.certificate, "--tls-key", options.tls.key]
         if options.api_key_file:
             words += ["--api-key-file", options.api_key_file]
-        return (sys.executable, "-m", "minitron_cli", *map(str, words))
+        return (*children.COMMAND, *map(str, words))

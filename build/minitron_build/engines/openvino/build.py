@@ -1,4 +1,4 @@
-"""Build a CPU engine by a recipe: the same plan and the same cache as for a GPU, around ``openvino.build``."""
+"""Build a CPU engine by a recipe: the same plan and the same cache as for a GPU, around ``openvino.write``."""
 
 from __future__ import annotations
 

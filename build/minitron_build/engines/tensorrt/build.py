@@ -75,10 +75,10 @@ class EngineBuild:
         """The command line; ``partial`` is the folder that becomes the output (by default the output itself)."""
         return self.command_and_flags(partial or self.output, container.new_name())[0]
 
-    def command_and_flags(self, partial: Path, container: str) -> tuple[list[str], dict[str, Value]]:
+    def command_and_flags(self, partial: Path, container_name: str) -> tuple[list[str], dict[str, Value]]:
         """The command line, and the flags of trtllm-build in it by name."""
         known = timing_cache(self.key)
-        where = tensorrt_container if self.options.container else None
+        where = container if self.options.container else None
         seen_cache = (where.CACHE if where else known.parent) / known.name
         seen_output = where.ENGINE if where else partial.absolute()
         chosen = flags.arguments(
@@ -93,7 +93,7 @@ class EngineBuild:
         argv = flags.argv(chosen)
         if where:
             mounts = container.Mounts(self.checkpoint, partial, known.parent)
-            argv = where.wrap(argv, self.image.reference, mounts, name=container, container=self.recipe.container)
+            argv = where.wrap(argv, self.image.reference, mounts, name=container_name, container=self.recipe.container)
         return argv, chosen
 
 
@@ -172,7 +172,7 @@ def run(build: EngineBuild) -> tuple[manifest.Manifest, bool]:
         _check_this_gpu(build)
     for note in build.plan.notes:
         log.warning("%s", note)
-    container = container.new_name()
+    container_name = container.new_name()
     log_file = build.output.absolute().with_name(build.output.name + ".build.log")
     known = timing_cache(build.key)
     known.parent.mkdir(parents=True, exist_ok=True)
@@ -181,10 +181,10 @@ def run(build: EngineBuild) -> tuple[manifest.Manifest, bool]:
         Checkpoint.open(build.checkpoint) as source,
         files.new_folder(build.output, force=build.options.force, needed_bytes=needed) as partial,
     ):
-        argv, chosen = build.command_and_flags(partial, container)
+        argv, chosen = build.command_and_flags(partial, container_name)
         done = process.run(
             argv, log_file, cwd=partial, timeout_s=build.options.timeout_s,
-            stop=(lambda: container.stop(container)) if build.options.container else None,
+            stop=(lambda: container.stop(container_name)) if build.options.container else None,
         )  # fmt: skip
         peak = container.take_peak_bytes(partial) if build.options.container else done.peak_bytes
         version = build.key.runtime.partition(" ")[2]

@@ -59,7 +59,7 @@ def flags() -> dict[str, Flag]:
     """Every flag by its name."""
     import yaml
 
-    text = (resources.files("minitron_trtllm") / "engine" / DATA).read_text(encoding="utf-8")
+    text = (resources.files("minitron_build.engines.tensorrt") / DATA).read_text(encoding="utf-8")
     data = yaml.safe_load(text)
     found = {}
     for section, plugin in (("flags", False), ("plugins", True)):

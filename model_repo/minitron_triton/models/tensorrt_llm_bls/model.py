@@ -29,6 +29,7 @@ from triton_config import flag, one_line, parameters
 
 from minitron.text.engine import Address, EngineClient, EngineError
 from minitron.text.errors import RequestError
+from minitron.text.pace import Pace
 from minitron.text.prompts import PromptMaker
 from minitron.text.service import TextService
 from minitron.text.tensors import Arrays, Tensors
@@ -92,10 +93,11 @@ class TritonPythonModel:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="requests", daemon=True)
         self._thread.start()
-        self._engine: EngineClient = self._run(_connect(values))
+        self._engine: EngineClient
+        self._engine, self._pace = self._run(_connect(values))
         self._text = TextService(
             tokenizer, PromptMaker(tokenizer, values), self._engine, outputs,
-            excludes_input=flag(values["exclude_input_in_output"]),
+            excludes_input=flag(values["exclude_input_in_output"]), pace=self._pace,
         )  # fmt: skip
         self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in (self._watch(), self._heed())]
         self._restarts = _tell_restarts(args["model_name"])
@@ -114,6 +116,7 @@ class TritonPythonModel:
         """End the loop; Triton calls it when no request is in flight."""
         for watcher in self._watchers:
             watcher.cancel()
+        self._loop.call_soon_threadsafe(self._pace.stop)
         self._run(self._engine.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -183,8 +186,9 @@ class TritonPythonModel:
         os._exit(1)
 
 
-async def _connect(values: dict[str, str]) -> EngineClient:
-    return EngineClient(values["tensorrt_llm_model_name"], Address.of(values))
+async def _connect(values: dict[str, str]) -> tuple[EngineClient, Pace]:
+    """What has to be made in the loop."""
+    return EngineClient(values["tensorrt_llm_model_name"], Address.of(values)), Pace()
 
 
 def _error(message: object, code: Any) -> Any:

@@ -1,0 +1,1 @@
+"""From a model to an engine: sources, checkpoint, plan, engines; and how good what came out is."""

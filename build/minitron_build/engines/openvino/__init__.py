@@ -1,0 +1,1 @@
+"""The CPU engine: a checkpoint as an OpenVINO model."""

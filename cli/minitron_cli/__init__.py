@@ -1,0 +1,1 @@
+"""The command ``minitron``: the only room that knows all others."""

@@ -1,0 +1,1 @@
+"""Load: schedules, requests, records, and the figures that come of them."""

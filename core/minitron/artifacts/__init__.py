@@ -1,0 +1,1 @@
+"""What a stage leaves: its manifest, and whether what it names is still so."""

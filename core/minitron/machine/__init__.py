@@ -1,0 +1,1 @@
+"""The machine at hand and those that are planned for: processor, memory, GPUs, docker, versions."""

@@ -1,0 +1,1 @@
+"""The model as its files describe it: shape, precision, weights and tokenizer."""

@@ -1,0 +1,1 @@
+"""From an engine to a model repository and a running Triton."""

@@ -1,0 +1,1 @@
+"""Triton as a process or a container: started, watched, drained, ended, and what a killed one left."""

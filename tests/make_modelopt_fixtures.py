@@ -8,8 +8,9 @@ Needs the extra ``modelopt`` in an environment of its own (it wants torch and an
 The model is written by the generator of random models, with the arguments in ``modelopt_cases.py``. Of exports that the
 CPU engine runs the folders are kept, with the logits of transformers' model in float32 on the weights that the export
 stands for (ModelOpt's own model in memory is another one: its simulated rounding parts from its export where a weight
-lies half-way between two codes, one in 2,000 here). Of the others only config.json and the header of each rank are kept. ``factors`` are pre-quant scales that we chose, for one case: what ModelOpt
-folds, rounds and packs by them must be what ``convert`` does.
+lies half-way between two codes, one in 2,000 here). Of the others only config.json and the header of each rank are
+kept. ``factors`` are pre-quant scales that we chose, for one case: what ModelOpt folds, rounds and packs by them must be
+what ``convert`` does.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def main() -> None:
         source = cases.write_model(Path(made) / "model")
         for name, tp in cases.CASES:
             index["cases"][f"{name}-tp{tp}"] = _case(source, name, tp, Path(made))
-    (OUTPUT / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    cases_ = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in index["cases"].items())
+    text = f'{{"prompt": {json.dumps(cases.PROMPT)}, "cases": {{\n{cases_}\n}}}}\n'
+    (OUTPUT / "index.json").write_text(text, encoding="utf-8")
 
 
 def _case(source: Path, name: str, tp: int, made: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 import modelopt_cases as cases
 from minitron.model.precision import Precision
-from minitron_build.calibration import feedback
 from minitron_build.checkpoint import groups
+from minitron_build.checkpoint.calibration import feedback
 from minitron_build.checkpoint.plan import plan_rank
 from minitron_build.checkpoint.spec import Spec
 from minitron_build.checkpoint.values import Calculator
@@ -42,7 +42,7 @@ class _GivenFactors:
         return np.asarray(self._factors[tensor])
 
     def _turned(self, tensor: str) -> NDArray[np.float32]:
-        from minitron_build.calibration.search import divided
+        from minitron_build.checkpoint.calibration.search import divided
         from minitron_build.checkpoint.values import DTYPES
 
         return divided(self._weights[tensor], self.factors(tensor), DTYPES["bfloat16"])
@@ -60,7 +60,8 @@ class _GivenFactors:
 def _written(model: Path, spec: Spec, rank: int, calibrated: Any = None) -> dict[str, NDArray[Any]]:
     source = open_model(str(model), None)
     calculator = Calculator(spec, source.tensors(), calibrated=calibrated)
-    found = {}
+    found: dict[str, NDArray[Any]] = {}
+    scales: list[NDArray[Any]] = []
     for planned in plan_rank(spec, rank):
         if planned.rule.name == "SCALES":
             found[planned.name] = np.concatenate(scales)

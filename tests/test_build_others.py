@@ -1,4 +1,4 @@
-"""Checkpoints that ModelOpt 0.47.0 exported (``make_modelopt_fixtures.py``): read and run, or refused with the reason."""
+"""Checkpoints of ModelOpt 0.47.0 (``make_modelopt_fixtures.py``): read and run, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOGIT_ERROR = 1e-4
 
 @pytest.fixture
 def export(tmp_path: Path) -> Callable[..., Path]:
-    """An export as a folder: the one that was kept, else its config.json and tensors of zeros of its types and shapes."""
+    """An export as a folder: the one that was kept, else its config.json and zeros of its tensors' types and shapes."""
 
     def get(name: str, **changes: Any) -> Path:
         folder, case = tmp_path / name, INDEX["cases"][name]

@@ -22,8 +22,8 @@ from minitron.model import tokenizer_files
 from minitron.model.activations import Activations
 from minitron.model.precision import DTYPES, WRITTEN, Precision
 from minitron.model.shape import ModelShape
-from minitron_build.calibration.calibrate import calibrate
-from minitron_build.calibration.text import CalibrationText, Ids
+from minitron_build.checkpoint.calibration.calibrate import calibrate
+from minitron_build.checkpoint.calibration.text import CalibrationText, Ids
 from minitron_build.checkpoint.plan import PlannedTensor, plan_rank
 from minitron_build.checkpoint.spec import Spec
 from minitron_build.checkpoint.values import DTYPES as ARRAY_DTYPES
@@ -76,8 +76,9 @@ def convert(
     ``precision``: "auto" or a value of ``Precision``; ``dtype``: "auto", "float16" or "bfloat16", for the weight-only
     precisions. "auto" is what the model's config.json says, float16 for float32 or silence, as the official converter
     has it. ``group_size``: inputs that share a scale, for the 4-bit precisions (128 for int4_awq unless given).
-    ``kv_cache``: "auto" or "int8". ``calibration``: the text that int4_awq and an int8 KV cache need; what it finds waits
-    in ``OUTPUT.calibration`` until the checkpoint is whole, so that a run that was ended goes on. ``tokenizer``: folder of a tokenizer to take instead of the model's own. ``measured``: its activations,
+    ``kv_cache``: "auto" or "int8". ``calibration``: the text that int4_awq and an int8 KV cache need; what it finds
+    waits in ``OUTPUT.calibration`` until the checkpoint is whole, so that a run that was ended goes on. ``tokenizer``:
+    folder of a tokenizer to take instead of the model's own. ``measured``: its activations,
     which the manifest keeps for the plan of an engine.
 
     Raises UsageError, ModelError, InputError (a tokenizer that cannot be served), OutputError and, when the disk cannot
@@ -90,7 +91,7 @@ def convert(
         "model": str(model), "revision": revision, "precision": precision, "dtype": dtype, "tp": tp, "pp": pp,
         "use_parallel_embedding": use_parallel_embedding, "embedding_sharding_dim": embedding_sharding_dim,
         "quantize_at_build": quantize_at_build, "tokenizer": None if tokenizer is None else str(tokenizer),
-        "group_size": group_size, "kv_cache": kv_cache, "calibration": None if calibration is None else calibration.about(),
+        "group_size": group_size, "kv_cache": kv_cache, "calibration": calibration.about() if calibration else None,
     }  # fmt: skip
     source = open_model(str(model), revision)
     try:
@@ -100,7 +101,7 @@ def convert(
                     None if kv_cache == AUTO else kv_cache.upper())  # fmt: skip
         found = _tokenizer(source, tokenizer)
         ids = _calibration_ids(spec, calibration, found)
-        record, tensors = _convert(source, spec, found, output, arguments, ids, measured=measured, force=force)
+        record, tensors = _convert(source, spec, found, output, arguments, ids=ids, measured=measured, force=force)
         before = sum(file.size for file in record.input.files.values())
     finally:
         source.close()
@@ -168,8 +169,8 @@ def _convert(
     tokenizer: dict[str, bytes],
     output: Path,
     arguments: dict[str, Any],
-    ids: Ids | None,
     *,
+    ids: Ids | None,
     measured: Activations | None,
     force: bool,
 ) -> tuple[Manifest, int]:

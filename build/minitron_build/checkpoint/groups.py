@@ -22,7 +22,7 @@ SMALLEST, LARGEST = -8, 7
 def scales_of(weights: Floats, group: int) -> Floats:
     """One scale [out, in / group] for each group of ``weights`` [out, in]: its largest magnitude / 7."""
     outs, ins = weights.shape
-    return np.abs(weights).reshape(outs, ins // group, group).max(axis=2) / np.float32(LARGEST)
+    return np.asarray(np.abs(weights).reshape(outs, ins // group, group).max(axis=2) / np.float32(LARGEST))
 
 
 def quantize(weights: Floats, scales: Floats) -> Codes:
@@ -34,12 +34,12 @@ def quantize(weights: Floats, scales: Floats) -> Codes:
     codes = grouped(weights, scales) / divisors[:, :, None]
     np.rint(codes, out=codes)
     np.clip(codes, SMALLEST, LARGEST, out=codes)
-    return codes.astype(np.int8).reshape(weights.shape)
+    return np.asarray(codes, np.int8).reshape(weights.shape)
 
 
 def dequantize(codes: Codes, scales: Floats) -> Floats:
     """The float32 weights [out, in] that codes and scales stand for."""
-    return (grouped(codes, scales) * scales[:, :, None]).reshape(codes.shape)
+    return np.asarray(grouped(codes, scales) * scales[:, :, None], np.float32).reshape(codes.shape)
 
 
 def grouped(matrix: npt.NDArray[Any], scales: Floats) -> npt.NDArray[Any]:
@@ -55,4 +55,4 @@ def pack(codes: Codes) -> Codes:
 def unpack(stored: Codes) -> Codes:
     """The inverse of ``pack``: codes int8 [out, in] of ``stored`` int8 [out / 2, in]."""
     pairs = np.stack([stored << np.int8(4), stored], axis=1) >> np.int8(4)  # shifting down again keeps the sign
-    return pairs.reshape(2 * stored.shape[0], stored.shape[1])
+    return np.asarray(pairs, np.int8).reshape(2 * stored.shape[0], stored.shape[1])

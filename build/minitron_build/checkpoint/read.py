@@ -56,8 +56,8 @@ _OPTIONAL_RULES = (Rule.POSITIONS, Rule.INVERSE_FREQUENCIES, Rule.POSITIONS_FOR_
 #: ``modeling_utils.py``, process_kv_scaling_factor).
 _KV_APART = (".attention.k_cache_scaling_factor", ".attention.v_cache_scaling_factor")
 _MODELOPT_INT8 = (
-    "ModelOpt's INT8_WEIGHT_ONLY exports hold codes as [out, in] with weights_scaling_factor, and TensorRT-LLM does not "
-    "load them; convert the model itself with --precision int8_weight_only"
+    "ModelOpt's INT8_WEIGHT_ONLY exports hold codes as [out, in] with weights_scaling_factor, and TensorRT-LLM does "
+    "not load them; convert the model itself with --precision int8_weight_only"
 )
 HEAD = "lm_head.weight"
 
@@ -197,8 +197,8 @@ def _explain(spec: Spec, name: str, file: SafetensorsFile) -> None:
     linear, _, kind = name.rpartition(".")
     if kind == "kv_cache_scaling_factor":
         raise CheckpointError(
-            f"{file.path} has no {name}, and config.json says quantization.kv_cache_quant_algo {spec.kv_cache}; convert "
-            "the model again, with --kv-cache int8"
+            f"{file.path} has no {name}, and config.json says quantization.kv_cache_quant_algo {spec.kv_cache}; "
+            "convert the model again, with --kv-cache int8"
         )
     if kind == "prequant_scaling_factor":
         raise CheckpointError(
@@ -271,7 +271,7 @@ def _block(config: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
 
 
 def _precision(config: dict[str, Any], dtype: str, where: Path) -> tuple[Precision, int | None]:
-    """The precision, and the size of groups where it has them (which TensorRT-LLM takes as 128 where it is not said)."""
+    """The precision, and the size of groups where it has them (TensorRT-LLM takes 128 where it is not said)."""
     quantization = _block(config, "quantization", where)
     algorithm, factors = quantization.get("quant_algo"), quantization.get("pre_quant_scale", False)
     if algorithm == "W4A16_AWQ" and factors is False:

@@ -22,8 +22,9 @@ class Spec:
     """A checkpoint of ``shape``: linear weights in ``precision``, all else in ``dtype``, for tp x pp ranks.
 
     ``quantize_at_build`` leaves the linear weights in ``dtype`` for trtllm-build to quantise. ``group_size``: inputs
-    that share a 4-bit scale (None: those of a whole channel do). ``kv_cache``: "INT8" keeps keys and values in 8 bits, as
-    does "FP8", which is read and not written; None keeps them in ``dtype``. Raises UsageError for a combination that TensorRT-LLM cannot run.
+    that share a 4-bit scale (None: those of a whole channel do). ``kv_cache``: "INT8" keeps keys and values in 8 bits,
+    as does "FP8", which is read and not written; None keeps them in ``dtype``. Raises UsageError for a combination that
+    TensorRT-LLM cannot run.
     """
 
     shape: ModelShape

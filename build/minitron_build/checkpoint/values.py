@@ -69,8 +69,8 @@ class Calibrated(Protocol):
 class Calculator:
     """Computes values for one ``spec`` from the source's ``tensors``; may be used by several threads.
 
-    ``dtype`` takes the place of the spec's where weights are wanted unrounded. ``calibrated`` is needed for int4_awq and
-    for an INT8 KV cache.
+    ``dtype`` takes the place of the spec's where weights are wanted unrounded. ``calibrated`` is needed for int4_awq
+    and for an INT8 KV cache.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity
         gpu = gpus.find(recipe.target)
         capacity_bytes = gpu.memory_bytes
         machine = Machine(gpu.bandwidth * parallel.tensor, gpu.dense_flops * parallel.tensor)
-    if gpu and (precision.needs_fp8 or recipe.kv_cache == "fp8") and not gpu.has_fp8:
+    if gpu and (precision.needs_fp8 or str(recipe.kv_cache) == "fp8") and not gpu.has_fp8:
         what = precision.value if precision.needs_fp8 else "a KV cache in fp8"
         raise UsageError(f"{what} needs a GPU of compute capability 8.9 or higher; {recipe.target} has "
                          f"{gpu.compute_capability}")  # fmt: skip

@@ -37,7 +37,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes by part. ``layers``: codes and the scales of groups. ``small``: norms, scales of channels, rotary tables."""
+    """Bytes by part. ``layers``: codes and scales of groups; ``small``: norms, scales of channels, rotary tables."""
 
     embedding: int
     layers: int
@@ -118,7 +118,8 @@ def stage_bytes(
 
     Linear weights take weight_bits each, and quantised ones 2 more bytes per output channel for the scale, or for each
     group of ``group_size`` inputs of it (the checkpoint has 4; TensorRT-LLM casts them when it loads them, 1.x
-    ``models/modeling_utils.py``): those are counted with the layers, since a step reads them too. lm_head rows are padded to a multiple of ``tensor``. A tied head is stored twice in a checkpoint, and counted so.
+    ``models/modeling_utils.py``): those are counted with the layers, since a step reads them too. lm_head rows are
+    padded to a multiple of ``tensor``. A tied head is stored twice in a checkpoint, and counted so.
     """
     tp, hidden = parallel.tensor, shape.hidden_size
     first, last = stage == 0, stage == parallel.pipeline - 1

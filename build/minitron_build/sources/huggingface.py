@@ -122,8 +122,8 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
 def tokenizer_of(folder: Path, vocab_size: int) -> dict[str, bytes]:
     """A tokenizer's files in ``folder``, for an engine of ``vocab_size`` tokens whose checkpoint brought none.
 
-    With generation_config.json, made where there is none of the ids that a config.json beside it says. Raises ModelError,
-    InputError where it cannot be served, UsageError where there is none.
+    With generation_config.json, made where there is none of the ids that a config.json beside it says. Raises
+    ModelError, InputError where it cannot be served, UsageError where there is none.
     """
     found = read_tokenizer(folder)
     if tokenizer_files.TOKENIZER not in found:

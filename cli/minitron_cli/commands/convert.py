@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what came of it."""
-    from minitron_build.calibration.text import CalibrationText
+    from minitron_build.checkpoint.calibration.text import CalibrationText
     from minitron_build.checkpoint.convert import convert
 
     effective = recipe.from_args(args)

@@ -28,8 +28,9 @@ def properties(config: Mapping[str, Any]) -> dict[str, str]:
     """Plugin settings of an engine, by its config.json; raises KeyError, TypeError where it is no CPU engine's.
 
     A checkpoint with an INT8 KV cache has the plugin's own 8 bits: a scale and a zero point for each token and head,
-    found as it runs, where TensorRT-LLM has one scale a layer, found by calibration. Exact sets arithmetic, keys/values and activations to float32. Fast is the plugin's bfloat16 and 8 bits, with
-    activations quantised by groups of 128; for int8 weights that costs a single stream more than it gains.
+    found as it runs, where TensorRT-LLM has one scale a layer, found by calibration. Exact sets arithmetic, keys/values
+    and activations to float32. Fast is the plugin's bfloat16 and 8 bits, with activations quantised by groups of 128;
+    for int8 weights that costs a single stream more than it gains.
     """
     quantization = config["pretrained_config"].get("quantization") or {}
     if config["cpu"]["execution"] == "exact":

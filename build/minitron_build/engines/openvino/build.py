@@ -20,7 +20,8 @@ def build(
 ) -> tuple[Path, manifest.Manifest, bool]:
     """Build the engine, or find it built: its folder, its manifest, and whether it was there already.
 
-    ``tokenizer``: folder of one to take instead of the checkpoint's. Raises CheckpointError, UsageError, OutputExists, NoSpace, OutputError.
+    ``tokenizer``: folder of one to take instead of the checkpoint's. Raises CheckpointError, UsageError, OutputExists,
+    NoSpace, OutputError.
     """
     from minitron_build.engines.openvino.importing import VERSION
 

@@ -74,7 +74,7 @@ class CheckpointWeights:
         if not self._checkpoint.quantized:
             return self._quantized_here(weight, bits)
         if self._checkpoint.spec.group_size:
-            return self._grouped(name)
+            return self._grouped(name, self._checkpoint.spec.group_size)
         ins, stored = self._checkpoint.entry(weight).shape
         codes = Constant(weight, f"i{bits}", (stored * 8 // bits, ins), lambda: self._codes(weight, bits))
         return self._scaled(codes, self._checkpoint.array(f"{name}.per_channel_scale"))
@@ -88,11 +88,10 @@ class CheckpointWeights:
         """A norm's weight or bias in float32."""
         return op.constant(self._checkpoint.array(name).astype(np.float32))
 
-    def _grouped(self, name: str) -> Any:
+    def _grouped(self, name: str, group: int) -> Any:
         """Codes x the scales of their groups: the plugin's form, [out, groups, group], which it keeps compressed."""
         scales = self._checkpoint.array(f"{name}.weights_scaling_factor")
         outs, count = scales.shape
-        group = self._checkpoint.spec.group_size
         weight = f"{name}.weight"
         codes = Constant(weight, "i4", (outs, count, group), lambda: self._codes(weight, 4))
         scaled = op.multiply(self._float32(codes), op.constant(scales[:, :, None]))

@@ -31,7 +31,7 @@ class EngineConfig:
         path = folder / "config.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            limits, model, cpu = raw["build_config"], raw["pretrained_config"], raw["cpu"]
+            limits, model = raw["build_config"], raw["pretrained_config"]
             elements = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"]
             return cls(
                 folder=folder,

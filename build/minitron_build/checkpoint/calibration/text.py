@@ -20,7 +20,7 @@ SEQUENCES, TOKENS = 32, 512
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """A text ``file``, of which ``sequences`` of ``tokens`` each are taken: *.jsonl with a "text" a line, else UTF-8."""
+    """A text ``file``, of which ``sequences`` of ``tokens`` are taken: *.jsonl with a "text" a line, else UTF-8."""
 
     file: Path
     sequences: int = SEQUENCES
@@ -56,7 +56,7 @@ class CalibrationText:
         if ids.max() >= vocab_size:
             raise InputError(f"{self.file}: token {ids.max()} is beyond the {vocab_size} of the model; its tokenizer?")
         chosen = np.linspace(0, whole - 1, min(self.sequences, whole)).round().astype(int)
-        return ids[: whole * self.tokens].reshape(whole, self.tokens)[chosen]
+        return np.asarray(ids[: whole * self.tokens].reshape(whole, self.tokens)[chosen])
 
     def _documents(self) -> list[str]:
         content = files.read_text(self.file)

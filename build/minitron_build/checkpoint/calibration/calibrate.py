@@ -26,10 +26,10 @@ from minitron import files
 from minitron.errors import ModelError, NoSpace
 from minitron.model.shape import ModelShape
 from minitron.version import VERSION
-from minitron_build.calibration import layer as layers
-from minitron_build.calibration.search import Inputs, search
-from minitron_build.calibration.text import Ids
 from minitron_build.checkpoint import groups
+from minitron_build.checkpoint.calibration import layer as layers
+from minitron_build.checkpoint.calibration.search import Inputs, search
+from minitron_build.checkpoint.calibration.text import Ids
 from minitron_build.checkpoint.rounding import rounded
 from minitron_build.sources.model import EMBEDDING, SourceTensor
 
@@ -54,17 +54,17 @@ class Calibration:
     def factors(self, tensor: str) -> Floats:
         """What the inputs of ``tensor`` are multiplied with, [in]."""
         index, module = _place(tensor)
-        return self._of(index, f"{module}.factors")
+        return np.asarray(self._of(index, f"{module}.factors"))
 
     def scales(self, tensor: str) -> Floats:
         """The scales of ``tensor``'s groups, [out, in / group]."""
         index, _ = _place(tensor)
-        return self._of(index, f"{tensor.split('.', 3)[3]}.scales")
+        return np.asarray(self._of(index, f"{tensor.split('.', 3)[3]}.scales"))
 
     def codes(self, tensor: str) -> npt.NDArray[np.int8]:
         """The codes of ``tensor``, packed (``checkpoint.groups``): int8 [out / 2, in]."""
         index, _ = _place(tensor)
-        return self._of(index, f"{tensor.split('.', 3)[3]}.codes")
+        return np.asarray(self._of(index, f"{tensor.split('.', 3)[3]}.codes"))
 
     def kv_scale(self, index: int) -> np.float32:
         """What a unit of an INT8 key or value of a layer stands for: the largest magnitude / 127."""
@@ -75,11 +75,12 @@ class Calibration:
         return [json.loads(str(self._of(index, "found"))) for index in range(count)]
 
     def _of(self, index: int, name: str) -> Any:
-        return _read(_layer_file(self.folder, index), name)
+        file = _layer_file(self.folder, index)
+        return _read(file, name, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _read(file: Path, name: str) -> Any:
+def _read(file: Path, name: str, _written_ns: int) -> Any:
     """An array of a layer's file; the last few are kept, since a matrix is asked for in pieces."""
     with np.load(file, allow_pickle=False) as held:
         return held[name]
@@ -100,7 +101,7 @@ def calibrate(
     dtype: np.dtype[Any],
     group: int | None,
 ) -> Calibration:
-    """Run ``ids`` [sequences, tokens] through the model; keep what is found in ``folder``, and go on from what is there.
+    """Run ``ids`` [sequences, tokens] through the model; keep what is found in ``folder``, go on from what is there.
 
     Weights are rounded to ``dtype`` first, as in the checkpoint. ``group``: search factors and scales of groups of that
     size (None: only the range of keys and values is looked at). Raises ModelError where the states are not finite,
@@ -149,9 +150,11 @@ class _Run:
             str(tensor.file): [os.stat(tensor.file).st_size, os.stat(tensor.file).st_mtime_ns]
             for tensor in self.tensors.values()
         }
-        text = hashlib.sha256(np.ascontiguousarray(self.ids)).hexdigest()
-        return {"toolkit": VERSION, "numpy": np.__version__, "files": sources, "text": text, "dtype": str(self.dtype),
-                "group": self.group, "shape": list(self.ids.shape), "threads": len(os.sched_getaffinity(0))}  # fmt: skip
+        text = hashlib.sha256(self.ids.tobytes()).hexdigest()
+        return {
+            "toolkit": VERSION, "numpy": np.__version__, "threads": len(os.sched_getaffinity(0)), "files": sources,
+            "text": text, "shape": list(self.ids.shape), "dtype": str(self.dtype), "group": self.group,
+        }  # fmt: skip
 
     def done(self) -> int:
         """Layers that are finished: their file is the last thing that is written of one."""
@@ -165,8 +168,9 @@ class _Run:
         for sequence in states:
             sequence[:] = layer(sequence, seen)
         if not np.isfinite(states).all():
-            raise ModelError(f"layer {index} makes hidden states that are not finite of the calibration text; the model "
-                             "is damaged")  # fmt: skip
+            raise ModelError(
+                f"layer {index} makes hidden states of the calibration text that are not finite; the model is damaged"
+            )
         if index + 1 < self.shape.num_layers:
             self._keep(_states(self.folder, index + 1), states)
         del states
@@ -178,8 +182,10 @@ class _Run:
 
     def _found(self, layer: layers.Layer, seen: _Statistics) -> dict[str, Any]:
         found: dict[str, Any] = {"kv_largest": seen.kv_largest}
-        summary = {}
-        for module, names in layers.MODULES.items() if self.group else ():
+        summary: dict[str, Any] = {}
+        if self.group is None:
+            return found | {"found": json.dumps(summary)}
+        for module, names in layers.MODULES.items():
             weights = np.concatenate([layer.weights[name] for name in names])
             best = search(weights, seen.inputs(module), self.group, self.dtype)
             found[f"{module}.factors"] = best.factors

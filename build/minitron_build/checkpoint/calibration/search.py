@@ -4,8 +4,8 @@ Idea: J. Lin et al., "AWQ: Activation-aware Weight Quantization" (arXiv 2306.009
 more when it is rounded; multiplied by a number above 1, with its input divided by it, it is rounded finer at the
 expense of the others of its group. The numbers are the mean magnitudes of the inputs to the power of a ``strength``;
 taken is the strength that changes the matrix's outputs least, on sampled inputs. Then the scale of each group of each
-row is made smaller step by step where that helps its own share of the output, over all calibration tokens, and the codes
-are chosen with ``feedback``.
+row is made smaller step by step where that helps its own share of the output, over all calibration tokens, and the
+codes are chosen with ``feedback``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron_build.calibration import feedback
 from minitron_build.checkpoint import groups
+from minitron_build.checkpoint.calibration import feedback
 from minitron_build.checkpoint.rounding import rounded
 
 Floats = npt.NDArray[np.float32]

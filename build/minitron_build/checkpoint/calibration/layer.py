@@ -43,7 +43,7 @@ class Layer:
         rectified = np.maximum(normed @ self.weights[FC].T, np.float32(0))
         np.multiply(rectified, rectified, out=rectified)
         seen("proj", rectified)
-        return rectified @ self.weights[PROJ].T
+        return np.asarray(rectified @ self.weights[PROJ].T)
 
     def _attention(self, normed: Floats, seen: Seen) -> Floats:
         shape, tokens = self.shape, len(normed)
@@ -68,12 +68,13 @@ class Layer:
                 mixed[:, head, member] = scores @ values
         joined = mixed.reshape(tokens, -1)
         seen("dense", joined)
-        return joined @ self.weights[DENSE].T
+        return np.asarray(joined @ self.weights[DENSE].T)
 
     def _norm(self, name: str, hidden: Floats) -> Floats:
         centred = hidden - hidden.mean(axis=1, keepdims=True)
         variance = np.square(centred).mean(axis=1, keepdims=True) + np.float32(self.shape.norm_epsilon)
-        return centred / np.sqrt(variance) * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        scaled = centred / np.sqrt(variance) * self.weights[f"{name}.weight"]
+        return np.asarray(scaled + self.weights[f"{name}.bias"])
 
     def _rotated(self, flat: Floats) -> Floats:
         """Turn the first elements of every head of ``flat`` [tokens, heads * head], in halves (GPT-NeoX order)."""

@@ -158,6 +158,18 @@ def test_what_trtllm_build_takes_is_planned_and_passed_on(
     assert "trtllm-build" in argv and argv[argv.index("--checkpoint_dir") + 1] == "/checkpoint"
 
 
+def test_trtllm_build_is_given_the_folder_as_it_is(export: Callable[..., Path], doubles: Path) -> None:
+    """The double of trtllm-build asks for the names and shapes of TensorRT-LLM's group-wise linear module."""
+    code, out, err = minitron_here(
+        "build", export("given_128-tp1"), "--recipe", "a100-int4-awq", "--output", doubles / "engine", "--json",
+        "--max-seq-len", "64", "--max-input-len", "32", "--input-tokens", "32", "--output-tokens", "32",
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((doubles / "engine" / "config.json").read_text(encoding="utf-8"))
+    assert config["pretrained_config"]["quantization"]["quant_algo"] == "W4A16_AWQ"
+    assert json.loads(out)["precision"] == "int4_awq"
+
+
 def test_the_engine_keeps_the_tokenizer_that_was_given(export: Callable[..., Path], tmp_path: Path) -> None:
     given = tmp_path / "tokenizer"
     given.mkdir()

@@ -68,6 +68,25 @@ def test_weight_bytes_of_the_4b_model(precision: Precision, matrices: int, gigab
     assert held.small == 798_720 + 2_097_280 + (1_310_720 if precision.is_weight_only else 0)
 
 
+def test_groups_carry_their_scales_and_an_int8_cache_is_half() -> None:
+    """By hand: codes 1,308,622,848; a 16-bit scale for 128 of 2,617,245,696 weights is 40,894,464 bytes more."""
+    held = weights.model_bytes(MINITRON_4B, Precision.INT4_AWQ, 128)
+    assert held.layers == 1_308_622_848 + 40_894_464
+    assert held.read_per_token == 2_922_381_312
+    assert held.small == 798_720 + 2_097_280  # no scales of channels beside
+    assert weights.model_bytes(MINITRON_4B, Precision.INT4_WEIGHT_ONLY, 64).layers == 1_308_622_848 + 81_788_928
+    made = planned("a100-int4-awq")
+    assert made.memory.weight_bytes == held.total and made.memory.kv_bytes_per_token == 131_072
+    assert made.roofline is not None
+    assert round(made.roofline.single_tokens_per_s["int4_awq"], 1) == 532.1  # 1,555e9 / 2,922,381,312
+    eight = planned("a100-int4-awq", kv_cache="int8")
+    assert eight.memory.kv_bytes_per_token == 65_536
+    assert eight.memory.kv_tokens is not None and made.memory.kv_tokens is not None
+    assert eight.memory.kv_tokens in (2 * made.memory.kv_tokens, 2 * made.memory.kv_tokens + 1)
+    with pytest.raises(UsageError, match="group_size 640 does not divide the 3072, 1536, 4608"):
+        weights.check(MINITRON_4B, Precision.INT4_AWQ, Parallel(2), 5 * 128)
+
+
 def test_the_head_is_more_than_half_of_what_an_int4_token_reads() -> None:
     part = planned("a100-int4").document()["weights"]["int4_weight_only"]
     assert part["lm_head_share_of_reads"] == round(1_572_864_000 / 2_881_486_848, 4) == 0.5459

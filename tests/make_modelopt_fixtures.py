@@ -1,9 +1,10 @@
 """Let ModelOpt 0.47.0 quantise a small random Nemotron and export TensorRT-LLM checkpoints: tests/data/modelopt.
 
-Needs the extra ``modelopt`` in an environment of its own (it wants torch and another numpy)::
+Needs the extra ``modelopt`` in an environment of its own (it wants torch and another numpy); ``make test-modelopt``
+makes both, and compares::
 
     tools/make_venv.sh .venv-modelopt modelopt
-    PYTHONPATH=models .venv-modelopt/bin/python tests/make_modelopt_fixtures.py
+    PYTHONPATH=models .venv-modelopt/bin/python tests/make_modelopt_fixtures.py [--check]
 
 The model is written by the generator of random models, with the arguments in ``modelopt_cases.py``. Of exports that the
 CPU engine runs the folders are kept, with the logits of transformers' model in float32 on the weights that the export
@@ -18,6 +19,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,24 +36,53 @@ from transformers import AutoModelForCausalLM
 import modelopt_cases as cases
 
 OUTPUT = Path(__file__).parent / "data" / "modelopt"
+_COMPACT = (",", ":")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 
-def main() -> None:
-    """Write every case, and index.json."""
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    OUTPUT.mkdir()
+def main() -> int:
+    """Write every case, and index.json; with --check, elsewhere, and say what differs from the committed files."""
+    if "--check" not in sys.argv:
+        shutil.rmtree(OUTPUT, ignore_errors=True)
+        _write(OUTPUT)
+        return 0
+    with tempfile.TemporaryDirectory() as made:
+        _write(Path(made) / "modelopt")
+        differs = _different(OUTPUT, Path(made) / "modelopt")
+    print("\n".join(differs) or "ModelOpt exports what is committed")
+    return int(bool(differs))
+
+
+def _different(committed: Path, made: Path) -> list[str]:
+    """Files that are not the same; of logits, that are more than rounding apart."""
+    names = {path.relative_to(folder) for folder in (committed, made) for path in folder.rglob("*") if path.is_file()}
+    found = []
+    for name in sorted(names):
+        if not ((committed / name).is_file() and (made / name).is_file()):
+            found.append(f"{name} is in one of them only")
+        elif name.suffix == ".npy":
+            if not np.allclose(np.load(committed / name), np.load(made / name), atol=1e-4):
+                found.append(f"{name} differs")
+        elif name.suffix != ".npz" and (committed / name).read_bytes() != (made / name).read_bytes():
+            found.append(f"{name} differs")
+    return found
+
+
+def _write(output: Path) -> None:
+    output.mkdir()
     index: dict[str, Any] = {"prompt": cases.PROMPT, "cases": {}}
     with tempfile.TemporaryDirectory() as made:
         source = cases.write_model(Path(made) / "model")
         for name, tp in cases.CASES:
-            index["cases"][f"{name}-tp{tp}"] = _case(source, name, tp, Path(made))
-    cases_ = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in index["cases"].items())
+            index["cases"][f"{name}-tp{tp}"] = _case(source, name, tp, Path(made), output)
+    cases_ = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(case, separators=_COMPACT)}" for name, case in index["cases"].items()
+    )
     text = f'{{"prompt": {json.dumps(cases.PROMPT)}, "cases": {{\n{cases_}\n}}}}\n'
-    (OUTPUT / "index.json").write_text(text, encoding="utf-8")
+    (output / "index.json").write_text(text, encoding="utf-8")
 
 
-def _case(source: Path, name: str, tp: int, made: Path) -> dict[str, Any]:
+def _case(source: Path, name: str, tp: int, made: Path, output: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.bfloat16)
     model = mtq.quantize(model, _config(name), _calibrate)
@@ -66,14 +97,14 @@ def _case(source: Path, name: str, tp: int, made: Path) -> dict[str, Any]:
             if name.endswith("kv"):
                 found["kv"] = {key: float(file.get_tensor(key)[0]) for key in entries if "kv_cache" in key}
     if name in cases.KEPT:
-        (OUTPUT / folder.name).mkdir()
+        (output / folder.name).mkdir()
         for rank in range(tp):
-            shutil.copyfile(folder / f"rank{rank}.safetensors", OUTPUT / folder.name / f"rank{rank}.safetensors")
-        shutil.copyfile(folder / "config.json", OUTPUT / folder.name / "config.json")
+            shutil.copyfile(folder / f"rank{rank}.safetensors", output / folder.name / f"rank{rank}.safetensors")
+        shutil.copyfile(folder / "config.json", output / folder.name / "config.json")
         if tp == 1:
-            np.save(OUTPUT / folder.name / "logits.npy", _logits(source, folder / "rank0.safetensors"))
+            np.save(output / folder.name / "logits.npy", _logits(source, folder / "rank0.safetensors"))
     if factors is not None:
-        np.savez(OUTPUT / folder.name / "factors.npz", **factors)
+        np.savez(output / folder.name / "factors.npz", **factors)
     return found
 
 
@@ -112,6 +143,7 @@ def _logits(source: Path, export: Path) -> Any:
 
 
 def _config(name: str) -> dict[str, Any]:
+    config: dict[str, Any]
     if name.startswith("given"):
         config = copy.deepcopy(mtq.INT4_AWQ_CFG) | {"algorithm": "max"}
     elif name == "bf16_int8_kv":
@@ -146,4 +178,4 @@ def _fold_given_factors(model: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -128,6 +128,7 @@ def test_ranks_hold_the_parts_of_what_one_rank_holds(awq: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(awq: Path, tmp_path: Path) -> None:
     output = tmp_path / "checkpoint"
+    words: list[str | Path]
     words = ["convert", SMALL_MODEL, "--output", output, "--precision", "int4_awq", "--calibration", TEXT,
              "--calibration-sequences", "32", "--calibration-tokens", "256"]  # fmt: skip
     paths = os.pathsep.join(str(ROOT / room) for room in ROOMS)

@@ -85,7 +85,7 @@ class Layer:
         cos, sin = np.cos(angles), np.sin(angles)
         first, second = heads[..., :half], heads[..., half:size]
         turned = [first * cos - second * sin, second * cos + first * sin, heads[..., size:]]
-        return np.concatenate(turned, axis=2).reshape(flat.shape)
+        return np.asarray(np.concatenate(turned, axis=2).reshape(flat.shape))
 
 
 def _head(flat: Floats, head: int, size: int) -> Floats:

@@ -71,8 +71,8 @@ def build(
     """Build the engine folder ``output`` from the checkpoint folder and return its manifest.
 
     The weights are streamed: the memory in use is that of one matrix, whatever the model. ``tokenizer``: files that
-    take the place of the checkpoint's. ``more_details`` go into the manifest. Raises CheckpointError for a checkpoint that
-    cannot be used, UsageError for limits that cannot be, OutputExists, NoSpace, OutputError.
+    take the place of the checkpoint's. ``more_details`` go into the manifest. Raises CheckpointError for a checkpoint
+    that cannot be used, UsageError for limits that cannot be, OutputExists, NoSpace, OutputError.
     """
     from minitron_build.engines.openvino import ir
     from minitron_build.engines.openvino.graph import build_graph

@@ -110,7 +110,7 @@ inspect: convert ## list the checkpoint's tensors
 
 .PHONY: verify
 verify: $(VENV)/.ready ## hash the repository again, and all it was made from
-	@$(if $(DRY_RUN),echo) $(MINITRON) verify $(OUT)/repository $(ARGS)
+	@$(if $(DRY_RUN),echo) $(MINITRON) check --hash $(OUT)/repository $(ARGS)
 
 .PHONY: status
 status: $(VENV)/.ready ## servers that were started
@@ -185,12 +185,17 @@ drill-bursts: $(VENV)/.ready ## sixty bursts of four streams straight at tensorr
 soak: $(VENV)/.ready ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
 	@$(BIN)/python benches/soak.py $(ARGS)
 
+PACKAGES = core/minitron build/minitron_build model_repo/minitron_triton clients/minitron_client clients/minitron_gateway \
+  cli/minitron_cli
+
 .PHONY: check
 check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run 'make format'."; exit 1; }
 	@$(BIN)/mypy core build model_repo clients cli models tools tests benches
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=6 --score=n $(PACKAGES)
+	@! $(BIN)/vulture | grep -v '^tests/'  # what a test defines, pytest calls; what it uses is used
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_house_*.py
 
 .PHONY: format
@@ -198,8 +203,10 @@ format: $(VENV)/.ready ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(VENV)/.ready ## write docs/cli.md and the table in docs/a100.md anew from the code
-	@$(BIN)/python tools/cli_docs.py
+docs: $(VENV)/.ready ## write what docs/ has from the code anew, and pages of the Python API into out/api
+	@$(BIN)/python tools/write_docs.py
+	@PYTHONWARNINGS=ignore $(BIN)/pdoc --output-directory out/api minitron minitron_build minitron_triton minitron_client minitron_gateway
+	@echo "The API's pages: out/api/index.html"
 
 # --- figures ------------------------------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace, precision: str, execution: str) -> dict[s
         "--max-batch-size", max(args.streams), "--max-seq-len", longest, "--max-input-len", longest,
     )  # fmt: skip
     shutil.rmtree(repository, ignore_errors=True)
-    _minitron("repo", "render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", _kv_tokens(args))
+    _minitron("render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", _kv_tokens(args))
     kind = None if args.no_peer else llama_cpp_side.KINDS.get(precision)
     peer = llama_cpp_side.gguf(model, kind, args.work) if kind else None
     load_average = os.getloadavg()

@@ -155,7 +155,7 @@ def _server(tree: Path, work: Path) -> Iterator[tuple[int, str]]:
     stages = (
         ("convert", tree / "models" / "small-minitron", "--output", work / "checkpoint"),
         ("build", work / "checkpoint", "--target", "cpu", "--output", work / "engine"),
-        ("repo", "render", work / "engine", "--output", work / "repository", "--bls-max-concurrency", str(STREAMS)),
+        ("render", work / "engine", "--output", work / "repository", "--bls-max-concurrency", str(STREAMS)),
     )
     for words in stages:
         argv, environment = _command(tree, *words)

@@ -45,7 +45,7 @@ def main() -> int:
     if args.make_gguf:
         return _make_gguf(args.model, *args.make_gguf)
     from minitron_build.evaluate.compare import compare
-    from minitron_cli.commands.quality import table
+    from minitron_cli.commands.eval import table
 
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)

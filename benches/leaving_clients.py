@@ -231,8 +231,10 @@ async def _over_socket(url: str, model: str, known: Known, after_s: float) -> As
             await asyncio.wait_for(_read_on(reader), after_s)
     finally:
         _reset(writer)
+    never: tuple[Any, ...] = ()
+    for one in never:  # as the other ways, a generator of responses
+        yield one
     raise _Left
-    yield
 
 
 async def _read_on(reader: asyncio.StreamReader) -> None:

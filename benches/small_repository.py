@@ -11,12 +11,12 @@ SMALL_MODEL = Path(__file__).parent.parent / "models" / "small-minitron"
 
 
 def small_repository(work: Path, *options: str) -> Path:
-    """Make it in ``work``; ``options`` are for ``repo render``. What the commands say goes to stderr."""
+    """Make it in ``work``; ``options`` are for ``render``. What the commands say goes to stderr."""
     checkpoint, engine, repository = (work / name for name in ("checkpoint", "engine", "repository"))
     commands: list[tuple[str | Path, ...]] = [
         ("convert", SMALL_MODEL, "--output", checkpoint),
         ("build", checkpoint, "--target", "cpu", "--output", engine),
-        ("repo", "render", engine, "--output", repository, *options),
+        ("render", engine, "--output", repository, *options),
     ]
     for words in commands:
         if children.run(*words, stdout=sys.stderr).returncode:

@@ -156,7 +156,7 @@ def small_repository(
 ) -> Callable[[str], Path]:
     """``small_repository(precision)``: its rendered model repository, for four requests at once."""
     return _once_per_precision(tmp_path_factory, "repository", lambda precision, out: minitron(
-        "repo", "render", small_engine(precision), "--output", out, "--bls-max-concurrency", "4"))  # fmt: skip
+        "render", small_engine(precision), "--output", out, "--bls-max-concurrency", "4"))  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -271,7 +271,7 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
         for words in (
             ("convert", SMALL_MODEL, "--recipe", "a100-int8", "--output", folder / "checkpoint"),
             ("build", folder / "checkpoint", *cpu, "--output", folder / "engine"),
-            ("repo", "render", folder / "engine", "--recipe", "a100-int8", "--output", folder / "repository"),
+            ("render", folder / "engine", "--recipe", "a100-int8", "--output", folder / "repository"),
         ):
             done = called(*words)
             assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(loud: Path, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command leaves of the loud model."""
     path = tmp_path_factory.mktemp("measured") / "activations.json"
-    code, out, err = minitron_here("quality", "--reference", loud, "--text", held_out, "--tokens", str(TOKENS),
+    code, out, err = minitron_here("eval", "--reference", loud, "--text", held_out, "--tokens", str(TOKENS),
                                    "--activations", path)  # fmt: skip
     assert code == 0, err
     assert f"layer {LOUD}: mlp.fc reaches" in out and "take bfloat16" in out

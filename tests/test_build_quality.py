@@ -1,4 +1,4 @@
-"""``minitron quality``. The judges: transformers' perplexity (data/quality/transformers.json), closed forms, scipy-free
+"""``minitron eval``. The judges: transformers' perplexity (data/quality/transformers.json), closed forms, scipy-free
 sums in float64, and the order that precisions must have."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_limit_gates_with_an_exit_code_and_json_is_one_document(
     held_out: Path, small_checkpoint: Callable[[str], Path]
 ) -> None:
     candidate = small_checkpoint("int4_weight_only")
-    words: list[str | Path] = ["quality", candidate, "--reference", SMALL_MODEL, "--text", held_out,
+    words: list[str | Path] = ["eval", candidate, "--reference", SMALL_MODEL, "--text", held_out,
                                "--tokens", "300", "--json", "--max-kl"]  # fmt: skip
     failed = minitron(*words, "1e-9", check=False)
     assert failed.returncode == VerdictError.exit_code

@@ -1,4 +1,4 @@
-"""An interrupted ``minitron quality``: what was measured is shown and, with --resume, not measured again.
+"""An interrupted ``minitron eval``: what was measured is shown and, with --resume, not measured again.
 
 The judge of a resumed run is one that nobody interrupted.
 """
@@ -28,12 +28,12 @@ Lines = list[dict[str, Any]]
 
 
 class Running:
-    """``minitron quality`` as a user starts it, to be ended when so many windows are noted in its file."""
+    """``minitron eval`` as a user starts it, to be ended when so many windows are noted in its file."""
 
     def __init__(self, *words: str | Path) -> None:
         paths = os.pathsep.join(str(ROOT / room) for room in ROOMS)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "minitron_cli", "quality", *map(str, words)], text=True,
+            [sys.executable, "-m", "minitron_cli", "eval", *map(str, words)], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
         )  # fmt: skip
 

@@ -286,7 +286,7 @@ def test_the_engine_is_rendered_for_the_image_that_built_it_only(
     small_checkpoint: Any, doubles: Path, run: Run
 ) -> None:
     run("build", small_checkpoint("int8_weight_only"), "--recipe", "a100-int8", "--output", "engine")
-    render = ("repo", "render", "engine", "--output", "repository")
+    render = ("render", "engine", "--output", "repository")
     code, _, err = run(*render, "--image-tag", "26.02-trtllm-python-py3")
     assert code == UsageError.exit_code
     assert "was built with TensorRT-LLM 1.2.1 and image 26.02-trtllm-python-py3 has 1.1.0" in err

@@ -196,7 +196,7 @@ def test_the_llm_api_is_served_and_asked_where_it_is_wanted(tmp_path: Path) -> N
         (line,) = engines_beside.llmapi(work)
         assert (line.id, line.status) == ("llmapi.answers", status)
         place = str(tmp_path / "llmapi" / "repository")
-        assert asked.words == ["repo render", f"serve {place}", "generate In the beginning", f"stop {place}"]
+        assert asked.words == ["render", f"serve {place}", "generate In the beginning", f"stop {place}"]
         rendered = json.loads((tmp_path / "llmapi" / "recipe.yaml").read_text())
         assert (rendered["backend"], rendered["precision"]) == ("llmapi", "bfloat16")  # it takes 16 bits only
     assert engines_beside.llmapi(Work(wanted, tmp_path, asked, Options()))[0].status == SKIPPED  # type: ignore[arg-type]

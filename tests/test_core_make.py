@@ -26,7 +26,7 @@ def commands(text: str) -> list[str]:
     return [" ".join(line.split()[1:3] if " repo " in line else line.split()[1:2]) for line in lines]
 
 
-WHOLE_WAY = ["plan", "convert", "build", "repo render", "repo check", "serve"]
+WHOLE_WAY = ["plan", "convert", "build", "render", "check", "serve"]
 
 
 @pytest.mark.parametrize("name", recipe.shipped())
@@ -34,7 +34,7 @@ def test_a_dry_run_prints_the_whole_way_in_order(name: str, tmp_path: Path) -> N
     out = tmp_path / "out"
     text = minitron("make", "a100", "--directory", out, "--recipe", name, "--model", SMALL_MODEL, "--dry-run").stdout
     found = commands(text)
-    wanted = {"a100-llmapi": ["plan", "repo render", "repo check", "serve"], "cpu": WHOLE_WAY}.get(
+    wanted = {"a100-llmapi": ["plan", "render", "check", "serve"], "cpu": WHOLE_WAY}.get(
         name, [*WHOLE_WAY[:3], "run", *WHOLE_WAY[3:]]
     )
     assert found == wanted
@@ -52,10 +52,10 @@ def test_the_whole_way_runs_once(doubles: Path) -> None:
     first = minitron(*words)
     assert commands(first.stdout) == WHOLE_WAY + commands(first.stdout)[len(WHOLE_WAY) :]
     repository = doubles / "out" / "repository"
-    assert all(finding.level == "OK" for finding in verify(repository))
+    assert all(finding.level == "ok" for finding in verify(repository))
     before = {stage: manifest.read(doubles / "out" / stage, stage) for stage in ("checkpoint", "engine", "repository")}
     again = minitron(*words)
-    assert [name for name in commands(again.stdout) if name in ("convert", "repo render")] == []
+    assert [name for name in commands(again.stdout) if name in ("convert", "render")] == []
     assert "is there already and is what was asked for" in again.stdout
     assert {stage: manifest.read(doubles / "out" / stage, stage) for stage in before} == before
 
@@ -66,10 +66,10 @@ def test_another_recipe_value_makes_what_depends_on_it(doubles: Path, monkeypatc
     minitron(*words)
     monkeypatch.setenv("MINITRON_RECIPE_WORKLOAD_CONCURRENCY", "3")
     changed = commands(minitron(*words).stdout)
-    assert changed == ["build", "repo render"]
+    assert changed == ["build", "render"]
     assert manifest.read(doubles / "out" / "engine", "engine").details["limits"]["max_batch_size"] == 3
     monkeypatch.setenv("MINITRON_RECIPE_PRECISION", "int4_weight_only")
-    assert commands(minitron(*words).stdout) == ["convert", "build", "repo render"]
+    assert commands(minitron(*words).stdout) == ["convert", "build", "render"]
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_what_another_version_made_is_made_again(doubles: Path) -> None:
         path = doubles / "out" / stage / manifest.NAME
         path.write_text(path.read_text().replace(f'"toolkit": "{VERSION}"', '"toolkit": "0.0.9"'))
     again = minitron(*words).stdout
-    assert commands(again) == ["convert", "build", "repo render"]
+    assert commands(again) == ["convert", "build", "render"]
     assert "is there already and is what was asked for" in again
 
 

@@ -127,14 +127,14 @@ def test_the_environment_may_name_the_recipe() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recipe_show_prints_one_json_document(name: str) -> None:
-    document = json.loads(minitron("recipe", "show", "--recipe", name, "--json").stdout)
+    document = json.loads(minitron("plan", "--show-recipe", "--recipe", name, "--json").stdout)
     assert set(document) == {"recipe", "values", "origins"}
     assert document["origins"]["target"] == f"recipe {name}"
     assert document["origins"]["serving.grpc_port"] == "default"
 
 
 def test_recipe_show_names_the_place_of_a_mistake(tmp_path: Path) -> None:
-    done = minitron("recipe", "show", "--recipe", written(tmp_path, "targe: cpu\n"), check=False)
+    done = minitron("plan", "--show-recipe", "--recipe", written(tmp_path, "targe: cpu\n"), check=False)
     assert done.returncode == InputError.exit_code
     assert "targe: there is no such key; did you mean target?" in done.stderr
     assert done.stderr.count("\n") == 1

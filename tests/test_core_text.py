@@ -244,7 +244,7 @@ def test_tokens_that_waited_go_out_together_and_say_the_same(stop_words: list[st
 
 def test_what_is_no_row_of_tokens_is_sent_as_it_came() -> None:
     """Logits of two steps are two responses; the order of a sequence is kept around them."""
-    logits = {"generation_logits": np.zeros((1, 1, 1, 4), np.float32)}
+    logits: dict[str, Any] = {"generation_logits": np.zeros((1, 1, 1, 4), np.float32)}
     sent = streamed_from([[tokens([391]), tokens([260], **logits), tokens([300], **logits), tokens([17])]], [])
     assert ["generation_logits" in one for one in sent][:4] == [False, True, True, False]
     assert texts_of(sent, 0)[1] == [-391.0, -260.0, -300.0, -17.0]

@@ -12,7 +12,8 @@ import pytest
 
 from conftest import minitron
 from minitron.artifacts import manifest
-from minitron.artifacts.verify import Finding, verify
+from minitron.artifacts.problem import Problem
+from minitron.artifacts.verify import verify
 
 
 @pytest.fixture
@@ -32,14 +33,14 @@ def chain(tmp_path: Path) -> Path:
     return engine
 
 
-def failures(folder: Path) -> list[Finding]:
-    return [finding for finding in verify(folder) if finding.level == "FAIL"]
+def failures(folder: Path) -> list[Problem]:
+    return [finding for finding in verify(folder) if finding.is_error]
 
 
 def test_an_untouched_chain_is_as_recorded(chain: Path) -> None:
     findings = verify(chain)
-    assert [finding.level for finding in findings] == ["OK", "OK", "OK"]
-    assert [Path(finding.path).name for finding in findings] == ["engine", "checkpoint", "model"]
+    assert [finding.level for finding in findings] == ["ok", "ok", "ok"]
+    assert [Path(finding.file).name for finding in findings] == ["engine", "checkpoint", "model"]
 
 
 def test_every_byte_of_every_file_counts(chain: Path) -> None:
@@ -51,7 +52,7 @@ def test_every_byte_of_every_file_counts(chain: Path) -> None:
             changed = bytearray(whole)
             changed[place] ^= 1
             path.write_bytes(changed)
-            named = {finding.path for finding in failures(chain)}
+            named = {finding.file for finding in failures(chain)}
             assert str(path) in named or str(path.parent) in named, f"byte {place} of {path}"
         path.write_bytes(whole)
         assert status.st_size == len(whole)
@@ -61,7 +62,7 @@ def test_every_byte_of_every_file_counts(chain: Path) -> None:
 def test_missing_and_added_files_are_named(chain: Path) -> None:
     (chain / "rank0.engine").unlink()
     (chain / "rank1.engine").write_bytes(b"who put this here?")
-    assert {(Path(found.path).name, found.message.split(":")[0]) for found in failures(chain)} == {
+    assert {(Path(found.file).name, found.message.split(":")[0]) for found in failures(chain)} == {
         ("rank0.engine", "is missing"),
         ("rank1.engine", "is not recorded"),
     }
@@ -73,7 +74,7 @@ def test_an_input_that_was_made_again_is_named(chain: Path) -> None:
     old = manifest.read(checkpoint, "checkpoint")
     manifest.write(checkpoint, "checkpoint", old.input, arguments=old.arguments, details=old.details)
     (found,) = failures(chain)
-    assert found.path == str(checkpoint)
+    assert found.file == str(checkpoint)
     assert "was made again since" in found.message
 
 
@@ -84,26 +85,27 @@ def test_a_resealed_manifest_does_not_hide_another_digest(chain: Path) -> None:
     raw = asdict(record) | {"digest": "0" * 64}
     forged = manifest.Manifest(**raw | {"input": record.input, "files": record.files}).sealed()
     (checkpoint / manifest.NAME).write_text(forged.text())
-    assert any(found.path == str(checkpoint) for found in failures(chain))
+    assert any(found.file == str(checkpoint) for found in failures(chain))
 
 
 def test_what_is_not_here_is_a_warning(chain: Path) -> None:
     shutil.rmtree(chain.parent / "checkpoint")
-    assert [finding.level for finding in verify(chain)] == ["OK", "WARN"]
+    assert [finding.level for finding in verify(chain)] == ["ok", "warning"]
 
 
 def test_the_command_follows_a_real_chain(small_repository: Any) -> None:
     folder = small_repository("int8_weight_only")
-    document = json.loads(minitron("verify", folder, "--json").stdout)
+    document = json.loads(minitron("check", folder, "--hash", "--json").stdout)
     assert document["ok"] is True
-    assert [finding["message"].split(":")[0] for finding in document["findings"]] == [
+    hashed = [finding for finding in document["findings"] if finding["level"] == "ok"]
+    assert [finding["message"].split(":")[0] for finding in hashed] == [
         "repository", "engine", "checkpoint", "source model",
     ]  # fmt: skip
 
 
 def test_the_command_fails_and_names_the_file(chain: Path) -> None:
     (chain / "rank0.engine").write_bytes(b"x")
-    done = minitron("verify", chain, check=False)
+    done = minitron("check", chain, check=False)
     assert done.returncode == 3
     assert str(chain / "rank0.engine") in done.stdout
-    assert minitron("verify", chain.parent / "model", check=False).returncode == 3
+    assert minitron("check", chain.parent / "model", check=False).returncode == 3

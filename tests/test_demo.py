@@ -68,7 +68,7 @@ def wait_for(running: subprocess.Popen[str], command: str) -> str:
 
 def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
     assert commands(first_run.stdout) == [
-        "convert", "build", "repo render", "repo check", "serve", "generate", "latency", "stop"]  # fmt: skip
+        "convert", "build", "render", "check", "serve", "generate", "latency", "stop"]  # fmt: skip
     assert len(answer(first_run.stdout).split()) > 10
     figures = first_run.stdout.partition("$ minitron latency")[2]
     for metric in ("TTFT", "ITL", "TPOT", "E2E", "tokens/s"):

@@ -15,7 +15,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def test_cli_page_is_what_the_commands_say() -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools" / "cli_docs.py", "--check"], check=False)
+    done = subprocess.run([sys.executable, ROOT / "tools" / "write_docs.py", "--check"], check=False)
     assert done.returncode == 0, "docs/cli.md is old: run 'make docs'"
 
 

@@ -1,4 +1,4 @@
-"""``repo check``: named faults, and one generated for each field of each rendered config.
+"""``check``: named faults, and one generated for each field of each rendered config.
 
 A fault counts as found when an error names the file and the field. The expectation for a generated fault does not come
 from the code under test: whatever changes a config has to be named, and what is not named stands on a reviewed list.
@@ -154,9 +154,9 @@ def test_an_unfilled_placeholder_outside_a_string_is_named_by_line(repository: P
 
 
 def test_the_command_s_exit_code_and_document(repository: Path) -> None:
-    assert minitron("repo", "check", repository).returncode == 0
+    assert minitron("check", repository).returncode == 0
     replace("tensorrt_llm", "max_batch_size: 16", "max_batch_size: 64")(repository)
-    done = minitron("repo", "check", repository, "--json", check=False)
+    done = minitron("check", repository, "--json", check=False)
     document = json.loads(done.stdout)
     assert (done.returncode, document["ok"]) == (RepositoryError.exit_code, False)
     assert {"file": ENGINE, "field": "max_batch_size"}.items() <= document["findings"][0].items()

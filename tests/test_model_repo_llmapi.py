@@ -30,7 +30,7 @@ MODEL = "tensorrt_llm"
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of the small Minitron, to be seen where it lies."""
     folder = tmp_path_factory.mktemp("llmapi") / "repository"
-    minitron("repo", "render", SMALL_MODEL, "--recipe", "a100-llmapi", "--output", folder, "--root", folder)
+    minitron("render", SMALL_MODEL, "--recipe", "a100-llmapi", "--output", folder, "--root", folder)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_model_yaml_says_what_the_recipe_says(repository: Path) -> None:
 
 
 def test_weight_only_is_refused_by_name(tmp_path: Path) -> None:
-    done = minitron("repo", "render", SMALL_MODEL, "--recipe", "a100-llmapi", "--precision", "int8_weight_only",
+    done = minitron("render", SMALL_MODEL, "--recipe", "a100-llmapi", "--precision", "int8_weight_only",
                     "--output", tmp_path / "out", check=False)  # fmt: skip
     assert done.returncode in {2, 3}
     assert "int8_weight_only needs a TensorRT engine" in done.stderr and done.stderr.count("\n") == 1
@@ -66,14 +66,14 @@ def test_weight_only_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_check_names_what_is_wrong(repository: Path, tmp_path: Path) -> None:
-    assert minitron("repo", "check", repository).returncode == 0
+    assert minitron("check", repository).returncode == 0
     broken = shutil.copytree(repository, tmp_path / "broken")
     path = broken / MODEL / "1" / "model.yaml"
     path.write_text(path.read_text().replace("dtype: bfloat16", "dtype: int8\nspeed: high"))
     config = broken / MODEL / "config.pbtxt"
     batcher = "dynamic_batching { preserve_ordering: true }"
     config.write_text(config.read_text().replace('"sampling_param_seed"', '"seed"') + batcher)
-    document = json.loads(minitron("repo", "check", broken, "--json", check=False).stdout)
+    document = json.loads(minitron("check", broken, "--json", check=False).stdout)
     places = {(finding["file"], finding["field"]) for finding in document["findings"]}
     yaml_file = "tensorrt_llm/1/model.yaml"
     where = "tensorrt_llm/config.pbtxt"

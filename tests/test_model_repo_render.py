@@ -339,13 +339,11 @@ def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_table_or_one_document(tmp_path: Path) -> None:
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=True)
-    done = minitron(
-        "repo", "render", engine, "--output", tmp_path / "out", "--parameter", "cuda_graph_mode=1", "--json"
-    )
+    done = minitron("render", engine, "--output", tmp_path / "out", "--parameter", "cuda_graph_mode=1", "--json")
     assert json.loads(done.stdout)["backend"] == "python"
     assert configs(tmp_path / "out")["tensorrt_llm"].parameters["cuda_graph_mode"].string_value == "1"
-    assert "tensorrt_llm_bls" in minitron("repo", "render", engine, "--output", tmp_path / "two").stdout
-    wrong = minitron("repo", "render", engine, "--output", tmp_path / "three", "--max-queue-size", "-1", check=False)
+    assert "tensorrt_llm_bls" in minitron("render", engine, "--output", tmp_path / "two").stdout
+    wrong = minitron("render", engine, "--output", tmp_path / "three", "--max-queue-size", "-1", check=False)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "max_queue_size" in wrong.stderr and "-1" in wrong.stderr
 
@@ -355,7 +353,7 @@ def test_a_recipe_gives_the_serving_options_and_a_flag_wins(tmp_path: Path) -> N
     recipe = tmp_path / "recipe.yaml"
     serving = "{max_queue_size: 7, executor_queue_policy: true, postprocessing_instances: 3}"
     recipe.write_text(f"serving: {serving}\nmemory: {{kv_cache_fraction: 0.5}}\n")
-    minitron("repo", "render", engine, "--output", tmp_path / "out", "--recipe", recipe, "--max-queue-size", "9")
+    minitron("render", engine, "--output", tmp_path / "out", "--recipe", recipe, "--max-queue-size", "9")
     ours = configs(tmp_path / "out")
     assert ours["tensorrt_llm"].parameters["max_queue_size"].string_value == "9"
     assert ours["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 9

@@ -110,7 +110,7 @@ def test_what_the_toolkit_sets_is_refused_with_what_to_give(echo: Path, certific
         (["--grpc-use-ssl", "true"], "give --tls-cert, --tls-key and --tls-ca"),
         ([f"--grpc-restricted-protocol=inference:key={SECRET}"], "give --api-key-file"),
         (["--model-store=/models"], "give the folder as DIR"),
-        (["--model-control-mode=poll"], "minitron repo render"),
+        (["--model-control-mode=poll"], "minitron render"),
         (["--allow-http=false"], "the supervisor asks its server over HTTP"),
         (["--allow-vertex-ai=true"], "without the API key"),
         (["--backend-config=python,shm-region-prefix-name=x"], "names of its own"),

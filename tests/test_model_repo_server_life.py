@@ -167,7 +167,7 @@ def test_sixteen_streams_through_the_fronts_finish(
     small_engine: Callable[[str], Path], tmp_path: Path, serve: Callable[..., Supervisor]
 ) -> None:
     repository = tmp_path / "repository"
-    minitron("repo", "render", small_engine("bfloat16"), "--output", repository, "--bls-max-concurrency", "8")
+    minitron("render", small_engine("bfloat16"), "--output", repository, "--bls-max-concurrency", "8")
     one = serve(repository)
     with Client(one.url, deadline_s=120) as text, Client(one.url, model="ensemble", deadline_s=120) as ensemble:
         clients = [text, ensemble] * 8

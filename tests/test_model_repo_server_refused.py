@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
     assert "no repository made by minitron" in err
     code, _, err = minitron_here("serve", tmp_path / "nowhere")
     assert code == RepositoryError.exit_code
-    assert "repo render" in err
+    assert "render" in err
 
 
 def test_a_repository_that_was_moved(echo: Path) -> None:

@@ -154,8 +154,8 @@ def test_a_folder_may_have_any_name(
     odd.mkdir(parents=True)
     repository, link = odd / "repository", tmp_path / "link"
     link.symlink_to(repository)
-    minitron("repo", "render", small_engine("bfloat16"), "--output", repository, "--bls-max-concurrency", "2")
-    assert "nothing is wrong" in minitron("repo", "check", repository).stdout
+    minitron("render", small_engine("bfloat16"), "--output", repository, "--bls-max-concurrency", "2")
+    assert "nothing is wrong" in minitron("check", repository).stdout
     (odd / "venv").symlink_to(sys.prefix)
     one = Supervisor(link, odd / "a:b", python=odd / "venv" / "bin" / "python", LC_ALL="C")
     try:

@@ -84,7 +84,7 @@ def diagnose(recipe: Recipe, folder: Path) -> Diagnosis:
 def _summary(recipe: Recipe, base: bool, cpu: bool, gpu: bool) -> tuple[list[str], list[str]]:
     gpu_target = "a100 targets" if recipe.target == "cpu" else recipe.target
     parts = [
-        (base, "plan, convert, inspect, verify, repo render, repo check, and the client"),
+        (base, "plan, convert, inspect, render, check, and the client"),
         (base and cpu, "build and serve for target cpu (OpenVINO in the bundled Triton)"),
         (base and gpu, f"build and serve for {gpu_target} (TensorRT-LLM)"),
     ]

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command ``minitron``: finds a subcommand by its name and imports only that one.
 
 A subcommand is a module ``minitron_cli.commands.NAME`` with two functions::
@@ -28,14 +29,13 @@ PACKAGES = ("minitron", "minitron_build", "minitron_triton", "minitron_client", 
 
 COMMANDS: dict[str, str] = {
     "doctor": "check what this machine can do for a recipe",
-    "recipe": "show the values of a recipe and where each came from",
     "plan": "compute memory, limits and the roofline before anything is built",
     "convert": "turn a model into a TensorRT-LLM checkpoint",
     "inspect": "list the tensors of a checkpoint or a GGUF file",
     "build": "build an engine from a checkpoint",
-    "quality": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
-    "verify": "hash a checkpoint, engine or repository again, and what it was made from",
-    "repo": "render a Triton model repository from an engine",
+    "eval": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
+    "render": "render a Triton model repository from an engine",
+    "check": "say what is wrong with a checkpoint, an engine or a model repository",
     "serve": "run Triton on a model repository, until told to stop",
     "status": "list the servers that 'serve' started",
     "stop": "end a server and whatever a killed one left",
@@ -51,6 +51,14 @@ COMMANDS: dict[str, str] = {
     "accept": "judge a recipe line by line: tool, checkpoint, engine, server, tokens, behaviour, speed",
     "make": "bring checkpoint, engine and repository of a recipe up to date",
     "demo": "go the whole way on this machine: model, checkpoint, engine, repository, server, tokens, figures",
+}
+
+#: What commands of version 0.2 are called now; each ends with this line.
+RENAMED: dict[str, str] = {
+    "recipe": "is 'minitron plan --show-recipe' and 'minitron plan --list-recipes' now",
+    "quality": "is 'minitron eval' now, with the same arguments",
+    "verify": "is 'minitron check' now, which hashes a model repository with --hash",
+    "repo": "is 'minitron render' and 'minitron check' now, with the same arguments",
 }
 
 
@@ -92,6 +100,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="log details, and show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     wanted = next((word for word in argv if not word.startswith("-")), None)
+    if wanted in RENAMED:
+        parser.error(f"'minitron {wanted}' {RENAMED[wanted]}")
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -131,4 +141,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 def entry() -> NoReturn:
     """What the console script and ``python -m`` call."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import argcomplete
+
+        argcomplete.autocomplete(_parser(os.environ["COMP_LINE"].split()[1:]))
     sys.exit(main())

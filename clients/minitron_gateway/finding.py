@@ -33,7 +33,7 @@ def of_repository(folder: Path) -> tuple[dict[str, str], Path]:
     try:
         config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except FileNotFoundError:
-        raise RepositoryError(f"{folder} has no {TEXT_MODEL}/config.pbtxt; 'minitron repo render' writes it") from None
+        raise RepositoryError(f"{folder} has no {TEXT_MODEL}/config.pbtxt; 'minitron render' writes it") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{path} is no config of Triton: {error}") from error
     return _parameters(config, str(path)), folder / "tokenizer"
@@ -75,6 +75,6 @@ def _parameters(config: Any, where: str) -> dict[str, str]:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     if missing := [name for name in _NEEDED if not parameters.get(name)]:
         raise InputError(
-            f"{TEXT_MODEL} of {where} has no parameter {missing[0]}; a repository of 'minitron repo render' has it"
+            f"{TEXT_MODEL} of {where} has no parameter {missing[0]}; a repository of 'minitron render' has it"
         )
     return parameters

@@ -31,7 +31,7 @@ class Model(_Section):
     )
     revision: str | None = _field(None, "branch, tag or commit of a Hugging Face id; none takes its main branch")
     activations: str | None = _field(
-        None, "what 'minitron quality --activations' measured of this model: the plan and convert warn of float16 by it"
+        None, "what 'minitron eval --activations' measured of this model: the plan and convert warn of float16 by it"
     )
     published_shape: str = _field(
         "minitron-4b-base", "data file with the published sizes, used for planning while no config.json is at hand"

@@ -301,7 +301,7 @@ def _known_troubles(recipe: Recipe) -> list[str]:
     if recipe.precision == Precision.INT4_WEIGHT_ONLY.value and recipe.group_size is None:
         notes.append(
             "int4 with one scale a row is experimental: it was garbage for a user of an A100 (TensorRT-LLM#2735), and "
-            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int4_awq, or int8 where 'minitron quality' "
+            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int4_awq, or int8 where 'minitron eval' "
             "asks for more"
         )
     if recipe.tensor_parallel * recipe.pipeline_parallel > 1:

@@ -25,7 +25,7 @@ _RANK = 0  # ranks differ in the slice they hold, not in how it is quantised
 def judge_files(folder: Path) -> list[Line]:
     """``checkpoint.whole``, which needs no TensorRT-LLM."""
     found = verify.verify(folder)
-    problems = [f"{one.path} {one.message}" for one in found if one.level == "FAIL"]
+    problems = [f"{one.file} {one.message}" for one in found if one.is_error]
     return [judge("checkpoint.whole", problems, found[0].message)]
 
 

@@ -56,7 +56,7 @@ def llmapi(work: Work) -> list[Line]:
 
     def do() -> list[Line]:
         revision = ["--revision", model.revision] if model.revision else []
-        work.evidence.run("llmapi", "repo", "render", model.source, *revision, "--backend", "llmapi", "--recipe",
+        work.evidence.run("llmapi", "render", model.source, *revision, "--backend", "llmapi", "--recipe",
                           recipe_file, "--output", repository, *force(repository))  # fmt: skip
         with Serving(work.evidence, repository, recipe_file, "llmapi") as serving:
             text = work.evidence.run("llmapi", "generate", "In the beginning", "--max-tokens", "8", "--url",
@@ -96,7 +96,7 @@ def _ask_cpu(work: Work, path: Path) -> list[Line]:
     recipe_file = write_recipe(_for_reference(work.recipe), folder / "recipe.yaml")
     engine, repository = folder / "engine", folder / "repository"
     try:
-        made = [("build", work.path("checkpoint"), engine), ("repo render", engine, repository)]
+        made = [("build", work.path("checkpoint"), engine), ("render", engine, repository)]
         for words, source, output in made:
             work.evidence.run("reference", *words.split(), source, "--recipe", recipe_file, "--output", output,
                               *force(output))  # fmt: skip

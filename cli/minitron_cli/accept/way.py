@@ -131,7 +131,7 @@ class Way(Work):
         repository = self.path("repository")
 
         def check() -> list[Line]:
-            self.evidence.run("repository", "repo", "check", repository)
+            self.evidence.run("repository", "check", repository)
             models = manifest.read(repository, "repository").details["models"]
             return [judge("repository.checked", [], f"models {', '.join(models)}")]
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     effective = recipe.from_args(args)
     if effective.recipe.backend == "llmapi":
-        raise UsageError("backend llmapi needs no engine: go on with 'minitron repo render MODEL --backend llmapi'")
+        raise UsageError("backend llmapi needs no engine: go on with 'minitron render MODEL --backend llmapi'")
     if effective.recipe.target == "cpu":
         return _build_cpu(args, effective, started)
     return _build_gpu(args, effective, started)

@@ -81,9 +81,9 @@ class _Demo:
         )  # fmt: skip
         self._make(
             "repository", repository, engine, {},
-            "repo", "render", engine, "--output", repository,
+            "render", engine, "--output", repository,
         )  # fmt: skip
-        self._run("repo", "check", repository)
+        self._run("check", repository)
         return repository
 
     def serve_and_ask(self, repository: Path, prompt: str) -> None:
@@ -135,7 +135,7 @@ def _show(text: str) -> None:
 
 
 def _name(words: tuple[str | Path, ...]) -> str:
-    """What a command is called: "convert", "repo render"."""
+    """What a command is called: "convert", "render"."""
     return " ".join(map(str, words[:2] if words[0] == "repo" else words[:1]))
 
 
@@ -170,6 +170,6 @@ def _next_steps() -> str:
 Next, on an A100 (written for it, not run here):
   minitron convert nvidia/Minitron-4B-Base --precision int8_weight_only --output out/4b-int8      # anywhere, no GPU
   minitron build out/4b-int8 --target a100-80gb --output out/4b-int8-a100      # inside {compat.image().reference}
-  minitron repo render out/4b-int8-a100 --output out/4b-int8-repository
+  minitron render out/4b-int8-a100 --output out/4b-int8-repository
   minitron serve out/4b-int8-repository      # starts that container
 README.md, "On an A100", says more."""

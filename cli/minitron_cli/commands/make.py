@@ -2,7 +2,7 @@
 
 Behind ``make convert``, ``make build``, ``make repo`` and ``make a100``. It composes the other commands and knows of
 their insides no more than their manifests: a stage is left alone when its folder is whole (size and time of every file,
-nothing is hashed) and was made from what lies before it, for the same recipe. ``minitron verify`` is what hashes.
+nothing is hashed) and was made from what lies before it, for the same recipe. ``minitron check`` is what hashes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Way:
             if stage in ("repo", "a100"):
                 self._render(str(self._engine), *chosen)
         if stage == "a100":
-            self._do("repo", "check", str(self._repository))
+            self._do("check", str(self._repository))
             self._do("serve", str(self._repository), *chosen, "--dry-run")  # prints how it is started
 
     def _convert(self, *words: str) -> None:
@@ -104,7 +104,7 @@ class _Way:
         if self._repository_is_done(source):
             print(f"repository: {self._repository} is up to date")
             return
-        self._do("repo", "render", source, *words, "--output", str(self._repository), *_force(self._repository))
+        self._do("render", source, *words, "--output", str(self._repository), *_force(self._repository))
         if not self.dry_run:
             files.write_text(self.directory / _REPOSITORY_RECIPE, self._recipe_text())
 

@@ -31,7 +31,7 @@ def configure(parser: Parser) -> None:
     parser.rest = "triton_flags"
     parser.epilog = "What stands behind '--' are flags of tritonserver itself: minitron serve DIR -- --id=one"
     add = parser.add_argument
-    add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron repo render'")
+    add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron render'")
     recipe.add_flags(parser, "serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s")
     add("--host", default=Options.host, metavar="ADDRESS", help="address to listen on (default %(default)s)")
     add("--tls-cert", type=Path, metavar="PEM", help="server certificate: gRPC speaks TLS, HTTP answers health only")

@@ -108,6 +108,20 @@ def write(
     return manifest
 
 
+def stage_of(folder: Path) -> str:
+    """What a folder of ours is, one of STAGES, by its manifest alone; raises InputError."""
+    path = folder / NAME
+    try:
+        stage = json.loads(path.read_text(encoding="utf-8"))["stage"]
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {NAME}, so nothing of ours is there") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): it was changed after it was written") from error
+    if stage not in STAGES:
+        raise InputError(f"{path} says stage {stage!r}: it was changed after it was written")
+    return str(stage)
+
+
 def read(folder: Path, stage: str) -> Manifest:
     """Read ``folder``'s manifest and check that it is one of ``stage``; raises InputError."""
     path = folder / NAME

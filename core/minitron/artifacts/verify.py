@@ -6,95 +6,72 @@ manifest as far as the folders are still where they were; the source model's fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from minitron import files
 from minitron.artifacts import manifest
 from minitron.artifacts.manifest import FileRecord, Manifest
+from minitron.artifacts.problem import Problem, error, fine, warning
 from minitron.errors import InputError
 
 _MADE_BY_RUNNING = "__pycache__"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: ``level`` is OK, WARN (could not be checked) or FAIL."""
-
-    level: str
-    path: str
-    message: str
-
-
-def verify(folder: Path) -> list[Finding]:
+def verify(folder: Path) -> list[Problem]:
     """Look at ``folder`` and at everything that it was made from."""
-    findings: list[Finding] = []
+    problems: list[Problem] = []
     expected: str | None = None
     while True:
         try:
-            record = _read(folder)
-        except InputError as error:
-            return [*findings, Finding("FAIL", str(folder / manifest.NAME), str(error))]
+            record = manifest.read(folder, manifest.stage_of(folder))
+        except InputError as wrong:
+            return [*problems, error(str(folder / manifest.NAME), "", str(wrong))]
         found = [*_manifest(folder, record, expected), *_files(folder, record.files), *_surplus(folder, record)]
         if not found:
             count = f"{len(record.files)} files, {sum(file.size for file in record.files.values()):,} bytes"
-            found = [Finding("OK", str(folder), f"{record.stage}: {count}, all as recorded")]
-        findings += found
+            found = [fine(str(folder), f"{record.stage}: {count}, all as recorded")]
+        problems += found
         source = Path(record.input.path)
         if record.input.kind not in manifest.STAGES:
-            return [*findings, *_source(source, record)]
+            return [*problems, *_source(source, record)]
         if not (source / manifest.NAME).is_file():
-            return [*findings, Finding("WARN", str(source), f"the {record.input.kind} is not here, so not checked")]
+            return [*problems, warning(str(source), "", f"the {record.input.kind} is not here, so not checked")]
         folder, expected = source, record.input.digest
 
 
-def _read(folder: Path) -> Manifest:
-    path = folder / manifest.NAME
-    try:
-        stage = json.loads(path.read_text(encoding="utf-8"))["stage"]
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {manifest.NAME}, so nothing of ours is there to verify") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot be read ({error}): it was changed after it was written") from error
-    if stage not in manifest.STAGES:
-        raise InputError(f"says stage {stage!r}: it was changed after it was written")
-    return manifest.read(folder, stage)
-
-
-def _manifest(folder: Path, record: Manifest, expected: str | None) -> Iterator[Finding]:
+def _manifest(folder: Path, record: Manifest, expected: str | None) -> Iterator[Problem]:
     path = folder / manifest.NAME
     if path.read_text(encoding="utf-8") != record.text() or record.sealed() != record:
-        yield Finding("FAIL", str(path), "was changed after it was written (its seal does not fit)")
+        yield error(str(path), "", "was changed after it was written (its seal does not fit)")
     if manifest.digest_of(record.files) != record.digest:
-        yield Finding("FAIL", str(path), "has a digest that is not that of the files it lists")
+        yield error(str(path), "", "has a digest that is not that of the files it lists")
     if expected is not None and record.digest != expected:
-        yield Finding("FAIL", str(folder), "was made again since; what was made from it is of another one")
+        yield error(str(folder), "", "was made again since; what was made from it is of another one")
 
 
-def _files(folder: Path, records: dict[str, FileRecord]) -> Iterator[Finding]:
+def _files(folder: Path, records: dict[str, FileRecord]) -> Iterator[Problem]:
     for name, record in records.items():
         path = folder / name
         if not path.is_file():
-            yield Finding("FAIL", str(path), "is missing")
+            yield error(str(path), "", "is missing")
         elif path.stat().st_size != record.size:
-            yield Finding("FAIL", str(path), f"has {path.stat().st_size:,} bytes and had {record.size:,}")
+            yield error(str(path), "", f"has {path.stat().st_size:,} bytes and had {record.size:,}")
         elif files.sha256_file(path) != record.sha256:
-            yield Finding("FAIL", str(path), "has other bytes than it had (SHA-256 differs)")
+            yield error(str(path), "", "has other bytes than it had (SHA-256 differs)")
 
 
-def _surplus(folder: Path, record: Manifest) -> Iterator[Finding]:
+def _surplus(folder: Path, record: Manifest) -> Iterator[Problem]:
     for name in files.tree_files(folder):
         if name != manifest.NAME and name not in record.files and _MADE_BY_RUNNING not in name.split("/"):
-            yield Finding("FAIL", str(folder / name), "is not recorded: it was added after the manifest was written")
+            yield error(str(folder / name), "", "is not recorded: it was added after the manifest was written")
 
 
-def _source(source: Path, record: Manifest) -> Iterator[Finding]:
+def _source(source: Path, record: Manifest) -> Iterator[Problem]:
     """The model's own files, where they are still here."""
     base = source if source.is_dir() else source.parent
     if not record.input.files or not source.exists():
-        yield Finding("WARN", record.input.path, "the source model is not here, so not checked")
+        yield warning(record.input.path, "", "the source model is not here, so not checked")
         return
     found = list(_files(base, record.input.files))
-    yield from found or [Finding("OK", str(source), f"source model: {len(record.input.files)} files, all as recorded")]
+    yield from found or [fine(str(source), f"source model: {len(record.input.files)} files, all as recorded")]

@@ -17,7 +17,7 @@ from minitron import data_files
 from minitron.errors import UsageError
 from minitron.machine.gpu import architecture_of
 
-_LLMAPI = "use --backend llmapi, which needs no engine ('minitron repo render MODEL --backend llmapi')"
+_LLMAPI = "use --backend llmapi, which needs no engine ('minitron render MODEL --backend llmapi')"
 
 
 @dataclass(frozen=True)

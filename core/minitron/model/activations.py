@@ -2,7 +2,7 @@
 
 TensorRT-LLM computes squared ReLU as pow(relu(x), 2) in the network's own type: in float16 an output of mlp.fc above
 the square root of the largest float16 becomes infinite, and NaN a layer later. Weights alone do not tell, and an engine
-that computes in float32 does not show it. ``minitron quality --activations`` measures; ``convert`` and ``plan`` warn.
+that computes in float32 does not show it. ``minitron eval --activations`` measures; ``convert`` and ``plan`` warn.
 
 Source: TensorRT-LLM's ``squared_relu`` (tensorrt_llm/functional.py, 0.15.0.dev2024111200: pow(relu(x), 2.0)); no public
 report says whether Minitron's activations get there.
@@ -67,11 +67,11 @@ class Activations:
             found = {kind: tuple(float(layer[kind]) for layer in document["layers"]) for kind in KINDS}
             return cls(**found, model=document["model"], about=document["about"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where} holds no measurement of 'minitron quality --activations' ({error!r})") from error
+            raise InputError(f"{where} holds no measurement of 'minitron eval --activations' ({error!r})") from error
 
 
 def read(path: Path | str) -> Activations:
-    """A file of ``minitron quality --activations``; raises InputError."""
+    """A file of ``minitron eval --activations``; raises InputError."""
     try:
         return Activations.of(json.loads(Path(path).read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
@@ -90,7 +90,7 @@ def warnings(dtype: str, measured: Activations | None) -> Iterator[str]:
     if measured is None:
         yield (
             f"activations in float16 were not measured: squared ReLU overflows where an output of mlp.fc passes "
-            f"{FC_MAX:.1f}; 'minitron quality --activations FILE' measures, and bfloat16 needs no measuring"
+            f"{FC_MAX:.1f}; 'minitron eval --activations FILE' measures, and bfloat16 needs no measuring"
         )
         return
     found = measured.overflows()

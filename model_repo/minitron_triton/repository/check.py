@@ -12,12 +12,12 @@ from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.artifacts.problem import Problem, error, warning
 from minitron.errors import EngineError, InputError, RepositoryError
 from minitron.model import chat_template, tokenizer_files
 from minitron.text.tokenizer import TextTokenizer
 from minitron_triton.repository import check_config, check_together, config_text, engine_folder, llmapi, writing
 from minitron_triton.repository.engine_folder import EngineFacts
-from minitron_triton.repository.finding import Finding, error, warning
 from minitron_triton.repository.layout import MODELS
 
 _LEFTOVER = re.compile(r"\$\{[^}]*\}?|\{\{.*?\}\}|\{%.*?%\}")
@@ -33,64 +33,64 @@ class Contents:
     engine: EngineFacts | None
 
 
-def check(folder: Path) -> list[Finding]:
+def check(folder: Path) -> list[Problem]:
     """Everything that is wrong with (error) or worth knowing about (warning) the repository in ``folder``.
 
     Raises RepositoryError where there is no repository at all.
     """
     if not folder.is_dir():
-        raise RepositoryError(f"{folder} is not a folder; 'minitron repo render' makes a model repository")
+        raise RepositoryError(f"{folder} is not a folder; 'minitron render' makes a model repository")
     try:
         made = manifest.read(folder, "repository")
     except InputError as problem:
         raise RepositoryError(str(problem)) from problem
     root = str(made.details.get("root"))
-    findings = [*_files(folder, made), *_place(root, contained=made.details.get("image") is not None)]
+    problems = [*_files(folder, made), *_place(root, contained=made.details.get("image") is not None)]
     if made.details.get("backend") == "llmapi":
-        return _without_repeats([*findings, *llmapi.check(folder, root)])
+        return _without_repeats([*problems, *llmapi.check(folder, root)])
     configs: dict[str, Any] = {}
     for model in MODELS:
         found, config = _config(folder, model, root)
-        findings += found
+        problems += found
         if config is not None:
             configs[model] = config
-    engine, problems = _engine(folder)
-    findings += problems
+    engine, of_engine = _engine(folder)
+    problems += of_engine
     contents = Contents(folder, made.details, configs, engine)
     for model, config in configs.items():
-        findings += check_config.check(model, config, engine)
-    findings += check_together.check(contents.configs, engine, made.details)
-    findings += _tokenizer(contents)
-    return _without_repeats(findings)
+        problems += check_config.check(model, config, engine)
+    problems += check_together.check(contents.configs, engine, made.details)
+    problems += _tokenizer(contents)
+    return _without_repeats(problems)
 
 
-def _place(root: str, *, contained: bool) -> Iterator[Finding]:
+def _place(root: str, *, contained: bool) -> Iterator[Problem]:
     if why := writing.unbearable(root, contained=contained):
         yield error(manifest.NAME, "root", f"is {root!r}, and that {why}: render into another folder")
 
 
-def _config(folder: Path, model: str, root: str) -> tuple[list[Finding], Any]:
+def _config(folder: Path, model: str, root: str) -> tuple[list[Problem], Any]:
     """What is wrong with a model's files, and its config if it can be read; ``root``, in it, is a path as it stands."""
     path, where = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
     if not path.is_file():
         return [error(where, "", "is missing: render the repository again")], None
-    findings = []
+    problems = []
     if not (folder / model / "1").is_dir():
-        findings.append(error(f"{model}/1", "", "is missing: Triton loads no model without its version folder"))
+        problems.append(error(f"{model}/1", "", "is missing: Triton loads no model without its version folder"))
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.replace(config_text.quote(root)[1:-1], "").splitlines(), 1):
         if not line.lstrip().startswith("#") and (leftover := _LEFTOVER.search(line)):
-            findings.append(error(where, f"line {number}", f"{leftover[0]!r} is a placeholder that nobody filled in"))
+            problems.append(error(where, f"line {number}", f"{leftover[0]!r} is a placeholder that nobody filled in"))
     try:
         config = config_text.parse(text, where)
     except RepositoryError as problem:
-        return [*findings, error(where, "", " ".join(str(problem).split()))], None
+        return [*problems, error(where, "", " ".join(str(problem).split()))], None
     if config.backend == "python" and not (folder / model / "1" / "model.py").is_file():
-        findings.append(error(f"{model}/1/model.py", "", "is missing: it is the model of the backend 'python'"))
-    return findings, config
+        problems.append(error(f"{model}/1/model.py", "", "is missing: it is the model of the backend 'python'"))
+    return problems, config
 
 
-def _files(folder: Path, made: manifest.Manifest) -> Iterator[Finding]:
+def _files(folder: Path, made: manifest.Manifest) -> Iterator[Problem]:
     """Files against the manifest: the small ones by content, the engine's by size."""
     for name, record in made.files.items():
         path = folder / name
@@ -106,7 +106,7 @@ def _files(folder: Path, made: manifest.Manifest) -> Iterator[Finding]:
                 yield warning(name, "", f"{changed}: it was edited since")
 
 
-def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
+def _engine(folder: Path) -> tuple[EngineFacts | None, list[Problem]]:
     try:
         details = json.loads((folder / "engine" / manifest.NAME).read_text(encoding="utf-8")).get("details", {})
     except (OSError, ValueError, AttributeError):
@@ -117,7 +117,7 @@ def _engine(folder: Path) -> tuple[EngineFacts | None, list[Finding]]:
         return None, [error("engine/config.json", "", str(problem).replace(str(folder) + "/", ""))]
 
 
-def _tokenizer(contents: Contents) -> Iterator[Finding]:
+def _tokenizer(contents: Contents) -> Iterator[Problem]:
     """The tokenizer against the engine and against what was rendered, opened as the server opens it."""
     where, folder = "tokenizer/tokenizer.json", contents.folder / "tokenizer"
     if found := chat_template.problem(tokenizer_files.read(folder)):
@@ -145,8 +145,8 @@ def _tokenizer(contents: Contents) -> Iterator[Finding]:
         )
 
 
-def _without_repeats(findings: list[Finding]) -> list[Finding]:
+def _without_repeats(problems: list[Problem]) -> list[Problem]:
     """Errors first; the remark that a file was edited goes where an error says what is wrong in it."""
-    named = {finding.file for finding in findings if finding.is_error}
-    kept = [f for f in findings if f.is_error or f.file not in named or not f.message.endswith("edited since")]
-    return sorted(dict.fromkeys(kept), key=lambda finding: not finding.is_error)
+    named = {problem.file for problem in problems if problem.is_error}
+    kept = [f for f in problems if f.is_error or f.file not in named or not f.message.endswith("edited since")]
+    return sorted(dict.fromkeys(kept), key=lambda problem: not problem.is_error)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from minitron.artifacts.problem import Problem, error, warning
 from minitron_triton.repository import parameters, tensors
 from minitron_triton.repository.engine_folder import EngineFacts
-from minitron_triton.repository.finding import Finding, error, warning
 from minitron_triton.repository.tensors import Tensor
 
 _DECOUPLED = ("tensorrt_llm", "tensorrt_llm_bls")
@@ -22,7 +22,7 @@ _NEWER = {"model_metrics": "24.11"}
 _MOST_INSTANCES = 256
 
 
-def check(model: str, config: Any, engine: EngineFacts | None) -> Iterator[Finding]:
+def check(model: str, config: Any, engine: EngineFacts | None) -> Iterator[Problem]:
     """What is wrong with the config of ``model``; ``engine`` is None where it could not be read."""
     where = f"{model}/config.pbtxt"
     if config.name != model:
@@ -52,7 +52,7 @@ def logits_offered(config: Any) -> set[str]:
     return {kind for kind, names in tensors.LOGITS_OF.items() if declared & set(names)}
 
 
-def _backend(model: str, config: Any, engine: EngineFacts | None, where: str) -> Iterator[Finding]:
+def _backend(model: str, config: Any, engine: EngineFacts | None, where: str) -> Iterator[Problem]:
     if model == "ensemble":
         if config.platform != "ensemble" or config.backend:
             yield error(where, "platform", f"is {config.platform!r}, and 'ensemble' without a backend is needed")
@@ -122,7 +122,7 @@ def _instances(model: str, config: Any) -> Iterator[tuple[str, str]]:
         yield "instance_group.count", f"is {group.count}, and 1 to {_MOST_INSTANCES} is reasonable"
 
 
-def check_tensors(side: str, declared: Any, wanted: tuple[Tensor, ...], where: str) -> Iterator[Finding]:
+def check_tensors(side: str, declared: Any, wanted: tuple[Tensor, ...], where: str) -> Iterator[Problem]:
     """Every declared input or output against the one that is wanted under its name."""
     found: dict[str, Any] = {}
     for tensor in declared:

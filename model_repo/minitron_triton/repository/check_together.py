@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from minitron.artifacts.problem import Problem, error, warning
 from minitron_triton.repository import parameters
 from minitron_triton.repository.check_config import logits_offered
 from minitron_triton.repository.engine_folder import EngineFacts
 from minitron_triton.repository.ensemble import steps as ensemble_steps
-from minitron_triton.repository.finding import Finding, error, warning
 
 Configs = Mapping[str, Any]
 
@@ -23,7 +23,7 @@ _SAME = (
 )
 
 
-def check(configs: Configs, engine: EngineFacts | None, details: Mapping[str, Any]) -> Iterator[Finding]:
+def check(configs: Configs, engine: EngineFacts | None, details: Mapping[str, Any]) -> Iterator[Problem]:
     """What does not go together; ``details`` are those of the repository's manifest."""
     yield from _batches(configs)
     yield from _paths(configs, str(details.get("root", "")))
@@ -41,11 +41,11 @@ def _parameter(configs: Configs, model: str, key: str) -> str | None:
     return config.parameters[key].string_value if config is not None and key in config.parameters else None
 
 
-def _at(model: str, field: str, message: str) -> Finding:
+def _at(model: str, field: str, message: str) -> Problem:
     return error(f"{model}/config.pbtxt", field, message)
 
 
-def _batches(configs: Configs) -> Iterator[Finding]:
+def _batches(configs: Configs) -> Iterator[Problem]:
     sizes = {model: config.max_batch_size for model, config in configs.items()}
     usual = max(sizes.values(), key=list(sizes.values()).count, default=0)
     for model, size in sizes.items():
@@ -55,7 +55,7 @@ def _batches(configs: Configs) -> Iterator[Finding]:
             )
 
 
-def _paths(configs: Configs, root: str) -> Iterator[Finding]:
+def _paths(configs: Configs, root: str) -> Iterator[Problem]:
     wanted = [(model, "tokenizer_dir", f"{root}/tokenizer") for model in configs if model != "ensemble"]
     wanted.append(("tensorrt_llm", "gpt_model_path", f"{root}/engine"))
     for model, key, path in wanted:
@@ -64,14 +64,14 @@ def _paths(configs: Configs, root: str) -> Iterator[Finding]:
             yield _at(model, f"parameters {key}", f"is {value!r}, and the repository was rendered for {path!r}")
 
 
-def _shared_parameters(configs: Configs) -> Iterator[Finding]:
+def _shared_parameters(configs: Configs) -> Iterator[Problem]:
     for key, one, other in _SAME:
         values = _parameter(configs, one, key), _parameter(configs, other, key)
         if None not in values and values[0] != values[1]:
             yield _at(other, f"parameters {key}", f"is {values[1]!r}, and {values[0]!r} in {one}")
 
 
-def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Finding]:
+def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Problem]:
     limits = {"max_input_len": engine.max_input_len, "max_seq_len": engine.max_seq_len, "vocab_size": engine.vocab_size}
     for model in ("preprocessing", "tensorrt_llm_bls"):
         for key, limit in limits.items():
@@ -94,13 +94,13 @@ def _limits(configs: Configs, engine: EngineFacts) -> Iterator[Finding]:
         yield _at("tensorrt_llm_bls", "parameters context_logits", message)
 
 
-def _front(configs: Configs) -> Iterator[Finding]:
+def _front(configs: Configs) -> Iterator[Problem]:
     engine_name = _parameter(configs, "tensorrt_llm_bls", "tensorrt_llm_model_name")
     if engine_name is not None and engine_name not in configs:
         yield _at("tensorrt_llm_bls", "parameters tensorrt_llm_model_name", f"names {engine_name!r}, which is not here")
 
 
-def _logits(configs: Configs, engine: EngineFacts | None) -> Iterator[Finding]:
+def _logits(configs: Configs, engine: EngineFacts | None) -> Iterator[Problem]:
     """Who may ask for logits: what the engine has, through the text models within a limit."""
     limit = _parameter(configs, "tensorrt_llm_bls", "max_logits_bytes")
     own = logits_offered(configs["tensorrt_llm"]) if "tensorrt_llm" in configs else None
@@ -124,7 +124,7 @@ def _logits(configs: Configs, engine: EngineFacts | None) -> Iterator[Finding]:
             yield _at("tensorrt_llm", "input", f"offers {kind} logits, and the engine was not built to gather them")
 
 
-def _ensemble(config: Any) -> Iterator[Finding]:
+def _ensemble(config: Any) -> Iterator[Problem]:
     steps, where = list(config.ensemble_scheduling.step), "ensemble_scheduling.step"
     names, needed = [step.model_name for step in steps], ensemble_steps(logits_offered(config))
     if names != [step.model for step in needed]:

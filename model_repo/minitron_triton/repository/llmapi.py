@@ -15,12 +15,12 @@ import yaml
 
 from minitron import files
 from minitron.artifacts import manifest
+from minitron.artifacts.problem import Problem, error
 from minitron.errors import RepositoryError, UsageError
 from minitron.machine import compat
 from minitron.model import shape, tokenizer_files, weight_files
 from minitron.recipe_model import Recipe
 from minitron_triton.repository import check_config, config_text, tensors, writing
-from minitron_triton.repository.finding import Finding, error
 from minitron_triton.repository.layout import ModelConfig
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.server import container
@@ -118,7 +118,7 @@ def _arguments(recipe: Recipe, options: RepositoryOptions, dtype: str, model: st
     }
 
 
-def check(folder: Path, root: str) -> Iterator[Finding]:
+def check(folder: Path, root: str) -> Iterator[Problem]:
     """What is wrong with an LLM API repository, beyond missing files."""
     where = f"{NAME}/config.pbtxt"
     try:
@@ -137,7 +137,7 @@ def check(folder: Path, root: str) -> Iterator[Finding]:
     yield from _check_yaml(folder, root)
 
 
-def _check_yaml(folder: Path, root: str) -> Iterator[Finding]:
+def _check_yaml(folder: Path, root: str) -> Iterator[Problem]:
     try:
         raw = yaml.safe_load((folder / _YAML).read_text(encoding="utf-8"))
         settings = dict(raw["triton_config"])

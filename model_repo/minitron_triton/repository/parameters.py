@@ -131,8 +131,6 @@ BLS: Mapping[str, Parameter] = {
 
 ENSEMBLE: Mapping[str, Parameter] = {}
 
-LLMAPI: Mapping[str, Parameter] = {"gpu_device_ids": Parameter("ids")}
-
 BY_MODEL: Mapping[str, Mapping[str, Parameter]] = {
     "preprocessing": PREPROCESSING,
     "tensorrt_llm": ENGINE,

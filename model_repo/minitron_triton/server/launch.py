@@ -65,7 +65,7 @@ class Served:
         """Read the repository's manifest; raises RepositoryError."""
         folder = Path(os.path.abspath(folder))
         if not folder.is_dir():
-            raise RepositoryError(f"{folder} is not a folder; 'minitron repo render' makes a model repository")
+            raise RepositoryError(f"{folder} is not a folder; 'minitron render' makes a model repository")
         try:
             details = manifest.read(folder, "repository").details
         except InputError as error:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from minitron.errors import UsageError
 
-_LOADED = "which models are loaded, and how, is the repository's; change it with 'minitron repo render'"
+_LOADED = "which models are loaded, and how, is the repository's; change it with 'minitron render'"
 _LOG = "the supervisor reads the server's log as it is, and 'minitron status' says where that lies"
 _OPEN = "it would answer without TLS and without the API key"
 _TLS = "give --tls-cert, --tls-key and --tls-ca"

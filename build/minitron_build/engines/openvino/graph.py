@@ -52,7 +52,7 @@ _FLOAT16_OVERFLOW = np.float32(65520)
 
 
 def measured_node(layer: int, kind: str) -> str:
-    """Name of the node whose magnitudes ``minitron quality`` looks at: fc (after its ReLU), proj, attended, residual.
+    """Name of the node whose magnitudes ``minitron eval`` looks at: fc (after its ReLU), proj, attended, residual.
 
     ``attended`` and ``residual`` are the sums that a layer's attention and its MLP are added to.
     """

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 TARGET = "cpu"
 MODEL_FOLDER = "openvino"
-EXECUTIONS = ("exact", "fast")
 _SMALL_FILES_BYTES = 64 << 20
 """Room for the graph, the norms, the rotary tables and the tokenizer."""
 

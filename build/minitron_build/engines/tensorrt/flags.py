@@ -28,7 +28,6 @@ class Flag:
     choices: tuple[str, ...] = ()
     min: int | None = None
     alias: str | None = None
-    many: bool = False
     build_config: str | None = None
     plugin: bool = False
 

@@ -1,4 +1,4 @@
-"""``minitron repo``: render a model repository from an engine, check a finished one."""
+"""``minitron render``: a Triton model repository from an engine."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ import typing
 from pathlib import Path
 
 from minitron import console, recipe
-from minitron.errors import RepositoryError, UsageError
+from minitron.errors import UsageError
 from minitron.recipe_model import Recipe
 from minitron_triton.repository.options import FROM_RECIPE, RepositoryOptions, from_recipe
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare ``repo render`` and ``repo check``."""
-    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    render = commands.add_parser("render", help="write a model repository")
-    render.add_argument("engine", type=Path, metavar="ENGINE",
-                        help="folder of 'minitron build'; with --backend llmapi a Hugging Face folder")  # fmt: skip
-    render.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    render.add_argument("--root", metavar="PATH", help="the folder as the server will see it "
-                        "(default: DIR for a CPU engine, /models for a GPU engine)")  # fmt: skip
-    render.add_argument("--force", action="store_true", help="replace DIR if it is there")
-    render.add_argument("--copy", action="store_true", help="copy the engine's files instead of hard-linking them")
-    render.add_argument("--json", action="store_true", help="print one JSON document")
-    check = commands.add_parser("check", help="say what in a model repository cannot work")
-    check.add_argument("repository", type=Path, metavar="DIR", help="folder that 'minitron repo render' made")
-    check.add_argument("--json", action="store_true", help="print one JSON document")
-    recipe.add_flags(render, "backend", "precision", "dtype", "target", "tensor_parallel", "pipeline_parallel",
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("engine", type=Path, metavar="ENGINE",
+        help="folder of 'minitron build'; with --backend llmapi a Hugging Face folder")  # fmt: skip
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("--root", metavar="PATH", help="the folder as the server will see it "
+        "(default: DIR for a CPU engine, /models for a GPU engine)")  # fmt: skip
+    add("--force", action="store_true", help="replace DIR if it is there")
+    add("--copy", action="store_true", help="copy the engine's files instead of hard-linking them")
+    add("--json", action="store_true", help="print one JSON document")
+    recipe.add_flags(parser, "backend", "precision", "dtype", "target", "tensor_parallel", "pipeline_parallel",
                      *FROM_RECIPE, "container.image_tag")  # fmt: skip
-    _add_options(render.add_argument_group("serving options that no recipe knows"))
+    _add_options(parser.add_argument_group("serving options that no recipe knows"))
 
 
 def _own_fields() -> list[dataclasses.Field[object]]:
@@ -67,28 +63,7 @@ def _options(args: argparse.Namespace, wanted: Recipe) -> RepositoryOptions:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render or check."""
-    return _check(args) if args.action == "check" else _render(args)
-
-
-def _check(args: argparse.Namespace) -> int:
-    from minitron_triton.repository.check import check
-
-    findings = check(args.repository)
-    errors = sum(finding.is_error for finding in findings)
-    if args.json:
-        kinds = [{"level": "error" if f.is_error else "warning", "file": f.file, "field": f.field,
-                  "message": f.message} for f in findings]  # fmt: skip
-        console.emit_json({"repository": str(args.repository.absolute()), "ok": not errors, "findings": kinds})
-    else:
-        for finding in findings:
-            place = " ".join(filter(None, (finding.file, finding.field)))
-            print(f"{'error' if finding.is_error else 'note'}: {place}: {finding.message}")
-        print(f"{args.repository}: {errors} errors" if errors else f"{args.repository}: nothing is wrong")
-    return RepositoryError.exit_code if errors else 0
-
-
-def _render(args: argparse.Namespace) -> int:
+    """Render, and say which models there are."""
     wanted = recipe.from_args(args).recipe
     options = _options(args, wanted)
     if wanted.backend == "llmapi":

@@ -1,4 +1,4 @@
-"""``minitron quality``: what a precision or a quantisation costs, measured before a GPU is rented."""
+"""``minitron eval``: what a precision or a quantisation costs, measured before a GPU is rented."""
 
 from __future__ import annotations
 

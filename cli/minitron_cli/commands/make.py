@@ -18,6 +18,7 @@ from minitron import children, files, recipe
 from minitron.artifacts import manifest
 from minitron.artifacts.manifest import Manifest
 from minitron.recipe import Effective
+from minitron.recipe_model import Calibration
 
 STAGES = ("convert", "build", "repo", "a100")
 _REPOSITORY_RECIPE = "repository-recipe.json"
@@ -120,7 +121,8 @@ class _Way:
             "embedding_sharding_dim": wanted.embedding_sharding_dim, "group_size": wanted.group_size,
             "kv_cache": wanted.kv_cache,
         }  # fmt: skip
-        return all(record.arguments.get(name) == value for name, value in asked.items()) and _model_is_the_same(record)
+        same = all(record.arguments.get(name) == value for name, value in asked.items())
+        return same and _calibrated_as(wanted.calibration, record) and _model_is_the_same(record)
 
     def _repository_is_done(self, source: str) -> bool:
         record, kept = manifest.current(self._repository, "repository"), self.directory / _REPOSITORY_RECIPE
@@ -143,6 +145,14 @@ class _Way:
     def _show(self, *words: str) -> None:
         """Run a command that only prints."""
         subprocess.run([*children.COMMAND, *words], check=True)
+
+
+def _calibrated_as(asked: Calibration, record: Manifest) -> bool:
+    """Whether a checkpoint that was calibrated was with that text."""
+    kept = record.arguments.get("calibration")
+    return kept is None or [asked.text, asked.sequences, asked.tokens] == [
+        kept["file"], kept["sequences"], kept["tokens"]
+    ]  # fmt: skip
 
 
 def _model_is_the_same(record: Manifest) -> bool:

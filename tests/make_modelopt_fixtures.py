@@ -9,7 +9,7 @@ makes both, and compares::
 The model is written by the generator of random models, with the arguments in ``modelopt_cases.py``. Of exports that the
 CPU engine runs the folders are kept, with the logits of transformers' model in float32 on the weights that the export
 stands for (ModelOpt's own model in memory is another one: its simulated rounding parts from its export where a weight
-lies half-way between two codes, one in 2,000 here). Of the others only config.json and the header of each rank are
+lies half-way between two codes, one in 3,000 here). Of the others only config.json and the header of each rank are
 kept. ``factors`` are pre-quant scales that we chose, for one case: what ModelOpt folds, rounds and packs by them must
 be what ``convert`` does.
 """

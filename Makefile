@@ -125,12 +125,12 @@ generate: $(VENV)/.ready ## stream an answer from the running server (PROMPT=)
 	@$(if $(DRY_RUN),echo) $(MINITRON) generate "$(PROMPT)" $(ARGS)
 
 .PHONY: latency
-latency: $(VENV)/.ready ## TTFT, ITL, E2E and tokens/s of the running server
-	@$(if $(DRY_RUN),echo) $(MINITRON) latency --tokenizer $(OUT)/repository/tokenizer $(ARGS)
+latency: $(VENV)/.ready ## TTFT, ITL, E2E and tokens/s of the running server: bench, a grid
+	@$(if $(DRY_RUN),echo) $(MINITRON) bench --tokenizer $(OUT)/repository/tokenizer $(ARGS)
 
 .PHONY: load
-load: $(VENV)/.ready ## send load to the running server, into RUN= (PROFILE=)
-	@$(if $(DRY_RUN),echo) $(MINITRON) load $(if $(PROFILE),--profile $(PROFILE)) --tokenizer $(OUT)/repository/tokenizer --output $(RUN) $(ARGS)
+load: $(VENV)/.ready ## send load to the running server, into RUN= (PROFILE=): bench, a load
+	@$(if $(DRY_RUN),echo) $(MINITRON) bench $(if $(PROFILE),--profile $(PROFILE),--arrival poisson) --tokenizer $(OUT)/repository/tokenizer --output $(RUN) $(ARGS)
 
 .PHONY: report
 report: $(VENV)/.ready ## turn load tests into a page (RUN=)

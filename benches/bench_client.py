@@ -47,9 +47,9 @@ from minitron import console
 from minitron_client.bench import profile as profiles
 from minitron_client.bench import run as runs
 from minitron_client.bench import schedule
-from minitron_client.bench.pauses import scheduling
+from minitron_client.bench.process import scheduling
 from minitron_client.bench.record import OK, Record
-from minitron_client.bench.wire import Wire
+from minitron_client.bench.sender import GrpcSender
 from minitron_client.client.endpoint import INFER_RPC, Endpoint
 
 
@@ -163,12 +163,12 @@ def _null(seconds: float = 3.0, rounds: int = 5, streams: int = 64) -> list[Bar]
 def _our_rate(endpoint: Endpoint, streams: int, seconds: float) -> float:
     prepared = timing_error.request("null", 1)
 
-    async def one(wire: Wire) -> None:
+    async def one(wire: GrpcSender) -> None:
         record = await wire.send(prepared, Record(0, time.monotonic_ns()))
         assert record.outcome == OK, record.error
 
     async def main() -> float:
-        wire = Wire(endpoint)
+        wire = GrpcSender(endpoint)
         try:
             return await _rate(lambda: one(wire), streams, seconds)
         finally:

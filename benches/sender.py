@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
 
-from minitron_client.bench.processes import SPAWN, lean_grpc
+from minitron_client.bench.process import SPAWN, lean_grpc
 
 P = ParamSpec("P")
 T = TypeVar("T")

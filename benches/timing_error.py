@@ -16,10 +16,10 @@ from bars import Bar
 from sender import sender
 from timetable import Schedule
 
-from minitron_client.bench.latency import closed_loop
+from minitron_client.bench.loops import closed_loop
 from minitron_client.bench.record import OK, Record
+from minitron_client.bench.sender import GrpcSender, SerializedRequest, serialize
 from minitron_client.bench.statistics import percentile
-from minitron_client.bench.wire import Prepared, Wire, prepare
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.client.request import Request
@@ -59,13 +59,13 @@ class Run:
         return percentile(self.late, 99) <= _SERVER_LATENESS_MS
 
 
-def request(model: str, tokens: int, prompt: str = "x") -> Prepared:
+def request(model: str, tokens: int, prompt: str = "x") -> SerializedRequest:
     """A request to a server with a known schedule."""
     served = ServedModel(model, "bls", decoupled=True, batched=True, inputs=_INPUTS)
-    return prepare(served, Request(prompt, max_tokens=tokens), "bench")
+    return serialize(served, Request(prompt, max_tokens=tokens), "bench")
 
 
-class _StampedWire(Wire):
+class _StampedWire(GrpcSender):
     """The measuring client, keeping the times that each response carries in its last output."""
 
     def __init__(self, endpoint: Endpoint) -> None:

@@ -17,7 +17,7 @@ from timetable import Schedule, Timetable
 from timing_error import AT_64, Run, judge, request, until_enough
 
 from minitron_client.bench.record import OK, Record
-from minitron_client.bench.wire import Wire
+from minitron_client.bench.sender import GrpcSender
 from minitron_client.client.endpoint import Endpoint
 
 MS = 10**6
@@ -81,7 +81,7 @@ def test_runs_are_made_until_five_are_kept_or_cannot_be(lateness: list[float], m
 
 
 async def _answer(endpoint: Endpoint, model: str, tokens: int, *, deadline_s: float | None = None) -> Record:
-    wire = Wire(endpoint)
+    wire = GrpcSender(endpoint)
     prepared = request(model, tokens, Schedule(1 * MS).prompt())
     try:
         return await wire.send(prepared, Record(0, 0), deadline_s)

@@ -1,4 +1,4 @@
-"""``minitron generate`` and ``minitron latency`` as users run them, against a bare process (``bare_triton``)."""
+"""``minitron generate`` and ``minitron bench`` as users run them, against a bare process (``bare_triton``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bare_process import Bare, unused_port
-from conftest import ROOMS, ROOT, minitron
+from conftest import ROOMS, ROOT, minitron, minitron_here
 
 
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(bare: Bare) -> None:
@@ -71,13 +71,14 @@ def test_generate_sends_the_api_key_of_a_file(bare: Bare, tmp_path: Path) -> Non
     minitron("generate", "x", "--url", bare.url, "--api-key-file", tmp_path / "key")
     assert bare.events("request")[-1]["metadata"]["triton-grpc-protocol-api-key"] == "s3cret"
     (tmp_path / "key").write_text("")
-    assert minitron("generate", "x", "--api-key-file", tmp_path / "key", check=False).returncode == 3
+    done = minitron("generate", "x", "--url", bare.url, "--api-key-file", tmp_path / "key", check=False)
+    assert done.returncode == 3
 
 
 def test_latency_asks_exact_lengths_and_reports_every_metric(bare: Bare, tmp_path: Path) -> None:
     before = len(bare.events("request"))
     words = ["--grid", "7:5:1", "3:4:2", "--repeats", "2", "--rounds", "2", "--url", bare.url]
-    done = minitron("latency", *words, "--json", "--output", tmp_path / "run.json")
+    done = minitron("bench", *words, "--json", "--output", tmp_path / "run.json")
     run = json.loads(done.stdout)
     assert json.loads((tmp_path / "run.json").read_text()) == run
     asked = [one["inputs"] for one in bare.events("request")[before:]]
@@ -97,7 +98,7 @@ def test_latency_asks_exact_lengths_and_reports_every_metric(bare: Bare, tmp_pat
 
 
 def test_latency_table_baseline_and_ratio(bare: Bare, tmp_path: Path) -> None:
-    words = ["latency", "--grid", "4:4:1", "--repeats", "2", "--url", bare.url]
+    words = ["bench", "--grid", "4:4:1", "--repeats", "2", "--url", bare.url]
     minitron(*words, "--output", tmp_path / "run.json")
     run = json.loads((tmp_path / "run.json").read_text())
     rate = run["points"][0]["tokens_per_s"]
@@ -115,10 +116,22 @@ def test_latency_table_baseline_and_ratio(bare: Bare, tmp_path: Path) -> None:
     assert done.returncode == 8 and "tokens/s was 1e+09" in done.stderr
 
 
+def test_a_grid_and_a_load_do_not_mix(bare: Bare) -> None:
+    for words in (
+        ["--grid", "2:2:1", "--rate", "3"],
+        ["--profile", "smoke", "--repeats", "2"],
+        ["--capacity", "--rounds", "1"],
+    ):
+        code, _, said = minitron_here("bench", "--url", bare.url, *words)
+        assert code == 2 and "is of a grid and" in said and "of a load" in said
+    code, _, said = minitron_here("bench", "--url", bare.url, "--warm-up", "0.5")
+    assert code == 2 and "whole number" in said
+
+
 def test_latency_refuses_what_it_cannot_measure(bare: Bare, tmp_path: Path) -> None:
     for words, code in (
         (["--grid", "4:4"], 2), (["--grid", "0:4:1"], 2), (["--model", "tensorrt_llm"], 2), (["--repeats", "0"], 2),
         (["--tokenizer", tmp_path], 3), (["--baseline", tmp_path / "none"], 3), (["--model", "llmapi"], 12),
     ):  # fmt: skip
-        done = minitron("latency", "--url", bare.url, *words, check=False)
+        done = minitron("bench", "--url", bare.url, *words, check=False)
         assert done.returncode == code, (words, done.stderr)

@@ -17,8 +17,9 @@ from bare_process import Bare, prompt, unused_port
 from conftest import SMALL_MODEL, minitron
 from gateway_process import Gateway, within
 from minitron.errors import ClientError, DeadlineExceeded, InvalidRequest, NotReady, Rejected, StreamBroken, UsageError
+from minitron_client.client.blocking import HttpClient
 from minitron_client.client.endpoint import ApiKey, Tls
-from minitron_client.client.openai import HttpClient, HttpEndpoint, body
+from minitron_client.client.openai import HttpEndpoint, body
 from minitron_client.client.request import Request
 from serving import Stream, text_of
 from test_gateway_faults import text
@@ -171,7 +172,7 @@ def test_a_stream_without_its_end_is_broken(told: Bare, told_gateway: Gateway, t
 
 def test_latency_counts_exactly_what_it_asked_for(gateway: Gateway, tmp_path: Path) -> None:
     done = minitron(
-        "latency", "--grid", "16:8:2", "--repeats", "2", "--rounds", "2", "--url", gateway.document["url"], "--json",
+        "bench", "--grid", "16:8:2", "--repeats", "2", "--rounds", "2", "--url", gateway.document["url"], "--json",
         "--tokenizer", SMALL_MODEL,
     )  # fmt: skip
     document = json.loads(done.stdout)
@@ -179,13 +180,13 @@ def test_latency_counts_exactly_what_it_asked_for(gateway: Gateway, tmp_path: Pa
     assert (document["dialect"], document["model"]) == ("openai", "minitron")
     assert point["requests"] == 8 and not point["failures"] and point["input_tokens"] == [16, 16]
     assert point["metrics"]["tpot_ms"]["count"] == 8 and point["metrics"]["itl_ms"]["count"] >= 8
-    by_server = minitron("latency", "--grid", "16:4:1", "--repeats", "1", "--url", gateway.document["url"], "--json")
+    by_server = minitron("bench", "--grid", "16:4:1", "--repeats", "1", "--url", gateway.document["url"], "--json")
     assert json.loads(by_server.stdout)["prompt_tokens_counted_by"] == "the server"
 
 
 def test_load_counts_what_the_server_counts(server: dict[str, Any], gateway: Gateway, tmp_path: Path) -> None:
     done = minitron(
-        "load", "--arrival", "closed", "--concurrency", "3", "--requests", "12", "--duration", "60", "--warm-up", "0",
+        "bench", "--arrival", "closed", "--concurrency", "3", "--requests", "12", "--duration", "60", "--warm-up", "0",
         "--input-tokens", "16", "--output-tokens", "8", "--workers", "2", "--url", gateway.document["url"],
         "--tokenizer", SMALL_MODEL, "--metrics-url", server["urls"]["metrics"], "--output", tmp_path / "run", "--json",
     )  # fmt: skip
@@ -204,7 +205,7 @@ def test_a_gateway_that_dies_under_load_is_noticed(told: Bare, tmp_path: Path) -
 
     threading.Thread(target=kill).start()
     done = minitron(
-        "load", "--arrival", "closed", "--concurrency", "2", "--requests", "4000", "--duration", "250",
+        "bench", "--arrival", "closed", "--concurrency", "2", "--requests", "4000", "--duration", "250",
         "--input-tokens", "16", "--output-tokens", "8", "--url", gateway.document["url"], "--tokenizer", SMALL_MODEL,
         "--output", tmp_path / "run", check=False,
     )  # fmt: skip

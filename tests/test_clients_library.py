@@ -5,7 +5,11 @@ Expected tensor names and shapes are the contract's; expected texts and counts f
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +19,7 @@ from typing import Any
 import pytest
 
 from bare_process import Bare, prompt, unused_port, words
+from conftest import ROOMS, ROOT
 from minitron.errors import (
     Cancelled,
     ClientError,
@@ -244,6 +249,89 @@ def test_cancel_from_another_thread_ends_a_silent_request(client: Client) -> Non
     threading.Timer(0.1, stream.cancel).start()
     with pytest.raises(Cancelled):
         next(stream)
+
+
+def test_close_from_another_thread_ends_a_silent_request(client: Client) -> None:
+    for model in ("tensorrt_llm_bls", "ensemble"):
+        stream = client.stream(prompt(tokens=10_000, interval_ms=200), max_tokens=10_000, model=model)
+        threading.Timer(0.1, stream.close).start()
+        with pytest.raises(Cancelled):
+            list(stream)
+        assert list(stream) == []
+
+
+def test_inside_a_running_event_loop(client: Client) -> None:
+    async def main() -> str:
+        return client.generate(prompt(tokens=2)).text
+
+    assert asyncio.run(main()) == words(2)
+
+
+def test_a_closed_client_says_so(bare: Bare) -> None:
+    with Client(bare.url) as client:
+        client.generate(prompt(tokens=1))
+    with pytest.raises(UsageError, match="closed"):
+        client.generate(prompt(tokens=1))
+
+
+def test_ctrl_c_ends_a_silent_request_and_the_client_lives_on(client: Client, bare: Bare) -> None:
+    stream = client.stream(prompt(silent=True))
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()  # whom the kernel chooses, too
+    with pytest.raises(KeyboardInterrupt), stream:
+        next(stream)
+    bare.wait_for("cancel", stream.request_id)
+    assert client.generate(prompt(tokens=2)).text == words(2)
+
+
+FORKS = """
+import os, sys
+from minitron.errors import ClientError
+from minitron_client import Client
+
+url, asked, endless = sys.argv[1:]
+
+def child(ask):
+    if not (pid := os.fork()):
+        try:
+            said = ask()
+        except ClientError as error:
+            said = str(error)
+        os.write(1, said.encode() + b"\\n")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+def anew():
+    with Client(url, deadline_s=20) as other:
+        return other.generate(asked).text
+
+with Client(url, deadline_s=20) as client:
+    child(lambda: client.generate(asked).text)
+    client.generate(asked)
+    child(lambda: client.generate(asked).text)
+    child(anew)
+    print(client.generate(asked).text, flush=True)
+    with client.stream(endless, max_tokens=9999) as stream:
+        next(stream)
+        child(anew)
+        child(lambda: next(stream).text)
+        print(next(stream).text, flush=True)
+child(anew)
+"""
+
+
+def test_processes_may_fork(bare: Bare) -> None:
+    """Idle connections are no hindrance; in the middle of an answer a child gets an error, and its parent goes on."""
+    program = [sys.executable, "-c", FORKS, bare.url, prompt(tokens=3), prompt(tokens=10_000)]
+    rooms = os.pathsep.join(str(ROOT / room) for room in ROOMS)
+    done = subprocess.run(
+        program, env=os.environ | {"PYTHONPATH": rooms}, capture_output=True, text=True, timeout=120, check=True
+    )
+    said = done.stdout.splitlines()
+    assert said[:4] == [words(3)] * 4 and said[6:] == [" w1", words(3)]
+    assert "forked while a client was connected" in said[4] and "another process's" in said[5]
+    assert done.stderr == ""
 
 
 def test_the_front_is_found(start_bare: Callable[..., Bare]) -> None:

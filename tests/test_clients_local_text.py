@@ -111,7 +111,7 @@ def test_what_cannot_be_is_said_before_it_is_sent(client: Client, server: dict[s
         wrong.generate(PROMPT)
     with (
         Client(server["urls"]["grpc"], tokenizer=tmp_path) as nothing,
-        pytest.raises(InputError, match="as a tokenizer"),
+        pytest.raises(InputError, match="holds no tokenizer"),
     ):
         nothing.generate(PROMPT)
 

@@ -14,9 +14,9 @@ import pytest
 
 from minitron.errors import InputError
 from minitron_client.bench import compare
-from minitron_client.bench.latency import Point, PointResult
-from minitron_client.bench.prompts import PromptMaker, tokenizer_count
+from minitron_client.bench.grid import BenchPoint, BenchPointResult
 from minitron_client.bench.record import Record
+from minitron_client.bench.requests import PromptMaker, tokenizer_count
 from minitron_client.bench.statistics import PERCENTILES, Estimate, enough, mean, percentile, percentiles, remark, shown
 from minitron_client.client.timing import Timing
 
@@ -116,14 +116,16 @@ def test_a_length_that_no_prompt_has_is_said() -> None:
         tokenizer_count(Path("nowhere"))
 
 
-def result(tpot: float, rate: float, spread: float = 0.01) -> PointResult:
+def result(tpot: float, rate: float, spread: float = 0.01) -> BenchPointResult:
     def around(value: float) -> Estimate:
         return Estimate(value, value * (1 - spread), value * (1 + spread))
 
-    return PointResult(Point(8, 8, 1), 4, {}, (8, 8), {"tpot_ms": {50: around(tpot)}}, {"tpot_ms": 4}, around(rate))
+    return BenchPointResult(
+        BenchPoint(8, 8, 1), 4, {}, (8, 8), {"tpot_ms": {50: around(tpot)}}, {"tpot_ms": 4}, around(rate)
+    )
 
 
-def stored(one: PointResult) -> dict[str, Any]:
+def stored(one: BenchPointResult) -> dict[str, Any]:
     return json.loads(json.dumps({"points": [one.document()]}))  # type: ignore[no-any-return]
 
 
@@ -135,7 +137,7 @@ def test_baseline_verdict() -> None:
     assert worse == ["8:8:1 tpot_ms p50 was 10 and is 12", "8:8:1 tokens/s was 100 and is 80"]
     assert compare.regressions([result(12, 80, spread=0.5)], before, 0.1) == []  # the intervals overlap
     assert compare.regressions([], before, 0.1) == ["8:8:1 was not measured"]
-    assert compare.speedups([result(1, 150)], before) == {Point(8, 8, 1): 1.5}
+    assert compare.speedups([result(1, 150)], before) == {BenchPoint(8, 8, 1): 1.5}
 
 
 def test_roofline_comes_from_the_manifest(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def records(seed: int, *, slower: float = 1.0, start_ns: int = 0) -> list[Record
 def write_run(
     folder: Path, made: list[Record], *, start_ns: int = 0, number: int = 1, of: int = 1, **more: Any
 ) -> Path:
-    """A run's folder as ``minitron load`` leaves it."""
+    """A run's folder as ``minitron bench`` leaves it."""
     folder.mkdir(exist_ok=True)
     name = f"requests-{number}-of-{of}-1.jsonl"
     (folder / name).write_text("".join(one.line() for one in made))
@@ -53,7 +53,7 @@ def write_run(
     document = {
         "kind": "load", "schema": 1, "toolkit": "0", "created": "now", "machine": {}, "stopped": None,
         "profile": Profile().model_dump(mode="json"), "slice": {"number": number, "of": of}, "start_ns": start_ns,
-        "window": vars(window), "records": [name], "summary": summary.document(window), "state": summary.state(),
+        "window": vars(window), "records": [name], "summary": summary.document(window),
         "stalls": [], "workers": [], "server": {"samples": []}, "url": "host:1", "model": "<model> & co",
         "server_version": "2.51.0", "lengths": "fixed", **more,
     }  # fmt: skip

@@ -152,9 +152,21 @@ def test_commands(url: str, small_model: Path) -> None:
     assert "finish reason stop" in ended.stderr
     words: list[str | Path] = ["--grid", "8:6:2", "--repeats", "2", "--url", url, "--json"]
     for more in ((), ("--tokenizer", small_model)):  # the server counts, or its tokenizer
-        point = json.loads(minitron("latency", *words, *more).stdout)["points"][0]
+        point = json.loads(minitron("bench", *words, *more).stdout)["points"][0]
         assert point["input_tokens"] == [8, 8] and point["failures"] == {} and point["requests"] == 8
         assert point["metrics"]["ttft_ms"]["count"] == 8 and point["metrics"]["itl_ms"]["count"] == 8 * 5
+
+
+def test_no_flags_are_needed_for_the_server_that_runs(server: dict[str, Any]) -> None:
+    """Its state folder tells the address, and its repository holds the tokenizer; token ids become text with it."""
+    states = Path(server["folder"]).parent
+    result = json.loads(minitron("bench", "--state", states, "--json").stdout)
+    assert [one["point"]["concurrency"] for one in result["points"]] == [1, 4]
+    assert result["prompt_tokens_counted_by"] == f"the tokenizer in {server['repository']}/tokenizer"
+    said = minitron("generate", PROMPT, "--max-tokens", "8", "--state", states).stdout
+    assert (
+        minitron("generate", PROMPT, "--max-tokens", "8", "--state", states, "--model", "tensorrt_llm").stdout == said
+    )
 
 
 @pytest.mark.parametrize("example", sorted(one.name for one in (ROOT / "examples").glob("*.py")))
@@ -172,7 +184,7 @@ def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Pat
         "--output-tokens", "8", "--workers", "2", "--tokenizer", small_model, "--output", run,
         "--metrics-url", server["urls"]["metrics"], "--url", server["urls"]["grpc"], "--json",
     ]  # fmt: skip
-    result = json.loads(minitron("load", *words).stdout)
+    result = json.loads(minitron("bench", *words).stdout)
     summary, counted = result["summary"], result["server"]
     assert summary["outcomes"] == {"ok": summary["sent"]} and summary["output_tokens"] == 8 * summary["sent"]
     assert counted["requests"] == summary["sent"] and counted["output_tokens"] == summary["output_tokens"]
@@ -184,12 +196,12 @@ def test_load_counts_agree_with_the_server(server: dict[str, Any], tmp_path: Pat
 def test_a_run_ends_when_the_server_takes_more_than_it_can_finish(
     server: dict[str, Any], tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_client.bench.saturation._SECONDS", 6)
+    monkeypatch.setattr("minitron_client.bench.watch._RISE_SECONDS", 6)
     # More than it can do, and little enough that its queue takes longer than the watch to fill: after that it refuses.
     words = ["--arrival", "poisson", "--rate", "50", "--duration", "60", "--warm-up", "1", "--input-tokens", "8",
              "--output-tokens", "64", "--tokenizer", small_model, "--url", server["urls"]["grpc"],
              "--output", tmp_path / "run"]  # fmt: skip
-    assert main(["load", *map(str, words)]) == 0
+    assert main(["bench", *map(str, words)]) == 0
     result = json.loads((tmp_path / "run" / "run.json").read_text())
     assert result["stopped"] == "saturated" and result["window"]["end_ns"] < result["start_ns"] + 50 * 10**9
     assert result["summary"]["outcomes"]["ok"] and result["summary"]["outcomes"]["Cancelled"]  # what was in flight
@@ -207,7 +219,7 @@ def test_a_stall_at_100_requests_a_second_and_the_servers_own_rate(tmp_path: Pat
             "--model", "scheduled", "--url", server.endpoint.url, "--metrics-url", server.metrics_url,
             "--output", tmp_path / "run",
         ]  # fmt: skip
-        with started("load", *words) as process:
+        with started("bench", *words) as process:
             wait_until(lambda: len(lines(tmp_path / "run")) >= 200)
             triton = tritonserver(psutil.Process())
             triton.suspend()
@@ -252,7 +264,7 @@ def test_load_over_a_stall_and_the_death_of_the_server(own_server: dict[str, Any
     triton, url = tritonserver(own_server["process"]), own_server["urls"]["grpc"]
     words = ["--arrival", "constant", "--rate", "10", "--duration", "600", "--warm-up", "1", "--input-tokens", "8",
              "--output-tokens", "2", "--json", "--url", url, "--output", tmp_path / "run"]  # fmt: skip
-    with started("load", *words) as process, Client(url, deadline_s=30) as client:
+    with started("bench", *words) as process, Client(url, deadline_s=30) as client:
         wait_until(lambda: len(lines(tmp_path / "run")) >= 20)
         triton.suspend()
         time.sleep(1)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conftest import minitron
+from conftest import minitron, minitron_here
 from minitron import errors
 from minitron_cli import main
 
@@ -85,6 +85,16 @@ def test_unknown_command_is_a_usage_error() -> None:
     assert done.returncode == errors.UsageError.exit_code
     assert done.stderr.startswith("minitron: error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", sorted(main.RENAMED))
+def test_a_command_that_is_no_more_names_the_one_that_is(name: str) -> None:
+    """Whatever else is typed with it; and the new one is there."""
+    assert name not in main.COMMANDS
+    code, _, said = minitron_here(name, "--some", "flag")
+    assert code == errors.UsageError.exit_code
+    assert said.startswith("minitron: error: ") and said.count("\n") == 1
+    assert {*re.findall(r"minitron (\w+)", said)} & {*main.COMMANDS}
 
 
 @pytest.mark.parametrize("name", sorted(main.COMMANDS))

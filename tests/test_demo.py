@@ -68,9 +68,9 @@ def wait_for(running: subprocess.Popen[str], command: str) -> str:
 
 def test_the_whole_way(output: Path, first_run: subprocess.CompletedProcess[str]) -> None:
     assert commands(first_run.stdout) == [
-        "convert", "build", "render", "check", "serve", "generate", "latency", "stop"]  # fmt: skip
+        "convert", "build", "render", "check", "serve", "generate", "bench", "stop"]  # fmt: skip
     assert len(answer(first_run.stdout).split()) > 10
-    figures = first_run.stdout.partition("$ minitron latency")[2]
+    figures = first_run.stdout.partition("$ minitron bench")[2]
     for metric in ("TTFT", "ITL", "TPOT", "E2E", "tokens/s"):
         assert metric in figures
     assert "a100-80gb" in first_run.stdout
@@ -92,7 +92,7 @@ def test_a_gguf_file_goes_the_whole_way_and_says_the_same(
 
 
 def answer(stdout: str) -> str:
-    return stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron latency")[0]
+    return stdout.partition("$ minitron generate")[2].partition("\n")[2].partition("$ minitron bench")[0]
 
 
 def test_a_stage_that_fails_ends_it_with_its_code(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def interrupted(output: Path, first_run: object) -> Iterator[subprocess.Popen[st
     child.communicate(timeout=300)
 
 
-@pytest.mark.parametrize("moment", ["convert", "serve", "latency"])
+@pytest.mark.parametrize("moment", ["convert", "serve", "bench"])
 def test_ctrl_c_leaves_nothing(interrupted: subprocess.Popen[str], output: Path, moment: str) -> None:
     earlier = wait_for(interrupted, moment)
     assert earlier.count("(up to date, skipped)") == (0 if moment == "convert" else 3)

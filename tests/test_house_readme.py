@@ -60,7 +60,7 @@ def on_free_ports(script: str) -> str:
     grpc, http, metrics = free_ports(3)
     ports = f" --grpc-port {grpc} --http-port {http} --metrics-port {metrics}"
     script = re.sub(r"^(minitron serve .*)$", rf"\1{ports}", script, flags=re.MULTILINE)
-    return re.sub(r"^(minitron (?:generate|latency)\b.*)$", rf"\1 --url 127.0.0.1:{grpc}", script, flags=re.MULTILINE)
+    return re.sub(r"^(minitron (?:generate|bench)\b.*)$", rf"\1 --url 127.0.0.1:{grpc}", script, flags=re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -153,6 +153,18 @@ def test_an_unfilled_placeholder_outside_a_string_is_named_by_line(repository: P
     assert any("${triton_max_batch_size}" in finding.message for finding in found)
 
 
+def test_what_a_hand_may_edit_is_said_and_of_the_rest_why_it_may_not(repository: Path) -> None:
+    replace("tensorrt_llm", '"0.9"', '"0.8"')(repository)
+    replace("preprocessing", "count: 1", "count: 3")(repository)
+    replace("tensorrt_llm_bls", "decoupled: true", "decoupled: false")(repository)
+    said = {(one.file, one.field): one for one in check(repository)}
+    edited = said[ENGINE, "parameters kv_cache_free_gpu_mem_fraction"]
+    assert (edited.is_error, edited.message) == (False, "was edited: it is '0.8', and '0.9' was rendered")
+    assert not said["preprocessing/config.pbtxt", "instance_group.count"].is_error
+    broken = said[BLS, "model_transaction_policy.decoupled"]
+    assert broken.is_error and "answers of tensorrt_llm and tensorrt_llm_bls are streamed" in broken.message
+
+
 def test_the_command_s_exit_code_and_document(repository: Path) -> None:
     assert minitron("check", repository).returncode == 0
     replace("tensorrt_llm", "max_batch_size: 16", "max_batch_size: 64")(repository)

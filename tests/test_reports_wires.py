@@ -36,7 +36,7 @@ from minitron.errors import ClientError, StreamBroken
 from minitron.text import channel, engine
 from minitron.text.engine import Address, EngineClient, EngineError
 from minitron_client.bench.record import Record
-from minitron_client.bench.wire import Wire, prepare
+from minitron_client.bench.sender import GrpcSender, serialize
 from minitron_client.client import AsyncClient, Client, Endpoint
 from minitron_client.client.request import Request
 from minitron_triton.server import triton_flags
@@ -91,10 +91,10 @@ def asynchronous(url: str, text: str, model: str) -> list[str]:
 def measuring(url: str, text: str, model: str) -> list[str]:
     """What 'load' and 'latency' send with; it notes counts and times alone."""
     with Client(url) as client:
-        prepared = prepare(client.served_model(model), Request(text, max_tokens=3), "one")
+        prepared = serialize(client.served_model(model), Request(text, max_tokens=3), "one")
 
     async def ask() -> Record:
-        wire = Wire(Endpoint(url, keepalive_s=1))
+        wire = GrpcSender(Endpoint(url, keepalive_s=1))
         record = await wire.send(prepared, Record(index=0, intended_ns=0), DEADLINE_S)
         await wire.close()
         return record

@@ -41,8 +41,7 @@ COMMANDS: dict[str, str] = {
     "stop": "end a server and whatever a killed one left",
     "gateway": "offer OpenAI's HTTP API over running servers",
     "generate": "send a prompt and print the text as it streams",
-    "latency": "measure TTFT, ITL, TPOT, E2E and tokens/s over a small grid",
-    "load": "send load by a profile, and measure",
+    "bench": "measure TTFT, ITL, TPOT, E2E and tokens/s: over a grid, under a load, or the capacity",
     "report": "turn load tests into a table, JSON, CSV and an HTML page, and compare them",
     "probe": "ask TensorRT-LLM about the toolkit's data, a checkpoint or an engine",
     "audit": "hold a running server against what its repository and plan meant",
@@ -59,6 +58,8 @@ RENAMED: dict[str, str] = {
     "quality": "is 'minitron eval' now, with the same arguments",
     "verify": "is 'minitron check' now, which hashes a model repository with --hash",
     "repo": "is 'minitron render' and 'minitron check' now, with the same arguments",
+    "latency": "is 'minitron bench' now, with the same flags",
+    "load": "is 'minitron bench --profile NAME' now, with the same flags, but --capacity for --find-capacity",
 }
 
 

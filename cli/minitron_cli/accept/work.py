@@ -83,7 +83,7 @@ class Work:
         path, url = self.measured(step), serving.urls()["grpc"]
         path.unlink(missing_ok=True)
         try:
-            self.evidence.run(step, "latency", "--grid", *points, "--url", url, "--manifest", repository,
+            self.evidence.run(step, "bench", "--grid", *points, "--url", url, "--manifest", repository,
                               "--output", path)  # fmt: skip
         except StepFailed as failure:
             reasons = speed.failures(speed.read(path)) if path.exists() else ""

@@ -93,7 +93,7 @@ class _Demo:
         text = self._run("serve", repository, "--detach", *free, "--state", self._state, "--json", captured=True)
         url = json.loads(text)["urls"]["grpc"]
         self._run("generate", prompt, "--max-tokens", "64", "--url", url)
-        self._run("latency", "--grid", *_GRID, "--tokenizer", repository / "tokenizer", "--url", url)
+        self._run("bench", "--grid", *_GRID, "--tokenizer", repository / "tokenizer", "--url", url)
         self.stop()
 
     def stop(self) -> None:

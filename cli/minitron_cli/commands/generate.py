@@ -11,7 +11,8 @@ from typing import Any
 from minitron import files
 from minitron.console import emit_json
 from minitron.errors import UsageError
-from minitron_client.client import Request, Response
+from minitron_cli import running
+from minitron_client.client import Request, Response, dialect
 from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
 
 _SAMPLING: tuple[tuple[str, type, str], ...] = (
@@ -37,7 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--file", type=Path, metavar="FILE", help="read the prompt from a file")
     add("--ids", metavar="ID,ID,…", help="token ids in place of a prompt, for --model tensorrt_llm")
     add("--tokenizer", type=Path, metavar="DIR",
-        help="make the text here, with the served tokenizer in this folder, over tensorrt_llm itself")  # fmt: skip
+        help="make the text here, with the served tokenizer in this folder, over tensorrt_llm itself (with --model "
+        "tensorrt_llm: by default, with that of the running server)")  # fmt: skip
     add("--no-stream", action="store_true", help="wait for the whole answer")
     add("--deadline", type=float, metavar="SECONDS", help="give up after so long")
     add("--json", action="store_true", help="print the answer with its counts and times as JSON")
@@ -48,11 +50,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sampling("--ignore-end", action="store_true", help="generate past the end token")
     sampling("--stop", action="append", metavar="WORDS", help="end where these words appear (may be repeated)")
     add_connection(parser, http=True)
+    running.add_choice(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Send the prompt and print what comes back."""
     request = _request(args)
+    found = running.choose(args)
+    if args.tokenizer is None and args.model == dialect.FRONTS[-1] and request.input_ids is None:
+        args.tokenizer = found  # it takes ids alone
     with client_of(
         endpoint_of_any_kind(args), args.model, deadline_s=args.deadline, tokenizer=args.tokenizer
     ) as client:

@@ -13,8 +13,8 @@ from typing import Any
 from minitron import files
 from minitron.console import emit_json, table
 from minitron.errors import UsageError
+from minitron_client.bench.record import METRICS
 from minitron_client.bench.statistics import remark, shown
-from minitron_client.bench.summary import METRICS
 from minitron_client.report import page, reading
 from minitron_client.report.comparison import Difference, compare
 from minitron_client.report.reading import Run
@@ -68,7 +68,9 @@ def _figures(runs: Sequence[Run]) -> str:
     for metric in ("ttft_intended", "itl", "tpot", "e2e_intended", "send_lateness"):
         for share in ("p50", "p99"):
             found = [one.document["summary"]["latency_ms"].get(metric) for one in runs]
-            rows.append([f"{METRICS[metric]} {share} ms", *("" if one is None else shown(one[share]) for one in found)])
+            rows.append(
+                [f"{METRICS[metric].label} {share} ms", *("" if one is None else shown(one[share]) for one in found)]
+            )
     return "\n".join([table(rows, ["", *(one.name for one in runs)]), *remark(rows)])
 
 
@@ -89,7 +91,7 @@ def _document(runs: Sequence[Run], differences: Sequence[tuple[Run, list[Differe
     return {
         "kind": "report", "schema": SCHEMA,
         "runs": [{"name": one.name} | {key: value for key, value in one.document.items() if key != "state"}
-                 for one in runs],
+                 for one in runs],  # runs of the first version hold the state of their histograms
         "differences": [{"run": one.name, "beside": runs[0].name,
                          "figures": [asdict(row) | {"real": row.real} for row in rows]} for one, rows in differences],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A latency result beside others: the plan's roofline, a 16-bit run, and a baseline that gives a verdict."""
+"""A grid result beside others: the plan's roofline, a 16-bit run, and a baseline that gives a verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import InputError
-from minitron_client.bench.latency import SCHEMA, Point, PointResult
+from minitron_client.bench.grid import SCHEMA, BenchPoint, BenchPointResult
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,19 @@ def _plan(path: Path) -> dict[str, Any] | None:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A stored result of ``minitron latency --json``; raises InputError."""
+    """A stored result of ``minitron bench --json``; raises InputError."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); give a file made with 'minitron latency --output'"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error}); give a file made with 'minitron bench --output'") from error
     if not isinstance(run, dict) or run.get("kind") != "latency" or run.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no latency result of this version; make it with 'minitron latency --output'")
+        raise InputError(f"{path} is no result of a grid of this version; make it with 'minitron bench --output'")
     return run
 
 
-def speedups(results: Sequence[PointResult], run: Mapping[str, Any]) -> dict[Point, float]:
+def speedups(results: Sequence[BenchPointResult], run: Mapping[str, Any]) -> dict[BenchPoint, float]:
     """Tokens/s of each point over those of the same point in ``run``; points that the other lacks are absent."""
-    theirs = {Point(**one["point"]): one["tokens_per_s"] for one in run["points"]}
+    theirs = {BenchPoint(**one["point"]): one["tokens_per_s"] for one in run["points"]}
     return {
         one.point: one.tokens_per_s.value / theirs[one.point]["value"]
         for one in results
@@ -70,7 +68,7 @@ def speedups(results: Sequence[PointResult], run: Mapping[str, Any]) -> dict[Poi
     }
 
 
-def regressions(results: Sequence[PointResult], run: Mapping[str, Any], tolerance: float) -> list[str]:
+def regressions(results: Sequence[BenchPointResult], run: Mapping[str, Any], tolerance: float) -> list[str]:
     """What became worse than in ``run`` by more than ``tolerance`` (a share) and by more than both intervals allow.
 
     Compared per point: medians of TTFT, TPOT and E2E, and tokens/s. A point or metric that is missing now is worse.
@@ -78,8 +76,8 @@ def regressions(results: Sequence[PointResult], run: Mapping[str, Any], toleranc
     ours = {one.point: one.document() for one in results}
     found = []
     for old in run["points"]:
-        point = Point(**old["point"])
-        name = f"{point.input_tokens}:{point.output_tokens}:{point.concurrency}"
+        point = BenchPoint(**old["point"])
+        name = point.name
         if point not in ours:
             found.append(f"{name} was not measured")
             continue

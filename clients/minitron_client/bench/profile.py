@@ -1,4 +1,4 @@
-"""What a load test does, as one strict document: an unknown key is an error, every field is described.
+"""What a load does, as one strict document: an unknown key is an error, every field is described.
 
 A profile is YAML; flags and ``--set PATH=VALUE`` replace single values of it. Four ship with the toolkit.
 """
@@ -15,6 +15,7 @@ from minitron import documents
 from minitron.errors import InputError, UsageError
 
 _FOLDER = "minitron_client/bench/profiles"
+FIXED_LENGTH = "every answer has exactly its output length (min_tokens = max_tokens, end token ignored)"
 
 
 def _field(default: Any, about: str, **limits: Any) -> Any:
@@ -93,6 +94,11 @@ class Profile(_Section):
     seed: int = _field(0, ge=0, about="same seed, same requests and schedule, to the byte")
     workers: int = _field(1, ge=1, le=64, about="processes that send")
     stop_when_saturated: bool = _field(True, about="end early when TTFT and requests in flight keep rising")
+
+    @property
+    def lengths(self) -> str:
+        """What is said of the answers' lengths beside every result."""
+        return FIXED_LENGTH if self.fixed_output else "answers end where the model does"
 
     @field_validator("input_tokens", "output_tokens", mode="before")
     @classmethod

@@ -1,9 +1,14 @@
-"""What is kept of one measured request: when it should have gone out, when it did, what came, and how it ended."""
+"""What is kept of one measured request, the latencies that follow from it, and the files that hold many.
+
+The records of a run are lines of JSON, written as requests end; every figure of a run comes from them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from minitron import errors
@@ -61,3 +66,42 @@ class Record:
         raw: dict[str, Any] = json.loads(line)
         raw["responses"] = [(time_ns, count) for time_ns, count in raw["responses"]]
         return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A latency: its ``label`` for people, and ``values`` of a record in whole ns, none where it cannot be computed.
+
+    Of a request that failed only ``send_lateness`` counts.
+    """
+
+    label: str
+    values: Callable[[Record], Sequence[int]]
+
+
+def _whole(*values: float | None) -> list[int]:
+    return [round(value) for value in values if value is not None]
+
+
+#: Latencies of a request; "intended" counts from when the schedule wanted it sent. The formulas are Timing's.
+METRICS: dict[str, Metric] = {
+    "send_lateness": Metric("send lateness", lambda record: [record.lateness_ns]),
+    "ttft_intended": Metric("TTFT, intended", lambda record: _whole(record.intended_timing.ttft_ns)),
+    "ttft": Metric("TTFT", lambda record: _whole(record.timing.ttft_ns)),
+    "itl": Metric("ITL", lambda record: _whole(*record.timing.itl_ns)),
+    "tpot": Metric("TPOT", lambda record: _whole(record.timing.tpot_ns)),
+    "e2e_intended": Metric("E2E, intended", lambda record: _whole(record.intended_timing.e2e_ns)),
+    "e2e": Metric("E2E", lambda record: _whole(record.timing.e2e_ns)),
+}
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a JSONL file; a last line that a crash cut off is left out. Raises InputError."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield Record.of_line(line)
+            except (ValueError, TypeError, KeyError) as error:
+                if not line.endswith("\n"):
+                    return
+                raise errors.InputError(f"{path} line {number} is no record of a request ({error})") from error

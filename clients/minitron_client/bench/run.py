@@ -1,4 +1,4 @@
-"""A load test from its profile to its result: workers are started, told when to begin, watched, and added up."""
+"""A load from its profile to its result: workers are started, told when to begin, watched, and added up."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ from typing import Any
 from minitron.errors import ClientError, NotReady, OutputExists
 from minitron.prometheus import Metrics
 from minitron.version import VERSION
-from minitron_client.bench import worker
-from minitron_client.bench.gone import GONE, Gone
-from minitron_client.bench.pauses import scheduling
-from minitron_client.bench.processes import SPAWN, lean_grpc
+from minitron_client.bench.loops import Sendable
+from minitron_client.bench.process import SPAWN, lean_grpc, scheduling
 from minitron_client.bench.profile import Profile
-from minitron_client.bench.record import OK, Record
-from minitron_client.bench.requests import Sendable
-from minitron_client.bench.saturation import SaturationWatch
+from minitron_client.bench.record import OK, Record, read_records
 from minitron_client.bench.schedule import Slice
-from minitron_client.bench.summary import Summary, Window, read_records
-from minitron_client.bench.timeline import stalls
-from minitron_client.bench.worker import Progress, Task
+from minitron_client.bench.summary import Summary, Window, summarize
+from minitron_client.bench.watch import GONE, Gone, SaturationWatch, stalls
+from minitron_client.bench.worker import LoadWorker, Progress
 from minitron_client.client.openai import AnyEndpoint
 
 log = logging.getLogger(__name__)
@@ -78,32 +74,32 @@ def execute(
     interrupt ends the sending and keeps what was measured.
     """
     share = share or Slice()
-    tasks = [
-        Task(
+    workers = [
+        LoadWorker(
             endpoint, list(requests[number :: profile.workers]),
             Slice(number + 1, profile.workers).share(share.share(profile.arrival.concurrency)),
             profile.duration_s, profile.deadline_s, folder / _records_name(share, number + 1),
         )
         for number in range(profile.workers)
     ]  # fmt: skip
-    crew = _Crew(tasks)
+    processes = _Workers(workers)
     try:
-        outcome = crew.run(profile, metrics_url, model, show)
-        window = _window(profile, outcome)
-        summaries = crew.summaries(window, profile)
+        outcome = processes.run(profile, metrics_url, model, show)
     finally:
-        crew.end()
-    total = Summary()
-    for one in summaries:
+        processes.end()
+    window, total, latencies = _window(profile, outcome), Summary(), []
+    records = [worker.records for worker in workers]
+    for path in records:  # one after the other: a summary holds every value
+        one = summarize(read_records(path), window, profile.slo)
+        latencies.append(one.document(window)["latency_ms"])
         total.merge(one)
-    records = [task.records for task in tasks]
     itl = total.percentiles_ms("itl") or {}
     server = _server_counts(outcome, model, total) | _server_rate(outcome, window, _all(records))
     return _about(profile, share, outcome) | {
         "window": asdict(window), "records": [path.name for path in records], "summary": total.document(window),
         "stalls": stalls(_all(records), itl.get("p99"), outcome.start_ns),
-        "workers": [one.document(window)["latency_ms"] for one in summaries],
-        "server": {"samples": outcome.samples} | server, "state": total.state(),
+        "workers": latencies,
+        "server": {"samples": outcome.samples} | server,
     }  # fmt: skip
 
 
@@ -111,16 +107,16 @@ def _all(paths: Sequence[Path]) -> Iterator[Record]:
     return (record for path in paths for record in read_records(path))
 
 
-class _Crew:
+class _Workers:
     """The worker processes and the pipes to them."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, workers: Sequence[LoadWorker]) -> None:
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         with lean_grpc():
-            for task in tasks:
+            for worker in workers:
                 ours, theirs = SPAWN.Pipe()
-                process = SPAWN.Process(target=worker.main, args=(theirs, task), daemon=True)
+                process = SPAWN.Process(target=worker.main, args=(theirs,), daemon=True)
                 process.start()
                 theirs.close()
                 self._pipes.append(ours)
@@ -137,7 +133,7 @@ class _Crew:
         outcome = Outcome(start_ns, start_ns, None, server_before=before)
         watch = SaturationWatch() if profile.stop_when_saturated and profile.arrival.kind != "closed" else None
         busy, in_flight, second = set(self._pipes), dict.fromkeys(self._pipes, 0), Progress()
-        next_show, whole = start_ns + 10**9, Progress()
+        next_show, totals = start_ns + 10**9, Progress()
         while busy:
             try:
                 for pipe in _readable(busy):
@@ -146,9 +142,9 @@ class _Crew:
                         busy.discard(pipe)
                         self._done(outcome, busy, *said)
                     else:
-                        _add(second, said)
-                        _add(whole, said)
-                        in_flight[pipe] = said["in_flight"]
+                        second.add(said)
+                        totals.add(said)
+                        in_flight[pipe] = said.in_flight
                 if time.monotonic_ns() >= next_show:
                     next_show += 10**9
                     second.in_flight = sum(in_flight.values())
@@ -167,17 +163,14 @@ class _Crew:
         if outcome.stopped != GONE:
             outcome.gone = None
         if metrics_url and before:
-            outcome.server_after = _settled(metrics_url, before, model, whole)
+            outcome.server_after = _settled(metrics_url, before, model, totals)
         return outcome
-
-    def summaries(self, window: Window, profile: Profile) -> list[Summary]:
-        """Let every worker add up its records."""
-        for pipe in self._pipes:
-            pipe.send(((window.start_ns, window.end_ns), profile.slo.model_dump()))
-        return [Summary.of_state(self._expect(pipe, "summary")) for pipe in self._pipes]
 
     def end(self) -> None:
         """Leave no process behind."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):  # it is gone
+                pipe.send("end")
         for process in self._processes:
             process.join(timeout=_DRAIN_S if process.exitcode is None else 0)
             if process.is_alive():
@@ -240,21 +233,13 @@ def _readable(pipes: set[Connection]) -> list[Connection]:
     return [pipe for pipe in wait(list(pipes), timeout=0.2) if isinstance(pipe, Connection)]
 
 
-def _add(total: Progress, said: dict[str, Any]) -> None:
-    total.sent += said["sent"]
-    total.ended += said["ended"]
-    total.failed += said["failed"]
-    total.tokens += said["tokens"]
-    total.ttft_ms += said["ttft_ms"]
-
-
-def _settled(url: str, before: Metrics, model: str, whole: Progress) -> Metrics | None:
+def _settled(url: str, before: Metrics, model: str, totals: Progress) -> Metrics | None:
     """The metrics once the server has counted what we have, or does so no more; None where it is gone."""
     until = time.monotonic() + _SETTLE_S
     with contextlib.suppress(NotReady):
         while True:
             page = Metrics.read(url)
-            counts = _counts(before, page, model, whole.sent, whole.tokens).values()
+            counts = _counts(before, page, model, totals.sent, totals.tokens).values()
             if time.monotonic() > until or all(theirs is None or theirs >= ours for theirs, ours in counts):
                 return page
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The plan of a load test: which requests, how long, and when, all drawn from the seed before anything is sent.
+"""The schedule of a load: which requests, how long, and when, all drawn from the seed before anything is sent.
 
 Arrival processes: constant; Poisson (exponential gaps); gamma (gaps of the same mean with shape ``burstiness``); ramp
 (a Poisson process whose rate rises linearly, by inverting its cumulative rate); trace (times as recorded).
@@ -22,7 +22,7 @@ from minitron_client.bench.profile import Arrival, Length, Profile
 
 
 @dataclass(frozen=True)
-class Planned:
+class ScheduledRequest:
     """One request of the plan: when (ns after the start; None in a closed loop) and how many tokens in and out."""
 
     index: int
@@ -58,7 +58,7 @@ class Slice:
         return count // self.of + (self.number - 1 < count % self.of)
 
 
-def plan(profile: Profile) -> list[Planned]:
+def plan(profile: Profile) -> list[ScheduledRequest]:
     """The whole plan; the same for the same profile, on every machine."""
     if profile.arrival.kind == "trace":
         assert profile.arrival.trace is not None
@@ -67,7 +67,7 @@ def plan(profile: Profile) -> list[Planned]:
     count = profile.arrival.requests if times is None else len(times)
     inputs = _lengths(profile.input_tokens, count, np.random.default_rng([profile.seed, 2]))
     outputs = _lengths(profile.output_tokens, count, np.random.default_rng([profile.seed, 3]))
-    return [Planned(i, None if times is None else times[i], inputs[i], outputs[i]) for i in range(count)]
+    return [ScheduledRequest(i, None if times is None else times[i], inputs[i], outputs[i]) for i in range(count)]
 
 
 def _times(arrival: Arrival, duration_s: float, draw: np.random.Generator) -> list[int] | None:
@@ -117,7 +117,7 @@ def _lengths(length: Length, count: int, draw: np.random.Generator) -> list[int]
     return [int(value) for value in np.clip(np.rint(values), length.low, length.high)]
 
 
-def _trace(path: Path, profile: Profile) -> Iterator[Planned]:
+def _trace(path: Path, profile: Profile) -> Iterator[ScheduledRequest]:
     """Requests of a recorded trace that fall into the duration, times divided by ``speed``."""
     try:
         rows = list(_csv(path) if path.suffix == ".csv" else _jsonl(path))
@@ -134,7 +134,7 @@ def _trace(path: Path, profile: Profile) -> Iterator[Planned]:
     for index, (at, tokens_in, tokens_out) in enumerate(sorted(rows)):
         offset_s = (at - first) / profile.arrival.speed
         if offset_s < profile.duration_s:
-            yield Planned(index, round(offset_s * 1e9), max(tokens_in, 1), max(tokens_out, 1))
+            yield ScheduledRequest(index, round(offset_s * 1e9), max(tokens_in, 1), max(tokens_out, 1))
 
 
 def _jsonl(path: Path) -> Iterator[tuple[float, int, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from minitron.console import table
 from minitron.errors import UsageError, VerdictError
-from minitron_client.bench import gone
+from minitron_client.bench import watch
 from minitron_client.bench.profile import Profile, Slo
 from minitron_client.bench.statistics import mean, remark, shown
 
@@ -33,7 +33,7 @@ def find_capacity(profile: Profile, measure: Measure, folder: Path, bound: float
     Raises VerdictError; ServerError where the server is gone.
     """
     if profile.slo == Slo():
-        raise UsageError("--find-capacity needs an SLO; give one with --set slo.ttft_ms=500 or in the profile")
+        raise UsageError("--capacity needs an SLO; give one with --set slo.ttft_ms=500 or in the profile")
     tried: list[dict[str, Any]] = []
 
     def carried(rate: float) -> bool:
@@ -41,8 +41,8 @@ def find_capacity(profile: Profile, measure: Measure, folder: Path, bound: float
         document = measure(changed, folder / f"{len(tried):02d}-rate-{rate:.4g}")
         if document["stopped"] == "interrupted":
             raise KeyboardInterrupt
-        if document["stopped"] == gone.GONE:
-            raise gone.failure(document["server_gone"])
+        if document["stopped"] == watch.GONE:
+            raise watch.failure(document["server_gone"])
         summary = document["summary"]
         good = (summary["goodput_share"] or 0.0) >= bound and document["stopped"] is None
         tried.append({"rate": rate, "carried": good, "stopped": document["stopped"], "summary": summary})
@@ -107,9 +107,9 @@ def text(document: dict[str, Any]) -> str:
             f"{100 * (summary['goodput_share'] or 0):.1f}%",
             *(shown(ttft.get(share), ".1f") for share in ("p50", "p99")), one["stopped"] or _word(one["carried"]),
         ])  # fmt: skip
-    head = ["rate", "requests/s", "tokens/s", "good", "TTFT p50 ms", "TTFT p99 ms", "verdict"]
+    columns = ["rate", "requests/s", "tokens/s", "good", "TTFT p50 ms", "TTFT p99 ms", "verdict"]
     found = (
         f"capacity: {document['capacity_per_s']:.3g} requests/s with at least {document['goodput_bound']:.0%} good, "
         f"{_REPEATS} of {_REPEATS} repeats"
     )
-    return "\n".join([table(rows, head), *remark(rows), found])
+    return "\n".join([table(rows, columns), *remark(rows), found])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,17 +50,20 @@ def remark(rows: Iterable[Sequence[str]]) -> list[str]:
     return [TOO_FEW] if any("-" in row for row in rows) else []
 
 
-def percentile(values: Sequence[float] | NDArray[np.float64], share: float) -> float:
-    """The nearest-rank percentile: the smallest value that at least ``share`` percent of the values do not exceed."""
-    ordered = np.sort(np.asarray(values, np.float64))
-    return float(ordered[max(math.ceil(share / 100 * len(ordered)), 1) - 1])
+def percentile(values: Sequence[float] | NDArray[Any], share: float) -> float:
+    """The nearest-rank percentile: the smallest value that at least ``share`` percent of the values do not exceed.
+
+    Whole numbers stay whole.
+    """
+    ordered = np.sort(np.asarray(values))
+    return ordered[max(math.ceil(share / 100 * len(ordered)), 1) - 1].item()  # type: ignore[no-any-return]
 
 
-def percentiles(repeats: Sequence[Sequence[float] | NDArray[np.float64]], seed: int = 0) -> dict[int, Estimate | None]:
+def percentiles(repeats: Sequence[Sequence[float] | NDArray[Any]], seed: int = 0) -> dict[int, Estimate | None]:
     """``PERCENTILES`` of the pooled values of all repeats with bootstrap intervals, None for those of too few values;
     empty where there are no values.
     """
-    groups = [np.asarray(values, np.float64) for values in repeats if len(values)]
+    groups = [np.asarray(values) for values in repeats if len(values)]
     if not groups:
         return {}
     pooled = np.concatenate(groups)
@@ -70,9 +74,7 @@ def percentiles(repeats: Sequence[Sequence[float] | NDArray[np.float64]], seed: 
     }
 
 
-def _bootstrapped(
-    groups: Sequence[NDArray[np.float64]], seed: int
-) -> Mapping[int, tuple[float, float] | tuple[None, None]]:
+def _bootstrapped(groups: Sequence[NDArray[Any]], seed: int) -> Mapping[int, tuple[float, float] | tuple[None, None]]:
     draw = np.random.default_rng(seed)
     samples = []
     for _ in range(_RESAMPLES):

@@ -1,35 +1,65 @@
-"""The client for asyncio: the blocking client's methods with ``async``, for hundreds of streams at once."""
+"""The client for asyncio, for hundreds of streams at once. The blocking one is this one, run in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron import failures
-from minitron.errors import Cancelled, ClientError, DeadlineExceeded, NotReady
+from minitron.errors import ClientError, DeadlineExceeded, NotReady, UsageError
 from minitron.text.channel import PATIENT_KEEPALIVE_S
-from minitron_client.client import dialect, questions
-from minitron_client.client.answer import STOP_GRACE_S, Chunk, Exchange, Response
+from minitron_client.client import dialect
+from minitron_client.client.answer import STOP_GRACE_S, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Deadline, Endpoint, Retry, Tls
-from minitron_client.client.questions import Question
-from minitron_client.client.request import Request, as_request
+from minitron_client.client.local_text import LocalText
+from minitron_client.client.request import Request
+from minitron_client.client.stream import AsyncStream
 
 log = logging.getLogger(__name__)
 
+#: Clients that had a connection. gRPC does not survive a fork with one of grpc.aio open: it would crash the child.
+_CONNECTED: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+_torn = False
+
+
+def any_connected() -> bool:
+    """Whether a client of this process has a connection open."""
+    return any(client._opened is not None for client in _CONNECTED)
+
+
+def _after_fork_in_child() -> None:
+    global _torn  # noqa: PLW0603 (of the process, as gRPC's own state is)
+    _torn = _torn or any_connected()
+    _CONNECTED.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
 
 class AsyncClient:
-    """A connection to one server for one event loop; arguments, methods and errors are those of ``Client``."""
+    """A connection to one server for one event loop. Use it in an ``async with`` block, or close it.
+
+    ``model``: the model that takes the requests; None finds tensorrt_llm_bls, else ensemble, else tensorrt_llm.
+    ``deadline_s``: for each request unless it says otherwise, retries included; None waits for ever.
+    ``keepalive_s``: how often a silent server is asked whether it lives (see ``Endpoint``). ``url`` may be an Endpoint,
+    which says how to connect by itself.
+    ``tokenizer``: the served tokenizer's folder; text is then made here, over tensorrt_llm, without the text model.
+
+    Every method that talks to the server may raise a ClientError: NotReady, Rejected, InvalidRequest,
+    DeadlineExceeded, StreamBroken, Cancelled.
+    """
 
     def __init__(
         self,
@@ -47,10 +77,14 @@ class AsyncClient:
         self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
         self._tokenizer = None if tokenizer is None else Path(tokenizer)
         self._metadata = self._endpoint.metadata
+        if self._endpoint.tls:
+            self._endpoint.tls.credentials()  # a file that is not there is named here, not with the first request
         self._models: dict[str | None, ServedModel] = {}
+        self._finding = asyncio.Lock()
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._leaving: set[asyncio.Task[None]] = set()
         self._opened: Any = None
+        self._closed = False
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -64,8 +98,8 @@ class AsyncClient:
             stream.leave()
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=STOP_GRACE_S)
-        if self._opened is not None:
-            await self._opened.close()
+        self._closed = True
+        await self._disconnect()
 
     async def generate(
         self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
@@ -117,31 +151,34 @@ class AsyncClient:
 
     async def is_live(self) -> bool:
         """Whether a server answers there."""
-        return await self._yes(questions.live())
+        return await self._yes("ServerLive", pb.ServerLiveRequest(), "live")
 
     async def is_ready(self) -> bool:
         """Whether the server and all its models are ready."""
-        return await self._yes(questions.ready())
+        return await self._yes("ServerReady", pb.ServerReadyRequest(), "ready")
 
     async def is_model_ready(self, name: str) -> bool:
         """Whether one model is ready."""
-        return await self._yes(questions.model_ready(name))
+        return await self._yes("ModelReady", pb.ModelReadyRequest(name=name), "ready")
 
     async def metadata(self) -> dict[str, Any]:
         """Name, version and extensions of the server."""
-        return dict(await self._ask(questions.metadata()))
+        return _plain(await self._ask("ServerMetadata", pb.ServerMetadataRequest()))
 
     async def model_metadata(self, model: str | None = None) -> dict[str, Any]:
         """Versions, inputs and outputs of a model."""
-        return dict(await self._ask(questions.model_metadata(model or (await self.served_model()).name)))
+        name = model or (await self.served_model()).name
+        return _plain(await self._ask("ModelMetadata", pb.ModelMetadataRequest(name=name)))
 
     async def config(self, model: str | None = None) -> dict[str, Any]:
         """A model's config as the server completed it."""
-        return dict(await self._ask(questions.config(model or (await self.served_model()).name)))
+        return _plain(await self._config(model or (await self.served_model()).name))
 
     async def statistics(self, model: str | None = None) -> list[dict[str, Any]]:
         """Counts and durations of a model, for each version."""
-        return list(await self._ask(questions.statistics(model or (await self.served_model()).name)))
+        name = model or (await self.served_model()).name
+        answer = await self._ask("ModelStatistics", pb.ModelStatisticsRequest(name=name))
+        return [_plain(one) for one in answer.model_stats]
 
     async def served_model(self, name: str | None = None, *, deadline_s: float | None = None) -> ServedModel:
         """What the client knows of a model (None: the one that takes the requests): its dialect and its inputs."""
@@ -150,39 +187,85 @@ class AsyncClient:
     async def _served_model(self, name: str | None, deadline: Deadline) -> ServedModel:
         name = name or self._model
         if name not in self._models:
-            steps = questions.find_model(name, self._endpoint.url, self._tokenizer)
-            found = await self._follow(steps, deadline)
-            self._models[name] = self._models[found.name] = found
+            try:  # streams that begin together: a tokenizer is loaded once, and not while it is loaded
+                await asyncio.wait_for(self._finding.acquire(), deadline.left_s)
+            except asyncio.TimeoutError:
+                raise DeadlineExceeded(f"{self._endpoint.url}: no answer about the model within the deadline") from None
+            try:
+                if name not in self._models:
+                    found = await self._find_model(name, deadline)
+                    self._models[name] = self._models[found.name] = found
+                    return found
+            finally:
+                self._finding.release()
         return self._models[name]
 
-    async def _follow(self, steps: Generator[Question, Any, ServedModel], deadline: Deadline) -> ServedModel:
-        answer = None
-        while True:
-            try:
-                question = steps.send(answer)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            answer = await self._ask(question, deadline)
+    async def _find_model(self, name: str | None, deadline: Deadline) -> ServedModel:
+        """Ask what must be known of a model (None: the best front there is) before it can be sent requests."""
+        config = await self._config(name or await self._best_front(deadline), deadline)
+        engine = dialect.engine_step(config)
+        found = dialect.served_model(config, await self._config(engine, deadline) if engine else config)
+        if self._tokenizer is None:
+            return found
+        limits = {}
+        if await self._is_model_ready(dialect.FRONTS[0], deadline):
+            text_model = await self._config(dialect.FRONTS[0], deadline)
+            limits = {key: value.string_value for key, value in text_model.parameters.items()}
+        return dialect.with_local_text(found, await asyncio.to_thread(LocalText, self._tokenizer, limits))
 
-    async def _ask(self, question: Question, deadline: Deadline | None = None) -> Any:
-        timeout = (deadline or Deadline(None)).question_s
+    async def _best_front(self, deadline: Deadline) -> str:
+        for front in dialect.FRONTS if self._tokenizer is None else dialect.FRONTS[-1:]:
+            if await self._is_model_ready(front, deadline):
+                return front
+        raise NotReady(
+            f"{self._endpoint.url}: none of the models {', '.join(dialect.FRONTS)} is ready; wait, or name another "
+            "(--model)"
+        )
+
+    async def _is_model_ready(self, name: str, deadline: Deadline) -> bool:
+        return bool((await self._ask("ModelReady", pb.ModelReadyRequest(name=name), deadline)).ready)
+
+    async def _config(self, name: str, deadline: Deadline | None = None) -> Any:
+        return (await self._ask("ModelConfig", pb.ModelConfigRequest(name=name), deadline)).config
+
+    async def _ask(self, rpc: str, message: Any, deadline: Deadline | None = None) -> Any:
+        """Call a method of ``inference.GRPCInferenceService``; its answer."""
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), rpc)
         try:
-            call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(self._channel), question.rpc)
-            return question.read(await call(question.message, timeout=timeout, metadata=self._metadata))
+            return await call(message, timeout=(deadline or Deadline(None)).question_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failures.of_status(error, self._endpoint.url) from None
 
-    async def _yes(self, question: Question) -> bool:
+    async def _yes(self, rpc: str, message: Any, field: str) -> bool:
         try:
-            return bool(await self._ask(question))
+            return bool(getattr(await self._ask(rpc, message), field))
         except (NotReady, DeadlineExceeded):
             return False
+
+    async def _disconnect(self) -> None:
+        """Close the connection; one that is not closed for good opens another with its next request."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            await opened.close()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._leaving and not any(stream.in_flight for stream in self._streams)
 
     @property
     def _channel(self) -> grpc.aio.Channel:
         """The channel; made on first use, because it belongs to the event loop that runs then."""
+        if self._closed:
+            raise UsageError("this client is closed; make another")
+        if _torn:
+            raise ClientError(
+                "this process was forked while a client was connected and in use, which gRPC does not survive; fork "
+                "before, or start processes with 'spawn'"
+            )
         if self._opened is None:
             self._opened = self._endpoint.aio_channel()
+            _CONNECTED.add(self)
         return self._opened
 
     @property
@@ -202,172 +285,6 @@ class AsyncClient:
         task.add_done_callback(self._leaving.discard)
 
 
-class AsyncStream(AsyncIterator[Chunk]):
-    """The chunks of one answer as they come. Leaving it (``break``, the end of its block) cancels the request."""
-
-    def __init__(
-        self, client: AsyncClient, asked: str | Request, options: dict[str, Any], model: str | None,
-        deadline_s: float | None, *, stream: bool,
-    ) -> None:  # fmt: skip
-        self._client, self._model, self._streaming = client, model, stream
-        self._deadline_s = client._deadline_s if deadline_s is None else deadline_s
-        self._ready: deque[Chunk] = deque()
-        self._exchange: Exchange | None = None
-        self._ended = False
-        self._call: Any = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._reading: asyncio.Future[Any] | None = None
-        self._request = as_request(asked, options)
-        self._request.check()
-        client._streams.add(self)
-
-    @property
-    def request_id(self) -> str:
-        """The id under which the server knows the request; "" before it is sent."""
-        return self._exchange.request_id if self._exchange else ""
-
-    @property
-    def response(self) -> Response:
-        """The answer as far as it has come; whole once the iteration has ended. Raises Cancelled if none was sent."""
-        return self._sent.response()
-
-    async def __anext__(self) -> Chunk:
-        if self._exchange is None and not self._ended:
-            await self._open()
-        while not self._ready:
-            if self._ended:
-                raise StopAsyncIteration
-            await self._receive()
-        return self._ready.popleft()
-
-    def cancel(self) -> None:
-        """End the request; whoever iterates gets Cancelled."""
-        if self._exchange and not self._ended and not self._exchange.final:
-            self._exchange.stopped = True
-            self._stop()
-
-    async def close(self) -> None:
-        """End the request, if it has not ended, and release what it holds."""
-        self.leave()
-
-    def leave(self) -> None:
-        """As ``close``, for code that cannot wait."""
-        if not self._ended:
-            self.cancel()
-            self._end()
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, and the channel with it
-            self.leave()
-
-    @property
-    def _sent(self) -> Exchange:
-        if self._exchange is None:
-            raise Cancelled("the request has not been sent; iterate over the stream first")
-        return self._exchange
-
-    async def _open(self) -> None:
-        deadline = Deadline(self._deadline_s)
-        served = await self._client._served_model(self._model, deadline)
-        self._exchange = Exchange(
-            served, self._request, self._client._endpoint.url,
-            stream=self._streaming, deadline=deadline, retry=self._client._retry,
-        )  # fmt: skip
-        left_s = deadline.left_s
-        if served.takes_stops and left_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
-        self._send()
-
-    def _send(self) -> None:
-        self._sent.sending()
-        self._call = self._client._infer(
-            self._sent.message, timeout=self._sent.call_timeout_s, metadata=self._client._metadata
-        )
-
-    async def _receive(self) -> None:
-        try:
-            response = await self._read()
-            if response is grpc.aio.EOF:
-                self._end()
-                self._sent.check_whole()
-            else:
-                self._ready.extend(self._sent.take(response))
-                if self._sent.leaves_engine:
-                    self._stop()
-                    self._end()
-        except asyncio.CancelledError:
-            if early := self._sent.ended_early():  # our own cancel of the call, not one of the caller's task
-                self._end()
-                raise early from None
-            raise
-        except grpc.RpcError as error:
-            await self._send_again_or_raise(self._sent.failure(error))
-        except ClientError as error:
-            await self._send_again_or_raise(error)
-
-    async def _read(self) -> Any:
-        if not self._sent.model.takes_stops:
-            return await self._call.read()
-        # A task that is cancelled while it reads would cancel the call with it, which leaks the ensemble's request.
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._call.read())
-        response = await asyncio.shield(self._reading)
-        self._reading = None
-        return response
-
-    async def _send_again_or_raise(self, error: ClientError) -> None:
-        if isinstance(error, NotReady):
-            self._client._models.clear()  # it may come back with other models
-        delay_s = self._sent.retry_delay_s(error)
-        if delay_s is None:
-            self._end()
-            raise error from None
-        log.debug("sending request %s again in %.1f s: %s", self.request_id, delay_s, error)
-        self._finish()
-        await asyncio.sleep(delay_s)
-        self._reading = None
-        self._send()
-
-    def _expire(self) -> None:
-        self._sent.expired = True
-        self._stop()
-
-    def _stop(self) -> None:
-        """End the generation in the server: with a ``stop``, or by cancelling the stream where nothing takes that."""
-        if self._sent.model.takes_stops:
-            self._client._later(self._client._stop_quietly, self.request_id, self._sent.model.name)
-        else:
-            self._call.cancel()
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._timer:
-            self._timer.cancel()
-        self._finish()
-
-    def _finish(self) -> None:
-        """Let the call come to its end, for a while, whatever its answer was: a stop, an error, a whole one.
-
-        One that is cancelled while its last response is written stays in Triton (2.51) for ever, and with it the model.
-        """
-        if self._call is not None and not self._call.done():
-            self._client._later(_drain, self._call, self._reading)
-
-
-async def _drain(call: Any, reading: asyncio.Future[Any] | None) -> None:
-    """Read a call to its end, for a while; then cancel it."""
-
-    async def to_the_end() -> None:
-        response = await (reading or call.read())
-        while response is not grpc.aio.EOF:
-            response = await call.read()
-
-    with contextlib.suppress(asyncio.TimeoutError, grpc.RpcError):
-        await asyncio.wait_for(to_the_end(), STOP_GRACE_S)
-    call.cancel()
+def _plain(message: Any) -> dict[str, Any]:
+    """A protobuf message as JSON values, under its own field names (64-bit numbers become strings)."""
+    return dict(MessageToDict(message, preserving_proto_field_name=True))

@@ -7,17 +7,21 @@ from pathlib import Path
 
 from minitron import api_keys
 from minitron.errors import UsageError
-from minitron_client.client.blocking import Client
+from minitron_client.client.blocking import Client, HttpClient
 from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Tls
-from minitron_client.client.openai import AnyEndpoint, HttpClient, HttpEndpoint
+from minitron_client.client.openai import AnyEndpoint, HttpEndpoint
 
 
 def add_connection(parser: argparse.ArgumentParser, *, http: bool = False) -> None:
-    """Declare where the server is and how to reach it; ``http``: OpenAI's HTTP will do as well."""
+    """Declare where the server is and how to reach it; ``http``: OpenAI's HTTP will do as well, and who calls finds a
+    server where none is named.
+    """
     add = parser.add_argument_group("server").add_argument
     or_http = ", or an OpenAI API such as http://127.0.0.1:8080/v1" if http else ""
     kinds = "HOST:PORT|URL" if http else "HOST:PORT"
-    add("--url", default=DEFAULT_URL, metavar=kinds, help=f"its gRPC address{or_http} (default %(default)s)")
+    default = None if http else DEFAULT_URL
+    where = f"that of the running server, else {DEFAULT_URL}" if http else DEFAULT_URL
+    add("--url", default=default, metavar=kinds, help=f"its gRPC address{or_http} (default: {where})")
     add("--model", metavar="NAME", help="model to ask (default: tensorrt_llm_bls, else ensemble, else tensorrt_llm)")
     add("--tls", action="store_true", help="speak TLS; the three below imply it")
     add("--tls-ca", type=Path, metavar="PEM", help="authority that signed the server's certificate")

@@ -1,46 +1,194 @@
-"""The client for scripts and threads: calls block until their answer is there."""
+"""The clients for scripts and threads: the asynchronous ones, run in an event loop of this process's own.
+
+One thread runs that loop while any client is open. A call hands its coroutine to it and waits, so that any number of
+threads may call, also one with an event loop of its own; Ctrl-C ends the wait and cancels what was asked.
+
+Processes may fork. gRPC does not survive a fork with a connection of grpc.aio open, so connections that nothing uses
+are closed before, and opened again by the next request. A child that is forked in the middle of an answer gets an error
+where it asks anything over gRPC.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
-import logging
+import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import grpc
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
-
-from minitron import failures
-from minitron.errors import ClientError, DeadlineExceeded, NotReady
+from minitron.errors import Cancelled, ClientError
 from minitron.text.channel import PATIENT_KEEPALIVE_S
-from minitron_client.client import dialect, questions
-from minitron_client.client.answer import STOP_GRACE_S, Chunk, Exchange, Response
+from minitron_client.client.aio import AsyncClient, any_connected
+from minitron_client.client.answer import Chunk, Response
 from minitron_client.client.dialect import ServedModel
-from minitron_client.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Deadline, Endpoint, Retry, Tls
-from minitron_client.client.questions import Question
-from minitron_client.client.request import Request, as_request
+from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Retry, Tls
+from minitron_client.client.openai import AsyncHttpClient, AsyncHttpStream, HttpEndpoint
+from minitron_client.client.request import Request
+from minitron_client.client.stream import AsyncStream
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
+C = TypeVar("C", AsyncClient, AsyncHttpClient)
+_FORK_S = 2.0  # for connections to be closed before a fork
+_INHERITED: list[Any] = []
+_GRPC_THREADS = ("event_engine", "grpc_", "lifeguard")  # as gRPC 1.85 names them
 
 
-class Client:
+def _threads_of_grpc() -> Iterator[str]:
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if (name := path.read_text()).startswith(_GRPC_THREADS):
+                yield name
+
+
+class _LoopThread:
+    """The event loop of all blocking clients of a process, in a thread while any of them is open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[_Blocking[Any]] = weakref.WeakSet()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._calls = 0
+        self._used = False  # since the last fork
+
+    def run(self, client: _Blocking[Any], work: Coroutine[Any, Any, T]) -> T:
+        """Wait for what a coroutine of an open client returns; raises what it does."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="minitron-client", daemon=True)
+                self._thread.start()
+            self._open.add(client)
+            self._used = True
+            self._calls += 1
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise Cancelled("the request was cancelled") from None
+        except BaseException:
+            future.cancel()  # Ctrl-C: nobody waits any more
+            raise
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    def soon(self, call: Callable[[], Any]) -> None:
+        """Have the loop call something, without waiting; nothing where there is no loop any more."""
+        with contextlib.suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(call)
+
+    def leave(self, client: _Blocking[Any]) -> None:
+        """The client is closed; the last one ends the thread."""
+        with self._lock:
+            self._open.discard(client)
+            if self._open or self._loop is None or self._thread is None:
+                return
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+    def before_fork(self) -> None:
+        """Close the connections that nothing uses."""
+        self._lock.acquire()
+        if self._loop is not None and self._calls == 0:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result(_FORK_S)
+        # gRPC's threads end soon after its last connection; until then a child would inherit the locks that they hold.
+        if self._used and not any_connected():
+            self._used, until = False, time.monotonic() + _FORK_S
+            while any(_threads_of_grpc()) and time.monotonic() < until:
+                time.sleep(0.005)
+
+    async def _disconnect(self) -> None:
+        for client in list(self._open):
+            if isinstance(client._made, AsyncClient) and client._made._idle:
+                await client._made._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """The thread is not here; clients make themselves anew. What it held stays: gRPC would crash freeing it."""
+        _INHERITED.append((self._loop, list(self._open)))
+        self.__init__()  # type: ignore[misc]
+
+
+_LOOP = _LoopThread()
+os.register_at_fork(
+    before=_LOOP.before_fork, after_in_parent=_LOOP.after_fork_in_parent, after_in_child=_LOOP.after_fork_in_child
+)
+
+
+class _Blocking(Generic[C]):
+    """What the clients of both kinds have in common: the client that does the work, made anew in a forked process."""
+
+    def __init__(self, make: Callable[[], C]) -> None:
+        self._make: Callable[[], C] = make
+        self._made: C = make()
+        self._process = os.getpid()
+
+    def __enter__(self: B) -> B:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _async(self) -> C:
+        if self._process != os.getpid():
+            self._process, self._made = os.getpid(), self._make()
+        return self._made
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return _LOOP.run(self, work)
+
+    def close(self) -> None:
+        """End all that is in flight and close the connection."""
+        if self._process == os.getpid() and self in _LOOP._open:
+            self._run(self._made.close())
+            _LOOP.leave(self)
+
+    def generate(
+        self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
+    ) -> Response:
+        """Wait for the whole answer to a prompt (``options``: fields of Request) or a Request."""
+        return self._run(self._async.generate(asked, model=model, deadline_s=deadline_s, **options))
+
+    def stream(
+        self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
+    ) -> Stream:
+        """Send a prompt or a Request and iterate over the chunks of its answer; leaving the iterator cancels it."""
+
+        async def started() -> AsyncStream | AsyncHttpStream:
+            stream = self._async.stream(asked, model=model, deadline_s=deadline_s, **options)
+            await stream.start()
+            return stream
+
+        return Stream(self, self._run(started()))
+
+    def metadata(self) -> dict[str, Any]:
+        """Name, version and extensions of the server; nothing is known over HTTP."""
+        return self._run(self._async.metadata())
+
+
+B = TypeVar("B", bound=_Blocking[Any])
+
+
+class Client(_Blocking[AsyncClient]):
     """A connection to one server; any number of threads may use it at once. Use it in a ``with`` block, or close it.
 
-    ``model``: the model that takes the requests; None finds tensorrt_llm_bls, else ensemble, else tensorrt_llm.
-    ``deadline_s``: for each request unless it says otherwise, retries included; None waits for ever.
-    ``keepalive_s``: how often a silent server is asked whether it lives (see ``Endpoint``). ``url`` may be an Endpoint,
-    which says how to connect by itself.
-    ``tokenizer``: the served tokenizer's folder; text is then made here, over tensorrt_llm, without the text model.
-
-    Every method that talks to the server may raise a ClientError: NotReady, Rejected, InvalidRequest,
-    DeadlineExceeded, StreamBroken, Cancelled.
+    Arguments, methods and errors are those of ``AsyncClient``.
     """
 
     def __init__(
@@ -55,45 +203,12 @@ class Client:
         keepalive_s: float = PATIENT_KEEPALIVE_S,
         tokenizer: Path | str | None = None,
     ) -> None:
-        self._endpoint = Endpoint.of(url, tls, api_key, keepalive_s)
-        self._model, self._deadline_s, self._retry = model, deadline_s, retry or Retry()
-        self._tokenizer = None if tokenizer is None else Path(tokenizer)
-        self._metadata = self._endpoint.metadata
-        self._channel = self._endpoint.channel()
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._infer = self._channel.unary_stream(
-            INFER_RPC, pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
-        )
-        self._models: dict[str | None, ServedModel] = {}
-        self._finding = threading.RLock()  # again where a stream that is collected meanwhile is stopped
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End all that is in flight and close the connection."""
-        for stream in list(self._streams):
-            stream.close()
-        self._channel.close()
-
-    def generate(
-        self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
-    ) -> Response:
-        """Wait for the whole answer to a prompt (``options``: fields of Request) or a Request."""
-        with self._open(asked, options, model, deadline_s, stream=False) as stream:
-            for _ in stream:
-                pass
-            return stream.response
-
-    def stream(
-        self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
-    ) -> Stream:
-        """Send a prompt or a Request and iterate over the chunks of its answer; leaving the iterator cancels it."""
-        return self._open(asked, options, model, deadline_s, stream=True)
+        super().__init__(
+            lambda: AsyncClient(
+                url, model=model, tls=tls, api_key=api_key, deadline_s=deadline_s, retry=retry,
+                keepalive_s=keepalive_s, tokenizer=tokenizer,
+            )
+        )  # fmt: skip
 
     def generate_batch(
         self,
@@ -105,150 +220,89 @@ class Client:
         **options: Any,
     ) -> list[Response]:
         """Whole answers to many prompts, in their order, ``concurrency`` at once; the first failure is raised."""
-        with ThreadPoolExecutor(max(1, min(concurrency, len(asked)))) as pool:
-            waiting = [pool.submit(self.generate, one, model=model, deadline_s=deadline_s, **options) for one in asked]
-            try:
-                return [one.result() for one in waiting]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        return self._run(
+            self._async.generate_batch(asked, concurrency=concurrency, model=model, deadline_s=deadline_s, **options)
+        )
 
     def stop(self, request_id: str, *, model: str = "tensorrt_llm") -> None:
         """Tell a model to end its request of this id; an unknown id is no error."""
-        message = dialect.stop_message(self.served_model(model, deadline_s=STOP_GRACE_S), request_id)
-        try:
-            answers = list(self._infer(message, timeout=STOP_GRACE_S, metadata=self._metadata))
-            if error_message := next((answer.error_message for answer in answers if answer.error_message), None):
-                raise failures.of_text(error_message, self._endpoint.url)
-        except grpc.RpcError as error:
-            raise failures.of_status(error, self._endpoint.url) from None
+        self._run(self._async.stop(request_id, model=model))
 
     def is_live(self) -> bool:
         """Whether a server answers there."""
-        return self._yes(questions.live())
+        return self._run(self._async.is_live())
 
     def is_ready(self) -> bool:
         """Whether the server and all its models are ready."""
-        return self._yes(questions.ready())
+        return self._run(self._async.is_ready())
 
     def is_model_ready(self, name: str) -> bool:
         """Whether one model is ready."""
-        return self._yes(questions.model_ready(name))
-
-    def metadata(self) -> dict[str, Any]:
-        """Name, version and extensions of the server."""
-        return dict(self._ask(questions.metadata()))
+        return self._run(self._async.is_model_ready(name))
 
     def model_metadata(self, model: str | None = None) -> dict[str, Any]:
         """Versions, inputs and outputs of a model."""
-        return dict(self._ask(questions.model_metadata(model or self.served_model().name)))
+        return self._run(self._async.model_metadata(model))
 
     def config(self, model: str | None = None) -> dict[str, Any]:
         """A model's config as the server completed it."""
-        return dict(self._ask(questions.config(model or self.served_model().name)))
+        return self._run(self._async.config(model))
 
     def statistics(self, model: str | None = None) -> list[dict[str, Any]]:
         """Counts and durations of a model, for each version."""
-        return list(self._ask(questions.statistics(model or self.served_model().name)))
+        return self._run(self._async.statistics(model))
 
     def served_model(self, name: str | None = None, *, deadline_s: float | None = None) -> ServedModel:
         """What the client knows of a model (None: the one that takes the requests): its dialect and its inputs."""
-        return self._served_model(name, Deadline(deadline_s))
+        return self._run(self._async.served_model(name, deadline_s=deadline_s))
 
-    def _served_model(self, name: str | None, deadline: Deadline) -> ServedModel:
-        name = name or self._model
-        with self._finding:  # threads that begin together: a tokenizer is loaded once, and not while it is loaded
-            if name not in self._models:
-                steps = questions.find_model(name, self._endpoint.url, self._tokenizer)
-                found = self._follow(steps, deadline)
-                self._models[name] = self._models[found.name] = found
-            return self._models[name]
 
-    def _follow(self, steps: Generator[Question, Any, ServedModel], deadline: Deadline) -> ServedModel:
-        answer = None
-        while True:
-            try:
-                question = steps.send(answer)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            answer = self._ask(question, deadline)
+class HttpClient(_Blocking[AsyncHttpClient]):
+    """``Client`` over HTTP, as far as commands need it; arguments and errors are those of ``AsyncHttpClient``."""
 
-    def _ask(self, question: Question, deadline: Deadline | None = None) -> Any:
-        timeout = (deadline or Deadline(None)).question_s
-        try:
-            call = getattr(self._stub, question.rpc)
-            return question.read(call(question.message, timeout=timeout, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise failures.of_status(error, self._endpoint.url) from None
+    def __init__(self, endpoint: HttpEndpoint, *, model: str | None = None, deadline_s: float | None = None) -> None:
+        super().__init__(lambda: AsyncHttpClient(endpoint, model=model, deadline_s=deadline_s))
 
-    def _yes(self, question: Question) -> bool:
-        try:
-            return bool(self._ask(question))
-        except (NotReady, DeadlineExceeded):
-            return False
-
-    def _open(
-        self,
-        asked: str | Request,
-        options: dict[str, Any],
-        model: str | None,
-        deadline_s: float | None,
-        *,
-        stream: bool,
-    ) -> Stream:
-        deadline = Deadline(self._deadline_s if deadline_s is None else deadline_s)
-        request = as_request(asked, options)
-        request.check()
-        served = self._served_model(model, deadline)
-        exchange = Exchange(served, request, self._endpoint.url, stream=stream, deadline=deadline, retry=self._retry)
-        return Stream(self, exchange)
+    def served_model(self, name: str | None = None) -> ServedModel:
+        """The model that is named here or was before, or the first of those that are served; raises ClientError."""
+        return self._run(self._async.served_model(name))
 
 
 class Stream(Iterator[Chunk]):
     """The chunks of one answer as they come. Leaving it (``break``, the end of its block) cancels the request."""
 
-    def __init__(self, client: Client, exchange: Exchange) -> None:
-        self._client, self._exchange = client, exchange
-        self._ready: deque[Chunk] = deque()
-        self._ended = self._reading = False
-        self._timer: threading.Timer | None = None
-        client._streams.add(self)
-        left_s = exchange.deadline.left_s
-        if exchange.model.takes_stops and left_s is not None:
-            self._timer = threading.Timer(left_s, self._expire)
-            self._timer.daemon = True
-            self._timer.start()
-        self._send()
+    def __init__(self, client: _Blocking[Any], stream: AsyncStream | AsyncHttpStream) -> None:
+        self._client, self._stream, self._process = client, stream, os.getpid()
 
     @property
     def request_id(self) -> str:
         """The id under which the server knows the request."""
-        return self._exchange.request_id
+        return self._stream.request_id
 
     @property
     def response(self) -> Response:
         """The answer as far as it has come; whole once the iteration has ended."""
-        return self._exchange.response()
+        return self._stream.response
 
     def __next__(self) -> Chunk:
-        while not self._ready:
-            if self._ended:
-                raise StopIteration
-            self._receive()
-        return self._ready.popleft()
+        if self._process != os.getpid():
+            raise ClientError("this answer is another process's: it was asked for before the fork")
+        chunk = self._client._run(self._next())
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    async def _next(self) -> Chunk | None:
+        return await anext(self._stream, None)
 
     def cancel(self) -> None:
         """End the request from any thread; whoever iterates gets Cancelled."""
-        if not self._ended and not self._exchange.final:
-            self._exchange.stopped = True
-            self._stop()
+        _LOOP.soon(self._stream.cancel)
 
     def close(self) -> None:
         """End the request, if it has not ended, and release what it holds."""
-        if not self._ended:
-            self.cancel()
-            if not self._reading:  # else the thread that reads ends it, with Cancelled
-                self._end()
+        if self._process == os.getpid():
+            self._client._run(self._stream.close())
 
     def __enter__(self) -> Stream:
         return self
@@ -257,77 +311,5 @@ class Stream(Iterator[Chunk]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_call"):
-            self.close()
-
-    def _send(self) -> None:
-        self._exchange.sending()
-        self._call = self._client._infer(
-            self._exchange.message, timeout=self._exchange.call_timeout_s, metadata=self._client._metadata
-        )
-
-    def _receive(self) -> None:
-        try:
-            self._ready.extend(self._exchange.take(self._read()))
-            if self._exchange.leaves_engine:
-                self._stop()
-                self._end()
-        except StopIteration:
-            self._end()
-            self._exchange.check_whole()
-        except grpc.RpcError as error:
-            self._send_again_or_raise(self._exchange.failure(error))
-        except ClientError as error:
-            self._send_again_or_raise(error)
-
-    def _read(self) -> Any:
-        self._reading = True
-        try:
-            return next(self._call)
-        finally:
-            self._reading = False
-
-    def _send_again_or_raise(self, error: ClientError) -> None:
-        if isinstance(error, NotReady):
-            self._client._models.clear()  # it may come back with other models
-        delay_s = self._exchange.retry_delay_s(error)
-        if delay_s is None:
-            self._end()
-            raise error from None
-        log.debug("sending request %s again in %.1f s: %s", self.request_id, delay_s, error)
-        self._finish()
-        time.sleep(delay_s)
-        self._send()
-
-    def _expire(self) -> None:
-        self._exchange.expired = True
-        self._stop()
-
-    def _stop(self) -> None:
-        """End the generation in the server: with a ``stop``, or by cancelling the stream where nothing takes that."""
-        if not self._exchange.model.takes_stops:
-            self._call.cancel()
-            return
-        with contextlib.suppress(ClientError, ValueError):  # the server, or our channel, is gone: nothing to stop
-            self._client.stop(self.request_id, model=self._exchange.model.name)
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._timer:
-            self._timer.cancel()
-        self._finish()
-
-    def _finish(self) -> None:
-        """Let the call come to its end, for a while, whatever its answer was: a stop, an error, a whole one.
-
-        One that is cancelled while its last response is written stays in Triton (2.51) for ever, and with it the model.
-        """
-        if not self._call.is_active():
-            return
-        watch = threading.Timer(STOP_GRACE_S, self._call.cancel)
-        watch.daemon = True
-        watch.start()
-        with contextlib.suppress(grpc.RpcError):
-            for _ in self._call:
-                pass
-        watch.cancel()
+        if hasattr(self, "_process") and self._process == os.getpid():
+            _LOOP.soon(self._stream.leave)

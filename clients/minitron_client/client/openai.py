@@ -8,17 +8,18 @@ do. A request that does not say how to sample takes the likeliest token, as in T
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minitron import failures
 from minitron.errors import (
+    Cancelled,
     ClientError,
     DeadlineExceeded,
     InvalidRequest,
@@ -209,50 +210,48 @@ class Counts:
         )  # fmt: skip
 
 
-class HttpClient:
-    """``Client`` over HTTP, as far as commands need it; for one thread. Use it in a ``with`` block."""
+class AsyncHttpClient:
+    """``AsyncClient`` over HTTP, as far as commands need it, for one event loop."""
 
     def __init__(self, endpoint: HttpEndpoint, *, model: str | None = None, deadline_s: float | None = None) -> None:
         self._endpoint, self._model, self._deadline_s = endpoint, model, deadline_s
-        self._loop = asyncio.new_event_loop()
-        self._session: aiohttp.ClientSession | None = None
+        self._opened: aiohttp.ClientSession | None = None
 
-    def __enter__(self) -> HttpClient:
-        self._session = self._loop.run_until_complete(self._opened())
+    async def __aenter__(self) -> AsyncHttpClient:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._session is not None:
-            self._loop.run_until_complete(self._session.close())
-        self._loop.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
-    def served_model(self) -> ServedModel:
-        """The model that was named, or the first of those that are served; raises ClientError."""
-        name = self._model or self._loop.run_until_complete(self._first_model())
+    async def close(self) -> None:
+        """Close the connections, and with them what is in flight."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            await opened.close()
+
+    async def served_model(self, name: str | None = None) -> ServedModel:
+        """The model that is named here or was before, or the first of those that are served; raises ClientError."""
+        name = name or self._model or await self._first_model()
         return ServedModel(name, DIALECT, decoupled=True, batched=False, inputs={})
 
-    def metadata(self) -> dict[str, Any]:
+    async def metadata(self) -> dict[str, Any]:
         """What is known of the server: nothing."""
         return {}
 
-    def generate(self, asked: str | Request, *, model: str | None = None, **options: Any) -> Response:
+    async def generate(
+        self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
+    ) -> Response:
         """Wait for the whole answer to a prompt (``options``: fields of Request) or a Request."""
-        answer = HttpStream(self, as_request(asked, options), model, stream=False)
-        for _ in answer:
-            pass
-        return answer.response
+        async with AsyncHttpStream(self, as_request(asked, options), model, deadline_s, stream=False) as stream:
+            async for _ in stream:
+                pass
+            return stream.response
 
-    @contextlib.contextmanager
-    def stream(self, asked: str | Request, *, model: str | None = None, **options: Any) -> Iterator[HttpStream]:
-        """The chunks of the answer; leaving the block ends the request."""
-        answer = HttpStream(self, as_request(asked, options), model, stream=True)
-        try:
-            yield answer
-        finally:
-            answer.close()
-
-    async def _opened(self) -> aiohttp.ClientSession:
-        return self._endpoint.session()
+    def stream(
+        self, asked: str | Request, *, model: str | None = None, deadline_s: float | None = None, **options: Any
+    ) -> AsyncHttpStream:
+        """Iterate over the chunks of the answer; it is sent when the iteration starts."""
+        return AsyncHttpStream(self, as_request(asked, options), model, deadline_s, stream=True)
 
     async def _first_model(self) -> str:
         import aiohttp
@@ -260,7 +259,7 @@ class HttpClient:
         url = self._endpoint.url
         try:
             timeout = aiohttp.ClientTimeout(total=QUESTION_DEADLINE_S)
-            async with self._live.get(f"{url}/models", timeout=timeout) as answer:
+            async with self._session.get(f"{url}/models", timeout=timeout) as answer:
                 raw = await answer.read()
                 if answer.status != 200:
                     raise _refusal(answer.status, raw, url)
@@ -271,36 +270,69 @@ class HttpClient:
             raise InvalidRequest(f"{url}/models names no model; is the URL that of an OpenAI API?") from None
 
     @property
-    def _live(self) -> aiohttp.ClientSession:
-        assert self._session is not None
-        return self._session
+    def _session(self) -> aiohttp.ClientSession:
+        """The connections; made on first use, because they belong to the event loop that runs then."""
+        if self._opened is None:
+            self._opened = self._endpoint.session()
+        return self._opened
 
 
-class HttpStream(Iterator[Chunk]):
-    """The chunks of one answer as they come, and ``response`` with what has come."""
+class AsyncHttpStream(AsyncIterator[Chunk]):
+    """The chunks of one answer as they come, and ``response`` with those so far; leaving its block ends the request."""
 
-    def __init__(self, client: HttpClient, request: Request, model: str | None, *, stream: bool) -> None:
-        self._client, self._request, self._streams = client, request, stream
-        self._model = model or client.served_model().name
+    def __init__(
+        self, client: AsyncHttpClient, request: Request, model: str | None, deadline_s: float | None, *, stream: bool
+    ) -> None:
+        self._client, self._request, self._model, self._streams = client, request, model or "", stream
+        self._deadline_s = client._deadline_s if deadline_s is None else deadline_s
         self._counts, self._chunks = Counts(), list[Chunk]()
-        self._ready: list[Chunk] = []
-        self._deadline = Deadline(client._deadline_s)
-        self._sent_ns = time.monotonic_ns()
-        asked = body(request, self._model, stream=stream)
-        self._documents = documents(client._live, client._endpoint.url, asked)
+        self._ready: deque[Chunk] = deque()
+        self._documents: AsyncGenerator[dict[str, Any], None] | None = None
+        self._reading: asyncio.Task[dict[str, Any]] | None = None
+        self._cancelled = False
+        self.request_id = request.request_id or uuid.uuid4().hex
 
-    def __next__(self) -> Chunk:
+    async def start(self) -> None:
+        """Make the request; raises InvalidRequest, and ClientError where no model was named. It goes out when read."""
+        if self._documents is None:
+            self._deadline = Deadline(self._deadline_s)
+            self._model = self._model or (await self._client.served_model()).name
+            asked = body(self._request, self._model, stream=self._streams)
+            self._sent_ns = time.monotonic_ns()
+            self._documents = documents(self._client._session, self._client._endpoint.url, asked)
+
+    async def __anext__(self) -> Chunk:
+        await self.start()
         while not self._ready:
-            document = self._client._loop.run_until_complete(self._next())
-            if document is None:
-                raise StopIteration
-            self._ready = self._counts.chunks(document, time.monotonic_ns(), stream=self._streams)
-            self._chunks += self._ready
-        return self._ready.pop(0)
+            document = await self._next()
+            chunks = self._counts.chunks(document, time.monotonic_ns(), stream=self._streams)
+            self._ready.extend(chunks)
+            self._chunks += chunks
+        return self._ready.popleft()
 
-    def close(self) -> None:
+    def cancel(self) -> None:
+        """End the request; whoever iterates gets Cancelled."""
+        self._cancelled = True
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def close(self) -> None:
         """End the request, where it has not ended."""
-        self._client._loop.run_until_complete(self._documents.aclose())
+        if self._reading is not None and not self._reading.done():
+            self.cancel()
+            await asyncio.wait({self._reading})
+        if self._documents is not None:
+            await self._documents.aclose()
+
+    def leave(self) -> None:
+        """As ``close``, for code that cannot wait."""
+        self.cancel()
+
+    async def __aenter__(self) -> AsyncHttpStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @property
     def response(self) -> Response:
@@ -308,17 +340,24 @@ class HttpStream(Iterator[Chunk]):
         indices = sorted({chunk.index for chunk in self._chunks}) or [0]
         times = tuple((chunk.received_ns, chunk.token_count) for chunk in self._chunks)
         return Response(
-            self._request.request_id or uuid.uuid4().hex, self._model, tuple(map(self._output, indices)),
+            self.request_id, self._model, tuple(map(self._output, indices)),
             self._counts.input_tokens, Timing(self._sent_ns, times, self._streams), {},
         )  # fmt: skip
 
-    async def _next(self) -> dict[str, Any] | None:
+    async def _next(self) -> dict[str, Any]:
+        assert self._documents is not None
+        url = self._client._endpoint.url
+        if self._cancelled:
+            raise Cancelled(f"{url}: the request was cancelled")
+        self._reading = asyncio.ensure_future(anext(self._documents))
         try:
-            return await asyncio.wait_for(self._documents.__anext__(), self._deadline.left_s)
+            return await asyncio.wait_for(self._reading, self._deadline.left_s)
         except asyncio.TimeoutError:
-            raise DeadlineExceeded(f"{self._client._endpoint.url}: no complete answer within the deadline") from None
-        except StopAsyncIteration:
-            return None
+            raise DeadlineExceeded(f"{url}: no complete answer within the deadline") from None
+        except asyncio.CancelledError:
+            if self._cancelled:  # by us, and not the caller's task
+                raise Cancelled(f"{url}: the request was cancelled") from None
+            raise
 
     def _output(self, index: int) -> Output:
         own = [chunk for chunk in self._chunks if chunk.index == index]

@@ -7,24 +7,18 @@ values in them, leaves out 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron_client.bench.record import OK, Record
+from minitron_client.bench.record import METRICS, OK
 from minitron_client.bench.statistics import Estimate, percentile, percentiles
 from minitron_client.report.reading import Run
 
 _PARTS = 10
 _RESAMPLES = 400
-_METRICS: dict[str, Callable[[Record], list[float]]] = {
-    "TTFT (intended)": lambda record: _some(record.intended_timing.ttft_ns),
-    "ITL": lambda record: record.timing.itl_ns,
-    "TPOT": lambda record: _some(record.timing.tpot_ns),
-    "E2E (intended)": lambda record: _some(record.intended_timing.e2e_ns),
-}
+_METRICS = {"ttft_intended": "TTFT (intended)", "itl": "ITL", "tpot": "TPOT", "e2e_intended": "E2E (intended)"}
 SHARES = (50, 99)
 
 
@@ -49,8 +43,8 @@ def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
     """Every metric that both runs have, each at the percentiles for which both have values enough."""
     draw = np.random.default_rng(seed)
     found = []
-    for name, values in _METRICS.items():
-        ours, theirs = _parts(first, values), _parts(second, values)
+    for metric, name in _METRICS.items():
+        ours, theirs = _parts(first, metric), _parts(second, metric)
         if not (ours and theirs):
             continue
         estimates = percentiles(ours), percentiles(theirs)
@@ -64,19 +58,15 @@ def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
     return found
 
 
-def _parts(run: Run, values: Callable[[Record], list[float]]) -> list[NDArray[np.float64]]:
+def _parts(run: Run, metric: str) -> list[NDArray[np.float64]]:
     """The values in ms of the good requests meant for each part of the window; parts without any are left out."""
-    parts: list[list[float]] = [[] for _ in range(_PARTS)]
+    parts: list[list[int]] = [[] for _ in range(_PARTS)]
     for record in run.records:
         if record.outcome == OK and run.window.holds(record.intended_ns):
-            parts[run.window.part(record.intended_ns)] += [value / 1e6 for value in values(record)]
-    return [np.array(part) for part in parts if part]
+            parts[run.window.part(record.intended_ns)] += METRICS[metric].values(record)
+    return [np.array(part) / 1e6 for part in parts if part]
 
 
 def _resampled(parts: list[NDArray[np.float64]], share: int, draw: np.random.Generator) -> float:
     chosen = [parts[index] for index in draw.integers(len(parts), size=len(parts))]
     return percentile(np.concatenate([draw.choice(part, len(part)) for part in chosen]), share)
-
-
-def _some(value: float | None) -> list[float]:
-    return [] if value is None else [value]

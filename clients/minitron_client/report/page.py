@@ -10,9 +10,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from minitron_client.bench.record import OK, Record
+from minitron_client.bench.record import METRICS, OK, Record
 from minitron_client.bench.statistics import TOO_FEW, shown
-from minitron_client.bench.summary import METRICS
 from minitron_client.report.comparison import Difference
 from minitron_client.report.reading import Run
 from minitron_client.report.svg import Series, plot
@@ -28,7 +27,8 @@ def render(runs: Sequence[Run], differences: Sequence[tuple[Run, list[Difference
     loads = [run for run in runs if run.kind == "load"]
     plots = [*map(_sweep, (run for run in runs if run.kind == "capacity")), *(_plots(loads) if loads else [])]
     return environment.from_string(template).render(
-        runs=runs, loads=loads, differences=differences, flat=_flat, labels=METRICS, shown=shown, too_few=TOO_FEW,
+        runs=runs, loads=loads, differences=differences, flat=_flat, shown=shown, too_few=TOO_FEW,
+        labels={name: metric.label for name, metric in METRICS.items()},
         plots=[*map(Markup, plots)],
     )  # fmt: skip
 
@@ -37,13 +37,13 @@ def _plots(runs: Sequence[Run]) -> list[str]:
     stalls = [(stall["at_s"], "stall") for run in runs for stall in run.document["stalls"]]
     return [
         plot("TTFT, cumulative, from the intended send", "ms", "share of requests",
-             [_cdf(run, lambda one: _some(one.intended_timing.ttft_ns)) for run in runs], log_x=True),
+             [_cdf(run, METRICS["ttft_intended"].values) for run in runs], log_x=True),
         plot("ITL, cumulative", "ms", "share of responses",
-             [_cdf(run, lambda one: one.timing.itl_ns) for run in runs], log_x=True),
+             [_cdf(run, METRICS["itl"].values) for run in runs], log_x=True),
         plot("E2E, cumulative, from the intended send", "ms", "share of requests",
-             [_cdf(run, lambda one: _some(one.intended_timing.e2e_ns)) for run in runs], log_x=True),
+             [_cdf(run, METRICS["e2e_intended"].values) for run in runs], log_x=True),
         plot("TTFT over time", "s after the start", "ms",
-             [_over_time(run, lambda one: _some(one.intended_timing.ttft_ns)) for run in runs], marks=stalls),
+             [_over_time(run, METRICS["ttft_intended"].values) for run in runs], marks=stalls),
         plot("ITL over time (mean of each request)", "s after the start", "ms",
              [_over_time(run, lambda one: [float(np.mean(one.timing.itl_ns))] if one.timing.itl_ns else [])
               for run in runs], marks=stalls),
@@ -52,15 +52,11 @@ def _plots(runs: Sequence[Run]) -> list[str]:
     ]  # fmt: skip
 
 
-def _some(value: float | None) -> list[float]:
-    return [] if value is None else [value]
-
-
 def _good(run: Run) -> list[Record]:
     return [record for record in run.records if record.outcome == OK]
 
 
-def _cdf(run: Run, values: Callable[[Record], list[float]]) -> Series:
+def _cdf(run: Run, values: Callable[[Record], Sequence[float]]) -> Series:
     inside = (record for record in _good(run) if run.window.holds(record.intended_ns))
     ordered = np.sort([value / 1e6 for record in inside for value in values(record)])
     if not len(ordered):
@@ -69,7 +65,7 @@ def _cdf(run: Run, values: Callable[[Record], list[float]]) -> Series:
     return Series(run.name, ordered[picked].tolist(), ((picked + 1) / len(ordered)).tolist())
 
 
-def _over_time(run: Run, values: Callable[[Record], list[float]]) -> Series:
+def _over_time(run: Run, values: Callable[[Record], Sequence[float]]) -> Series:
     pairs = [(record.intended_ns / 1e9, value / 1e6) for record in _good(run) for value in values(record)]
     pairs = pairs[:: max(len(pairs) // _MOST_POINTS, 1)]
     return Series(run.name, [x for x, _ in pairs], [y for _, y in pairs], dots=True)

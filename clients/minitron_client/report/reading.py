@@ -11,9 +11,9 @@ from typing import Any
 
 from minitron.errors import InputError
 from minitron_client.bench.profile import Slo
-from minitron_client.bench.record import Record
+from minitron_client.bench.record import Record, read_records
 from minitron_client.bench.run import RESULT, SCHEMA
-from minitron_client.bench.summary import Summary, Window, read_records, summarize
+from minitron_client.bench.summary import Summary, Window, summarize
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is not there; a run's folder is made by 'minitron load'") from None
+        raise InputError(f"{path} is not there; a run's folder is made by 'minitron bench --profile'") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     kinds = ("load", "capacity")
@@ -80,7 +80,7 @@ def _together(folder: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
     for part in parts:
         total.merge(summarize(_records(folder, part), window, slo))
     return parts[0] | {
-        "slice": {"number": 1, "of": 1}, "summary": total.document(window), "state": total.state(),
+        "slice": {"number": 1, "of": 1}, "summary": total.document(window),
         "stalls": [stall for part in parts for stall in part["stalls"]],
         "stopped": next((part["stopped"] for part in parts if part["stopped"]), None),
         "server_gone": next((found for part in parts if (found := part.get("server_gone"))), None),

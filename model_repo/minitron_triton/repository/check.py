@@ -1,36 +1,46 @@
-"""Read a finished repository and say what in it cannot work. Knows the folder, Triton's protobuf and the contract of
-the models (``tensors``, ``parameters``, ``ensemble``), not how a repository is written."""
+"""Say what in a finished repository cannot work: rendered again from its manifest, in memory, and compared.
+
+Beyond that a repository is held against itself where a hand may have changed it: parameters that their readers
+understand, values that two models share, and the engine's limits.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
 from minitron.artifacts.problem import Problem, error, warning
-from minitron.errors import EngineError, InputError, RepositoryError
+from minitron.errors import EngineError, InputError, RepositoryError, UsageError
 from minitron.model import chat_template, tokenizer_files
 from minitron.text.tokenizer import TextTokenizer
-from minitron_triton.repository import check_config, check_together, config_text, engine_folder, llmapi, writing
+from minitron_triton.repository import config_text, engine_folder, layout, llmapi, parameters, writing
+from minitron_triton.repository.differences import differences
 from minitron_triton.repository.engine_folder import EngineFacts
 from minitron_triton.repository.layout import MODELS
+from minitron_triton.repository.options import RepositoryOptions
+
+Configs = Mapping[str, Any]
 
 _LEFTOVER = re.compile(r"\$\{[^}]*\}?|\{\{.*?\}\}|\{%.*?%\}")
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What was found in a repository folder; ``configs`` by model, those that could be read."""
-
-    folder: Path
-    details: dict[str, Any]
-    configs: dict[str, Any]
-    engine: EngineFacts | None
+#: Parameters that have to be the same in two models, because both do the same work.
+_SAME = (
+    ("add_special_tokens", "preprocessing", "tensorrt_llm_bls"),
+    ("skip_special_tokens", "postprocessing", "tensorrt_llm_bls"),
+    ("exclude_input_in_output", "tensorrt_llm", "tensorrt_llm_bls"),
+    ("cancellation_check_period_ms", "tensorrt_llm", "tensorrt_llm_bls"),
+    ("max_queue_size", "tensorrt_llm", "tensorrt_llm_bls"),
+)
+_STREAMS = (
+    "a stream through the ensemble loses spaces and characters that are split across tokens, and cannot be cancelled; "
+    "use tensorrt_llm_bls"
+)
 
 
 def check(folder: Path) -> list[Problem]:
@@ -56,12 +66,90 @@ def check(folder: Path) -> list[Problem]:
             configs[model] = config
     engine, of_engine = _engine(folder)
     problems += of_engine
-    contents = Contents(folder, made.details, configs, engine)
+    problems += _against_manifest(folder, made, configs, engine)
     for model, config in configs.items():
-        problems += check_config.check(model, config, engine)
-    problems += check_together.check(contents.configs, engine, made.details)
-    problems += _tokenizer(contents)
+        values = {key: value.string_value for key, value in config.parameters.items()}
+        for key, message in parameters.problems(model, values, parameters.BY_MODEL[model]):
+            problems.append(error(f"{model}/config.pbtxt", f"parameters {key}", message))
+    problems += [*_batches(configs, engine), *_shared_parameters(configs)]
+    problems += _edited(configs, engine) if engine else []
+    if "ensemble" in configs:
+        problems.append(warning("ensemble/config.pbtxt", "", _STREAMS))
+    problems += _tokenizer(folder, made.details, engine)
     return _without_repeats(problems)
+
+
+def _against_manifest(
+    folder: Path, made: manifest.Manifest, configs: Configs, engine: EngineFacts | None
+) -> Iterator[Problem]:
+    """The configs against those that the engine and the options of the manifest give."""
+    if engine is None:
+        return
+    try:
+        plan = layout.plan(
+            engine, RepositoryOptions(**made.arguments.get("options", {})), root=str(made.details.get("root")),
+            add_special_tokens=tokenizer_files.wants_special_tokens(folder / "tokenizer"),
+        )  # fmt: skip
+    except (InputError, UsageError, TypeError) as problem:
+        yield error(manifest.NAME, "options", f"{' '.join(str(problem).split())}; render the repository again")
+        return
+    for model in plan.models:
+        if model.name in configs:
+            rendered = config_text.parse(writing.config_of(model, model.name), model.name)
+            yield from differences(model.name, configs[model.name], rendered, bundled=engine.is_cpu)
+
+
+def _parameter(configs: Configs, model: str, key: str) -> str | None:
+    config = configs.get(model)
+    return config.parameters[key].string_value if config is not None and key in config.parameters else None
+
+
+def _at(model: str, field: str, message: str) -> Problem:
+    return error(f"{model}/config.pbtxt", field, message)
+
+
+def _batches(configs: Configs, engine: EngineFacts | None) -> Iterator[Problem]:
+    """All models take the same batches, which the engine can."""
+    sizes = {model: config.max_batch_size for model, config in configs.items()}
+    usual = max(sizes.values(), key=list(sizes.values()).count, default=0)
+    for model, size in sizes.items():
+        if size < 1:
+            yield _at(model, "max_batch_size", f"is {size}, and at least 1 is needed: the tensors have a batch axis")
+        elif engine is not None and size > engine.max_batch_size:
+            yield _at(model, "max_batch_size", f"is {size}, more than the engine's {engine.max_batch_size}")
+        elif size != usual:
+            yield _at(
+                model, "max_batch_size", f"is {size}, and {usual} in the other models: they take the same batches"
+            )
+
+
+def _shared_parameters(configs: Configs) -> Iterator[Problem]:
+    for key, one, other in _SAME:
+        values = _parameter(configs, one, key), _parameter(configs, other, key)
+        if None not in values and values[0] != values[1]:
+            yield _at(other, f"parameters {key}", f"is {values[1]!r}, and {values[0]!r} in {one}")
+
+
+def _edited(configs: Configs, engine: EngineFacts) -> Iterator[Problem]:
+    """Choices that may be made by hand, against what the engine can and against each other."""
+    mode = _parameter(configs, "tensorrt_llm", "decoding_mode")
+    if mode is not None and (mode == "beam_search") != (engine.max_beam_width > 1):
+        yield _at("tensorrt_llm", "parameters decoding_mode", f"is {mode!r}, with {engine.max_beam_width} beams")
+    chunked = _parameter(configs, "tensorrt_llm", "enable_chunked_context")
+    if parameters.is_true(chunked) and not (engine.paged_context or engine.is_cpu):
+        yield _at("tensorrt_llm", "parameters enable_chunked_context", "needs an engine built with paged context FMHA")
+    reuses = _parameter(configs, "tensorrt_llm", "enable_kv_cache_reuse")
+    logits = _parameter(configs, "tensorrt_llm_bls", "context_logits")
+    if None not in (reuses, logits) and logits != (right := engine.context_logits(str(reuses))):
+        message = f"is {logits!r}, and {right!r} is what the engine gives with enable_kv_cache_reuse {reuses!r}"
+        yield _at("tensorrt_llm_bls", "parameters context_logits", message)
+    if "tensorrt_llm" in configs and (batcher := configs["tensorrt_llm"].dynamic_batching).HasField(
+        "default_queue_policy"
+    ):
+        size, limit = batcher.default_queue_policy.max_queue_size, _parameter(configs, "tensorrt_llm", "max_queue_size")
+        if str(size) != limit:
+            field = "dynamic_batching.default_queue_policy.max_queue_size"
+            yield _at("tensorrt_llm", field, f"is {size}, and {limit} in parameters max_queue_size")
 
 
 def _place(root: str, *, contained: bool) -> Iterator[Problem]:
@@ -117,16 +205,16 @@ def _engine(folder: Path) -> tuple[EngineFacts | None, list[Problem]]:
         return None, [error("engine/config.json", "", str(problem).replace(str(folder) + "/", ""))]
 
 
-def _tokenizer(contents: Contents) -> Iterator[Problem]:
+def _tokenizer(repository: Path, details: Mapping[str, Any], engine: EngineFacts | None) -> Iterator[Problem]:
     """The tokenizer against the engine and against what was rendered, opened as the server opens it."""
-    where, folder = "tokenizer/tokenizer.json", contents.folder / "tokenizer"
+    where, folder = "tokenizer/tokenizer.json", repository / "tokenizer"
     if found := chat_template.problem(tokenizer_files.read(folder)):
         yield error(f"tokenizer/{found[0]}", "chat_template", f"is broken: {found[1]}")
-    if contents.engine:
+    if engine:
         try:
-            tokenizer_files.check_end_ids(folder, contents.engine.vocab_size)
+            tokenizer_files.check_end_ids(folder, engine.vocab_size)
         except EngineError as problem:
-            message = str(problem).replace(str(contents.folder) + "/", "")
+            message = str(problem).replace(str(repository) + "/", "")
             yield error("tokenizer/generation_config.json", "eos_token_id", message)
     try:
         names = tokenizer_files.present(folder)
@@ -134,15 +222,13 @@ def _tokenizer(contents: Contents) -> Iterator[Problem]:
         tokenizer_files.check({name: (folder / name).read_bytes() for name in names}, size or 0, str(folder))
         TextTokenizer(str(folder))  # as the server does
     except (InputError, ValueError) as problem:
-        yield error(where, "", str(problem).replace(str(contents.folder) + "/", ""))
+        yield error(where, "", str(problem).replace(str(repository) + "/", ""))
         return
-    rendered = contents.details.get("tokenizer_vocab_size")
+    rendered = details.get("tokenizer_vocab_size")
     if size != rendered:
         yield error(where, "vocab", f"knows {size} tokens, and the one that was rendered {rendered}: another tokenizer")
-    if contents.engine and size is not None and size > contents.engine.vocab_size:
-        yield error(
-            where, "vocab", f"has ids up to {size - 1}, and the engine knows {contents.engine.vocab_size} tokens"
-        )
+    if engine and size is not None and size > engine.vocab_size:
+        yield error(where, "vocab", f"has ids up to {size - 1}, and the engine knows {engine.vocab_size} tokens")
 
 
 def _without_repeats(problems: list[Problem]) -> list[Problem]:

@@ -20,7 +20,8 @@ from minitron.errors import RepositoryError, UsageError
 from minitron.machine import compat
 from minitron.model import shape, tokenizer_files, weight_files
 from minitron.recipe_model import Recipe
-from minitron_triton.repository import check_config, config_text, tensors, writing
+from minitron_triton.repository import config_text, tensors, writing
+from minitron_triton.repository.differences import differences
 from minitron_triton.repository.layout import ModelConfig
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.server import container
@@ -36,6 +37,8 @@ ARGUMENTS = frozenset(
      "max_seq_len", "max_num_tokens", "kv_cache_config", "triton_config"}
 )  # fmt: skip
 
+_CONFIG = ModelConfig(NAME, "python", 0, tensors.LLMAPI_INPUTS, tensors.LLMAPI_OUTPUTS)
+
 
 def render(
     model: Path, output: Path, recipe: Recipe, options: RepositoryOptions, *, root: str | None, force: bool, copy: bool
@@ -50,12 +53,11 @@ def render(
     names = ["config.json", *tokenizer_files.present(model, readable), *_weights(model)]
     seen_at = writing.root_as_seen(root, writing.CONTAINER_ROOT)
     arguments = _arguments(recipe, options, dtype, f"{seen_at}/model")
-    config = ModelConfig(NAME, "python", 0, tensors.LLMAPI_INPUTS, tensors.LLMAPI_OUTPUTS)
     image = compat.image(options.image.rpartition(":")[2])
     ranks = recipe.tensor_parallel * recipe.pipeline_parallel
     served = Served(output, "llmapi", (NAME,), NAME, Path(seen_at), ranks, options.image, options.shm_bytes)
     with files.new_folder(output, force=force) as folder:
-        version = writing.write_model(folder, config, "llmapi")
+        version = writing.write_model(folder, _CONFIG, "llmapi")
         writing.write(version / "model.yaml", yaml.safe_dump(arguments, sort_keys=False))
         for name in dict.fromkeys(names):
             writing.place(model / name, folder / "model" / name, copy=copy)
@@ -75,7 +77,7 @@ def render(
             },
             known_sha256={f"model/{name}": record.sha256 for name, record in records.items()},
         )  # fmt: skip
-    return config
+    return _CONFIG
 
 
 def _dtype(recipe: Recipe, stored: str | None) -> str:
@@ -126,14 +128,8 @@ def check(folder: Path, root: str) -> Iterator[Problem]:
     except (OSError, RepositoryError) as problem:
         yield error(where, "", " ".join(str(problem).split()))
     else:
-        for field, value, wanted in (("name", config.name, NAME), ("backend", config.backend, "python"),
-                                     ("max_batch_size", config.max_batch_size, 0)):  # fmt: skip
-            if value != wanted:
-                yield error(where, field, f"is {value!r}, and {wanted!r} is needed")
-        for field, message in check_config.batching(NAME, config):
-            yield error(where, field, message)
-        yield from check_config.check_tensors("input", config.input, tensors.LLMAPI_INPUTS, where)
-        yield from check_config.check_tensors("output", config.output, tensors.LLMAPI_OUTPUTS, where)
+        rendered = config_text.parse(writing.config_of(_CONFIG, "llmapi"), where)
+        yield from differences(NAME, config, rendered, bundled=False)
     yield from _check_yaml(folder, root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import shutil
@@ -52,7 +53,7 @@ def write_model(folder: Path, model: ModelConfig, sources: str) -> Path:
 
     Returns the version folder. Raises RepositoryError where Triton's protobuf cannot read the config.
     """
-    config = render_text(f"models/{sources}/config.pbtxt.j2", model=model)
+    config = config_of(model, sources)
     config_text.parse(config, f"{model.name}/config.pbtxt")  # before anything of it is written
     write(folder / model.name / "config.pbtxt", config)
     version = folder / model.name / "1"
@@ -66,8 +67,18 @@ def write_model(folder: Path, model: ModelConfig, sources: str) -> Path:
     return version
 
 
+def config_of(model: ModelConfig, sources: str) -> str:
+    """The text of its config.pbtxt, by the template in ``models/SOURCES``."""
+    return render_text(f"models/{sources}/config.pbtxt.j2", model=model)
+
+
 def render_text(template: str, **values: Any) -> str:
     """The text of one of our templates; a value that it lacks is an error."""
+    return str(_templates().get_template(template).render(**values))
+
+
+@functools.cache
+def _templates() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -75,7 +86,7 @@ def render_text(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["quoted"] = config_text.quote
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def write(path: Path, content: str) -> None:

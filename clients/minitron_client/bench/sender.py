@@ -1,4 +1,4 @@
-"""The measuring client: raw grpc.aio, request bytes made before the run, only counts and times taken from responses.
+"""What sends measured requests over gRPC or HTTP: bytes made before the run, only counts and times of the answers kept.
 
 It does what ``AsyncClient`` does with less work per response, never sends a request twice, and turns every failure into
 the outcome of a record. Errors are told apart by the same texts.
@@ -30,7 +30,7 @@ _BETWEEN_QUESTIONS_S = 0.1
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SerializedRequest:
     """A request as the bytes that will be sent, and the bytes that end it (None: its stream is cancelled).
 
     Over HTTP the bytes are a body.
@@ -41,39 +41,35 @@ class Prepared:
     stop: bytes | None = None
 
 
-def prepare(model: ServedModel, request: Request, request_id: str, *, stream: bool = True) -> Prepared:
+def serialize(model: ServedModel, request: Request, request_id: str, *, stream: bool = True) -> SerializedRequest:
     """Make the bytes of a request; raises InvalidRequest."""
     request.check()
     if model.dialect == openai.DIALECT:
-        return Prepared(openai.body(request, model.name, stream=stream), request.max_tokens)
+        return SerializedRequest(openai.body(request, model.name, stream=stream), request.max_tokens)
     message = dialect.message(model, request, request_id, stream=stream)
     stop = dialect.stop_message(model, request_id).SerializeToString() if model.takes_stops else None
-    return Prepared(message.SerializeToString(), request.max_tokens, stop)
+    return SerializedRequest(message.SerializeToString(), request.max_tokens, stop)
 
 
-class AnyWire(Protocol):
+class Sender(Protocol):
     """What sends the requests of one event loop to one server."""
 
-    async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
-        """See Wire."""
+    async def send(self, request: SerializedRequest, record: Record, deadline_s: float | None = None) -> Record:
+        """Send a request now and fill in its record; raises nothing but the cancellation of its own task."""
 
     async def is_ready(self, within_s: float) -> bool:
-        """See Wire."""
+        """Whether a server is there that takes requests, or becomes it ``within_s``."""
 
     async def close(self) -> None:
-        """See Wire."""
+        """Wait for the end of what was left, and close the connections."""
 
 
-def wire_to(endpoint: openai.AnyEndpoint) -> AnyWire:
-    """The wire to a server, over what it speaks; to be made in the event loop that uses it."""
-    if isinstance(endpoint, Endpoint):
-        return Wire(endpoint)
-    from minitron_client.bench.http_wire import HttpWire
-
-    return HttpWire(endpoint)
+def sender_to(endpoint: openai.AnyEndpoint) -> Sender:
+    """For what the server speaks; to be made in the event loop that uses it."""
+    return GrpcSender(endpoint) if isinstance(endpoint, Endpoint) else HttpSender(endpoint)
 
 
-class Wire:
+class GrpcSender:
     """A channel to one server for one event loop; each request is a gRPC stream of its own."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -89,11 +85,11 @@ class Wire:
             await asyncio.wait(self._leaving)
         await self._channel.close()
 
-    async def send(self, prepared: Prepared, record: Record, deadline_s: float | None = None) -> Record:
+    async def send(self, request: SerializedRequest, record: Record, deadline_s: float | None = None) -> Record:
         """Send a request now and fill in its record; raises nothing but the cancellation of its own task."""
-        record.max_tokens = prepared.max_tokens
+        record.max_tokens = request.max_tokens
         record.sent_ns = time.monotonic_ns()
-        call = self._infer(prepared.message, metadata=self._metadata)
+        call = self._infer(request.message, metadata=self._metadata)
         reading = asyncio.ensure_future(self._receive(call, record))
         try:
             await asyncio.wait({reading}, timeout=deadline_s)
@@ -111,16 +107,16 @@ class Wire:
         finally:
             record.ended_ns = time.monotonic_ns()
             if not reading.done():
-                leaving = asyncio.ensure_future(self._leave(prepared, reading))
+                leaving = asyncio.ensure_future(self._leave(request, reading))
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
         return record
 
-    async def _leave(self, prepared: Prepared, reading: asyncio.Future[None]) -> None:
+    async def _leave(self, request: SerializedRequest, reading: asyncio.Future[None]) -> None:
         """End a request whose answer nobody waits for, and read it to its end for a while."""
-        if prepared.stop is not None:
+        if request.stop is not None:
             with contextlib.suppress(grpc.RpcError):
-                async for _ in self._infer(prepared.stop, timeout=STOP_GRACE_S, metadata=self._metadata):
+                async for _ in self._infer(request.stop, timeout=STOP_GRACE_S, metadata=self._metadata):
                     pass
             await asyncio.wait({reading}, timeout=STOP_GRACE_S)
         reading.cancel()  # and with it the call
@@ -163,6 +159,68 @@ class Wire:
         if record.input_tokens is None:
             record.input_tokens = _number(infer, ("num_input_tokens",))
         return bool(infer.parameters["triton_final_response"].bool_param)
+
+
+class HttpSender:
+    """Connections to one server for one event loop, one for each request in flight."""
+
+    def __init__(self, endpoint: openai.HttpEndpoint) -> None:
+        self._url = endpoint.url
+        self._session = endpoint.session()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def send(self, request: SerializedRequest, record: Record, deadline_s: float | None = None) -> Record:
+        """Send a request now and fill in its record; raises nothing but the cancellation of its own task."""
+        record.max_tokens = request.max_tokens
+        record.sent_ns = time.monotonic_ns()
+        try:
+            await asyncio.wait_for(self._receive(request.message, record), deadline_s)
+            record.outcome = OK
+        except asyncio.CancelledError:
+            record.outcome, record.error = Cancelled.__name__, "the run ended"
+            raise
+        except asyncio.TimeoutError:
+            fail(record, DeadlineExceeded(f"{self._url}: no complete answer within the deadline"))
+        except ClientError as error:
+            fail(record, error)
+        finally:
+            record.ended_ns = time.monotonic_ns()
+        return record
+
+    async def is_ready(self, within_s: float) -> bool:
+        """Whether a server is there that takes requests, or becomes it ``within_s``."""
+        until = time.monotonic() + within_s
+        while time.monotonic() < until:
+            if await self._answers(until - time.monotonic()):
+                return True
+            await asyncio.sleep(_BETWEEN_QUESTIONS_S)
+        return False
+
+    async def _answers(self, timeout_s: float) -> bool:
+        """The gateway says itself whether it takes requests; of another server its list of models is enough."""
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            for path in (self._url.removesuffix("/v1") + "/health/ready", f"{self._url}/models"):
+                async with self._session.get(path, timeout=timeout) as answer:
+                    if answer.status != 404:
+                        return answer.status == 200
+        return False
+
+    async def _receive(self, message: bytes, record: Record) -> None:
+        counts = openai.Counts()
+        async with contextlib.aclosing(openai.documents(self._session, self._url, message)) as documents:
+            async for document in documents:
+                self._take(document, counts, record, time.monotonic_ns())
+
+    def _take(self, document: dict[str, Any], counts: openai.Counts, record: Record, received_ns: int) -> None:
+        chunks = counts.chunks(document, received_ns, stream=True)
+        record.responses += [(received_ns, chunk.token_count) for chunk in chunks]
+        record.input_tokens = counts.input_tokens
 
 
 def fail(record: Record, error: ClientError) -> None:

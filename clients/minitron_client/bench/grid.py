@@ -1,4 +1,4 @@
-"""The latency test: a grid of (input tokens, output tokens, concurrency), each point repeated, closed loop.
+"""A grid of points (input tokens, output tokens, concurrency), each a small closed-loop load that is repeated.
 
 Every answer has exactly the output length of its point (min_tokens = max_tokens, end token ignored), every prompt the
 input length, as the server counts it. The figures of a repeat are taken from its first send to its last response.
@@ -9,37 +9,34 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from minitron.errors import UsageError
-from minitron_client.bench.gone import GoneWatch
-from minitron_client.bench.pauses import no_pauses
-from minitron_client.bench.prompts import PromptMaker
+from minitron_client.bench.loops import closed_loop
+from minitron_client.bench.profile import Arrival, Length, Profile, Slo
 from minitron_client.bench.record import OK, Record
+from minitron_client.bench.requests import PromptMaker, make_requests
+from minitron_client.bench.schedule import plan
+from minitron_client.bench.sender import SerializedRequest, sender_to
 from minitron_client.bench.statistics import Estimate, mean, percentiles
-from minitron_client.bench.wire import AnyWire, Prepared, prepare, wire_to
+from minitron_client.bench.summary import Window, summarize
+from minitron_client.bench.watch import GoneWatch
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.openai import AnyEndpoint
-from minitron_client.client.request import Request
 
 SCHEMA = 1
-FIXED_LENGTH = "every answer has exactly its output length (min_tokens = max_tokens, end token ignored)"
-_METRICS: dict[str, Callable[[Record], list[float]]] = {
-    "ttft_ms": lambda record: _present(record.timing.ttft_ns),
-    "itl_ms": lambda record: [value / 1e6 for value in record.timing.itl_ns],
-    "tpot_ms": lambda record: _present(record.timing.tpot_ns),
-    "e2e_ms": lambda record: _present(record.timing.e2e_ns),
-}
-
-
-def _present(ns: float | None) -> list[float]:
-    return [] if ns is None else [ns / 1e6]
+DEFAULT_GRID = ("32:32:1", "32:32:4")
+_METRICS = ("ttft", "itl", "tpot", "e2e")
+_ALWAYS = Window(0, 2**63 - 1)
 
 
 @dataclass(frozen=True)
-class Point:
+class BenchPoint:
     """One point of the grid: tokens in, tokens out, requests at once."""
 
     input_tokens: int
@@ -47,7 +44,7 @@ class Point:
     concurrency: int
 
     @classmethod
-    def parse(cls, text: str) -> Point:
+    def parse(cls, text: str) -> BenchPoint:
         """Read ``INPUT:OUTPUT:CONCURRENCY``; raises UsageError."""
         try:
             point = cls(*map(int, text.split(":")))
@@ -59,16 +56,28 @@ class Point:
             raise UsageError(f"{text!r}: every number of a point must be at least 1")
         return point
 
+    @property
+    def name(self) -> str:
+        """As it is written."""
+        return f"{self.input_tokens}:{self.output_tokens}:{self.concurrency}"
+
+    def load(self, requests: int) -> Profile:
+        """The point as a load of so many requests."""
+        return Profile(
+            arrival=Arrival(kind="closed", concurrency=self.concurrency, requests=requests), warm_up_s=0,
+            input_tokens=Length(mean=self.input_tokens), output_tokens=Length(mean=self.output_tokens),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
-class PointResult:
+class BenchPointResult:
     """What was measured at a point: per metric its percentiles in ms, tokens/s over all streams, and failures by kind.
 
     A metric that the server's answers do not allow (it counted no tokens) is absent; a percentile of too few values is
     None.
     """
 
-    point: Point
+    point: BenchPoint
     requests: int
     failures: dict[str, int]
     input_tokens: tuple[int, int] | None
@@ -88,7 +97,7 @@ class PointResult:
 
 
 @dataclass(frozen=True)
-class Effort:
+class Repetitions:
     """How much to measure: ``repeats`` of each point, of ``rounds`` requests per stream, after ``warm_up`` requests."""
 
     repeats: int = 3
@@ -96,35 +105,39 @@ class Effort:
     warm_up: int = 1
     deadline_s: float | None = None
 
+    def requests(self, point: BenchPoint) -> int:
+        """Requests of a point, the warm-up's among them."""
+        return self.warm_up + self.repeats * point.concurrency * self.rounds
+
 
 async def measure(
-    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[Point], *, prompts: PromptMaker, effort: Effort,
-    progress: Callable[[str], None] = lambda line: None,
-) -> tuple[list[PointResult], dict[str, Any] | None]:  # fmt: skip
+    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[BenchPoint], *, prompts: PromptMaker,
+    repetitions: Repetitions, progress: Callable[[str], None] = lambda line: None,
+) -> tuple[list[BenchPointResult], dict[str, Any] | None]:  # fmt: skip
     """Measure every point in turn, until the server is gone: the results so far, and when that was (None: it is there).
 
     Raises the error of a warm-up request that failed (nothing else would work).
     """
-    wire = wire_to(endpoint)
-    watch, start_ns = GoneWatch(wire), time.monotonic_ns()
-    results: list[PointResult] = []
+    sender = sender_to(endpoint)
+    watch, start_ns = GoneWatch(sender), time.monotonic_ns()
+    results: list[BenchPointResult] = []
     sent = 0
 
-    async def send(prepared: Sequence[Prepared], concurrency: int) -> list[Record]:
+    async def send(requests: Sequence[SerializedRequest], concurrency: int) -> list[Record]:
         nonlocal sent
-        records = await closed_loop(wire, prepared, concurrency, effort.deadline_s, watch, first=sent)
+        records = await closed_loop(sender, requests, concurrency, repetitions.deadline_s, watch, first=sent)
         sent += len(records)
         return records
 
     try:
         for number, point in enumerate(points, 1):
-            prepared = await asyncio.to_thread(_prepare_point, model, point, prompts, effort)
-            _check(await send(prepared[: effort.warm_up], 1), watch)
-            measured = prepared[effort.warm_up :]
-            size = point.concurrency * effort.rounds
+            requests = await asyncio.to_thread(_requests, model, point, prompts, repetitions)
+            _check(await send(requests[: repetitions.warm_up], 1), watch)
+            measured = requests[repetitions.warm_up :]
+            size = point.concurrency * repetitions.rounds
             repeats: list[list[Record]] = []
-            while len(repeats) < effort.repeats and not watch.sure:
-                progress(f"point {number} of {len(points)}, repeat {len(repeats) + 1} of {effort.repeats}")
+            while len(repeats) < repetitions.repeats and not watch.sure:
+                progress(f"point {number} of {len(points)}, repeat {len(repeats) + 1} of {repetitions.repeats}")
                 repeats.append(await send(measured[len(repeats) * size :][:size], point.concurrency))
             if repeats:
                 results.append(_result(point, repeats))
@@ -132,19 +145,16 @@ async def measure(
                 break
         return results, watch.suspected.document(start_ns) if watch.suspected else None
     finally:
-        await wire.close()
+        await sender.close()
 
 
-def _prepare_point(model: ServedModel, point: Point, prompts: PromptMaker, effort: Effort) -> list[Prepared]:
+def _requests(
+    model: ServedModel, point: BenchPoint, prompts: PromptMaker, repetitions: Repetitions
+) -> list[SerializedRequest]:
     """All requests of a point as bytes, each with a prompt of its own so that no cache answers for the engine."""
-    length = point.output_tokens
-
-    def one(index: int) -> Prepared:
-        text = prompts.make(point.input_tokens, index)
-        request = Request(text, max_tokens=length, min_tokens=length, ignore_end=True)
-        return prepare(model, request, uuid.uuid4().hex)
-
-    return [one(index) for index in range(effort.warm_up + effort.repeats * point.concurrency * effort.rounds)]
+    load = point.load(repetitions.requests(point))
+    made = make_requests(plan(load), load, model, prompts, id_prefix=f"{uuid.uuid4().hex}-")
+    return [request for _, _, request in made]
 
 
 def _check(warm_up: Sequence[Record], watch: GoneWatch) -> None:
@@ -153,45 +163,15 @@ def _check(warm_up: Sequence[Record], watch: GoneWatch) -> None:
             raise record.failure()
 
 
-async def closed_loop(
-    wire: AnyWire, prepared: Sequence[Prepared], concurrency: int, deadline_s: float | None = None,
-    watch: GoneWatch | None = None, *, first: int = 0,
-) -> list[Record]:  # fmt: skip
-    """Send all requests, ``concurrency`` at a time, each as soon as another has ended; their records in order.
-
-    No more is sent once ``watch`` has found the server gone. ``first``: index of the first request.
-    """
-    waiting = iter(enumerate(prepared, first))
-    records: list[Record] = []
-    watch = watch or GoneWatch(wire)
-
-    async def stream() -> None:
-        while not watch.sure and (following := next(waiting, None)):
-            index, one = following
-            record = Record(index, intended_ns=time.monotonic_ns())
-            records.append(record)
-            await wire.send(one, record, deadline_s)
-            await watch.look_after(record)
-
-    with no_pauses():
-        await asyncio.gather(*(stream() for _ in range(concurrency)))
-    return sorted(records, key=lambda record: record.index)
-
-
-def _result(point: Point, repeats: Sequence[Sequence[Record]]) -> PointResult:
+def _result(point: BenchPoint, repeats: Sequence[Sequence[Record]]) -> BenchPointResult:
+    summaries = [summarize(records, _ALWAYS, Slo()) for records in repeats]
+    outcomes = sum((one.outcomes for one in summaries), Counter[str]())
     good = [[record for record in records if record.outcome == OK] for records in repeats]
-    everything = [record for records in repeats for record in records]
-    failures: dict[str, int] = {}
-    for record in everything:
-        if record.outcome != OK:
-            failures[record.outcome] = failures.get(record.outcome, 0) + 1
-    values = {
-        name: [[value for record in records for value in read(record)] for records in good]
-        for name, read in _METRICS.items()
-    }
     seen = [record.input_tokens for records in good for record in records if record.input_tokens is not None]
-    return PointResult(
-        point, len(everything), failures, (min(seen), max(seen)) if seen else None,
+    values = {f"{name}_ms": [np.array(one.latencies[name]) / 1e6 for one in summaries] for name in _METRICS}
+    return BenchPointResult(
+        point, sum(outcomes.values()), {kind: count for kind, count in outcomes.items() if kind != OK},
+        (min(seen), max(seen)) if seen else None,
         {name: found for name, groups in values.items() if (found := percentiles(groups))},
         {name: sum(map(len, groups)) for name, groups in values.items()},
         mean([rate for records in good if (rate := tokens_per_s(records)) is not None]),

@@ -7,6 +7,7 @@ SHELL := /bin/sh
 VENV ?= .venv
 REFERENCE_VENV ?= .venv-reference
 CLIENTS_VENV ?= .venv-clients
+MODELOPT_VENV ?= .venv-modelopt
 BIN := $(VENV)/bin
 MINITRON := $(BIN)/minitron
 
@@ -35,6 +36,10 @@ $(REFERENCE_VENV)/.ready: pyproject.toml tools/make_venv.sh
 
 $(CLIENTS_VENV)/.ready: pyproject.toml tools/make_venv.sh
 	@tools/make_venv.sh $(CLIENTS_VENV) clients
+	@touch $@
+
+$(MODELOPT_VENV)/.ready: pyproject.toml tools/make_venv.sh
+	@tools/make_venv.sh $(MODELOPT_VENV) modelopt
 	@touch $@
 
 # llama.cpp's wheel, for its bench only.
@@ -137,7 +142,7 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 
 .PHONY: test
 test: $(VENV)/.ready ## all tests but the slow ones and those that need more than this machine has for certain
-	@echo "Left out here, and run by .ci/run: make test-slow, test-reference (torch), test-clients, test-browser."
+	@echo "Left out here, and run by .ci/run: make test-slow, test-reference (torch), test-modelopt, test-clients, test-browser."
 	@$(PYTEST) -m "not slow and not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-slow
@@ -147,6 +152,10 @@ test-slow: $(VENV)/.ready ## longer looks: thousands of fuzzed inputs, hundreds 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)
 	@$(REFERENCE_VENV)/bin/python -m pytest -q -m reference $(ARGS)
+
+.PHONY: test-modelopt
+test-modelopt: $(MODELOPT_VENV)/.ready ## export the committed checkpoints with ModelOpt again, and compare (needs torch)
+	@PYTHONPATH=models $(MODELOPT_VENV)/bin/python tests/make_modelopt_fixtures.py --check
 
 .PHONY: test-clients
 test-clients: $(VENV)/.ready $(CLIENTS_VENV)/.ready ## OpenAI's own client, lm-eval, aiperf and curl against the gateway
@@ -242,4 +251,4 @@ bench-sizing: $(VENV)/.ready ## the simulation of 'plan --traffic' beside the CP
 
 .PHONY: clean
 clean: ## remove what the targets made (out/, virtual environments)
-	@rm -rf out $(VENV) $(REFERENCE_VENV) $(CLIENTS_VENV)
+	@rm -rf out $(VENV) $(REFERENCE_VENV) $(CLIENTS_VENV) $(MODELOPT_VENV)

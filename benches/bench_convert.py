@@ -29,10 +29,10 @@ from unittest import mock
 
 from minitron import console
 from minitron.machine import memory
-from minitron.model.precision import Precision
+from minitron.model.precision import ROUNDED
 
 ROOT = Path(__file__).parent.parent
-PRECISIONS = tuple(kind.value for kind in Precision)
+PRECISIONS = tuple(kind.value for kind in ROUNDED)
 
 
 def main() -> int:

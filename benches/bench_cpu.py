@@ -34,7 +34,7 @@ import cpu_sides
 import llama_cpp_side
 
 from minitron import console
-from minitron.model.precision import Precision
+from minitron.model.precision import ROUNDED
 
 ROOT = Path(__file__).parent.parent
 _PAIRS = (("server", "bare"), ("server", "llama.cpp"), ("bare", "llama.cpp"))
@@ -76,7 +76,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="1b", help="random model of this shape, made once")
     add("--model", type=Path, help="a Hugging Face folder instead")
-    add("--precisions", nargs="+", choices=[kind.value for kind in Precision],
+    add("--precisions", nargs="+", choices=[kind.value for kind in ROUNDED],
         default=["bfloat16", "int8_weight_only", "int4_weight_only"])  # fmt: skip
     add("--executions", nargs="+", choices=("exact", "fast"), default=["exact"])
     add("--streams", nargs="+", type=int, default=[1, 4])

@@ -4,7 +4,8 @@ GGUF files are made by llama.cpp itself, in a Python that has it (``--llama-pyth
 to Python 3.11). Everything made stays in ``--work`` until it is made again: for a 4B model the files add up to 75 GB.
 
     python benches/bench_quality.py                                      # the small Minitron, held-out chapters
-    python benches/bench_quality.py --model DIR --text FILE --tokens 8192
+    python benches/bench_quality.py --model DIR --text FILE --calibration FILE --tokens 8192
+    python benches/bench_quality.py --outliers                           # a random model with outlier channels instead
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HELD_OUT = ROOT / "tests" / "data" / "small_minitron" / "held_out.json"
+CALIBRATION = ROOT / "tests" / "data" / "small_minitron" / "calibration.txt"
 PRECISIONS = ("bfloat16", "float16", "int8_weight_only", "int4_weight_only")
+#: Name, and what convert is told, of four bits in groups; the last one is calibrated.
+GROUPS = (
+    ("int4_weight_only groups of 128", ["--precision", "int4_weight_only", "--group-size", "128"]),
+    ("int4_weight_only groups of 64", ["--precision", "int4_weight_only", "--group-size", "64"]),
+    ("int4_awq groups of 128", ["--precision", "int4_awq"]),
+    ("int4_awq groups of 64", ["--precision", "int4_awq", "--group-size", "64"]),
+)
 #: Name, precision of the checkpoint, and what the build is told.
 ENGINES = (
     ("int8_weight_only int8-head", "int8_weight_only", ["--lm-head-int8"]),
@@ -40,6 +49,8 @@ def main() -> int:
 
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
+    if args.outliers:
+        args.model = _with_outliers(args.work / "outliers")
     text = args.text or _held_out(args.work)
     report = compare(str(args.model), _made(args), text, context=args.context, tokens=args.tokens, scratch=args.work)
     for row in report.candidates:
@@ -56,6 +67,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: the small Minitron's held-out chapters)")
     parser.add_argument("--context", type=int, default=256, help="tokens of a window")
     parser.add_argument("--tokens", type=int, help="take only the first of the text")
+    parser.add_argument("--calibration", type=Path, default=CALIBRATION, help="text that int4_awq is calibrated with")
+    parser.add_argument("--outliers", action="store_true", help="measure a random model with outlier channels")
     parser.add_argument("--llama-python", default=sys.executable, help="Python with llama.cpp's wheels")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "quality")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench-quality.json")
@@ -75,6 +88,12 @@ def _made(args: argparse.Namespace) -> list[str]:
     for precision in PRECISIONS:
         made.append(str(args.work / precision))
         _run([*minitron, "convert", str(args.model), "--precision", precision, "--output", made[-1]])
+    for name, options in GROUPS:
+        made.append(str(args.work / name))
+        calibration = ["--calibration", str(args.calibration), "--calibration-tokens", str(args.context)]
+        _run([*minitron, "convert", str(args.model), *options, *calibration, "--output", made[-1]])
+    if args.outliers:
+        return made
     for name, precision, options in ENGINES:
         made.append(str(args.work / name))
         _run([*minitron, "build", str(args.work / precision), "--target", "cpu", *options, "--output", made[-1]])
@@ -87,6 +106,32 @@ def _made(args: argparse.Namespace) -> list[str]:
             print(f"no GGUF {kind}: {args.llama_python} has no working llama.cpp (extra 'reference', Python 3.11)",
                   file=sys.stderr)  # fmt: skip
     return made
+
+
+def _with_outliers(folder: Path) -> Path:
+    """A random model of the small Minitron's shape, six channels of each norm 8 to 32 times as large as the others.
+
+    So are trained models: a few channels carry most of the activations' magnitude, the same ones in every layer
+    (T. Dettmers et al., "LLM.int8()", arXiv 2208.07339).
+    """
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    sys.path.insert(0, str(ROOT / "models"))
+    import random_model
+    from minitron.model import shape
+
+    random_model.write_random_model(folder, shape.read(random_model.SMALL_MINITRON / "config.json"), seed=4)
+    generator, file = np.random.default_rng(4), folder / "model.safetensors"
+    weights = load_file(file)
+    channels = generator.choice(len(weights["model.norm.weight"]), 6, replace=False)
+    for name, weight in weights.items():
+        if name.endswith("layernorm.weight"):  # stored as weight - 1
+            raised = weight.astype(np.float32)
+            raised[channels] = (raised[channels] + 1) * 2 ** generator.uniform(3, 5, 6) - 1
+            weights[name] = raised.astype(weight.dtype)
+    save_file(weights, file, {"format": "pt"})
+    return folder
 
 
 def _make_gguf(model: Path, kind: str, output: str) -> int:

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 import answers
 import random_model
 from minitron.model import shape as model_shape
-from minitron.model.precision import Precision
+from minitron.model.precision import ROUNDED
 from minitron.model.shape import ModelShape
 from nemotron_reference import rounded_weights, source_weights
 
@@ -93,7 +93,7 @@ def answer(name: str, folder: Path) -> None:
     source, shape = source_weights(folder), model_shape.read(folder / "config.json")
     models = {
         precision: transformers_model(shape, rounded_weights(source, precision, answers.dtype_of(precision, name)))
-        for precision in Precision
+        for precision in ROUNDED
     }
     prompts: list[list[int]] = []
     continuations: dict[str, list[list[int]]] = {precision.value: [] for precision in models}

@@ -76,6 +76,10 @@ def checkpoint_weights(folder: Path) -> Weights:
 
     def linear(name: str) -> Array:
         value = stored[f"{name}.weight"]
+        if f"{name}.weights_scaling_factor" in stored:
+            return _through_groups(value, stored[f"{name}.weights_scaling_factor"]) * stored.get(
+                f"{name}.prequant_scaling_factor", np.ones(value.shape[1])
+            ).astype(np.float32)
         if f"{name}.per_channel_scale" not in stored:
             return value.astype(np.float32)
         scale = stored[f"{name}.per_channel_scale"].astype(np.float32)
@@ -100,6 +104,13 @@ def checkpoint_weights(folder: Path) -> Weights:
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights |= norm(f"{ours}.{name.replace('attention_', '')}", f"{theirs}.{name}")
     return weights
+
+
+def _through_groups(stored: NDArray[np.int8], scales: Array) -> Array:
+    """Weights of W4A16_AWQ: a byte holds two output channels, the even one low; a scale is for a group of inputs."""
+    nibbles = np.stack([stored.view(np.uint8) & 15, stored.view(np.uint8) >> 4], axis=1).reshape(-1, stored.shape[1])
+    codes = np.where(nibbles > 7, nibbles.astype(np.int16) - 16, nibbles)
+    return np.asarray(codes * scales.repeat(stored.shape[1] // scales.shape[1], axis=1), np.float32)
 
 
 def logits(

@@ -93,7 +93,10 @@ def test_official_files_are_read_as_they_are() -> None:
         if variant["data"]:
             with Checkpoint.open(GOLDEN / variant["data"]) as checkpoint:
                 assert checkpoint.dtype == variant["config"]["dtype"]
-                assert checkpoint.precision.quant_algo == variant["config"]["quantization"]["quant_algo"]
+                assert (
+                    checkpoint.precision.quant_algo(checkpoint.spec.group_size)
+                    == variant["config"]["quantization"]["quant_algo"]
+                )
                 assert checkpoint.quantized == bool(variant["args"]["weight_only"])
 
 

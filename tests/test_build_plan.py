@@ -18,7 +18,7 @@ from minitron import data_files, recipe
 from minitron.errors import ModelError, NotEnoughMemory, UsageError
 from minitron.machine.gpu import all_gpus, find
 from minitron.model import shape
-from minitron.model.precision import Precision
+from minitron.model.precision import ROUNDED, Precision
 from minitron.model.shape import ModelShape
 from minitron.recipe_model import Memory, Recipe
 from minitron_build.plan import memory, model, weights
@@ -66,6 +66,25 @@ def test_weight_bytes_of_the_4b_model(precision: Precision, matrices: int, gigab
     # 32 layers of two norms with bias, and a last one: 130 x 3072 x 2 bytes; rotary tables 4096 x 64 x 2 and 32 floats;
     # scales 32 x (5120 + 3072 + 9216 + 3072) x 2 bytes where the weights are codes
     assert held.small == 798_720 + 2_097_280 + (1_310_720 if precision.is_weight_only else 0)
+
+
+def test_groups_carry_their_scales_and_an_int8_cache_is_half() -> None:
+    """By hand: codes 1,308,622,848; a 16-bit scale for 128 of 2,617,245,696 weights is 40,894,464 bytes more."""
+    held = weights.model_bytes(MINITRON_4B, Precision.INT4_AWQ, 128)
+    assert held.layers == 1_308_622_848 + 40_894_464
+    assert held.read_per_token == 2_922_381_312
+    assert held.small == 798_720 + 2_097_280  # no scales of channels beside
+    assert weights.model_bytes(MINITRON_4B, Precision.INT4_WEIGHT_ONLY, 64).layers == 1_308_622_848 + 81_788_928
+    made = planned("a100-int4-awq")
+    assert made.memory.weight_bytes == held.total and made.memory.kv_bytes_per_token == 131_072
+    assert made.roofline is not None
+    assert round(made.roofline.single_tokens_per_s["int4_awq"], 1) == 532.1  # 1,555e9 / 2,922,381,312
+    eight = planned("a100-int4-awq", kv_cache="int8")
+    assert eight.memory.kv_bytes_per_token == 65_536
+    assert eight.memory.kv_tokens is not None and made.memory.kv_tokens is not None
+    assert eight.memory.kv_tokens in (2 * made.memory.kv_tokens, 2 * made.memory.kv_tokens + 1)
+    with pytest.raises(UsageError, match="group_size 640 does not divide the 3072, 1536, 4608"):
+        weights.check(MINITRON_4B, Precision.INT4_AWQ, Parallel(2), 5 * 128)
 
 
 def test_the_head_is_more_than_half_of_what_an_int4_token_reads() -> None:
@@ -315,12 +334,12 @@ shapes = st.builds(
     kv=st.sampled_from([2, 4, 8]), group=st.integers(1, 4), size=st.sampled_from([64, 128]),
     layers=st.integers(1, 64), wide=st.integers(1, 64), vocab=st.integers(100, 300_000),
 )  # fmt: skip
-precisions = st.sampled_from(list(Precision))
+precisions = st.sampled_from(ROUNDED)
 
 
 @given(shapes)
 def test_fewer_bits_are_fewer_bytes(some: ModelShape) -> None:
-    held = [weights.model_bytes(some, precision) for precision in Precision]
+    held = [weights.model_bytes(some, precision) for precision in ROUNDED]
     wide, _, int8, int4 = (part.layers for part in held)
     assert wide == 2 * int8 == 4 * int4
     assert held[0] == held[1]
@@ -418,7 +437,7 @@ def test_every_gpu_names_its_source() -> None:
 def test_the_plan_counts_what_convert_writes(small_checkpoint: Any) -> None:
     """Bytes of all tensors in real checkpoints of the small model, summed from their safetensors headers."""
     own = shape.read(SMALL_MODEL / "config.json")
-    for precision in Precision:
+    for precision in ROUNDED:
         raw = (small_checkpoint(precision.value) / "rank0.safetensors").read_bytes()
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         held = sum(entry["data_offsets"][1] - entry["data_offsets"][0]

@@ -13,7 +13,7 @@ from minitron import recipe
 from minitron.errors import InputError, MinitronError, UsageError
 
 NO_ENVIRONMENT: dict[str, str] = {}
-SHIPPED = ["a100-bfloat16", "a100-float16", "a100-int4", "a100-int8", "a100-llmapi", "cpu"]
+SHIPPED = ["a100-bfloat16", "a100-float16", "a100-int4", "a100-int4-awq", "a100-int8", "a100-llmapi", "cpu"]
 
 
 def written(folder: Path, text: str) -> str:
@@ -94,6 +94,7 @@ def test_the_recipes_that_ship() -> None:
         "a100-bfloat16": ("bfloat16", "a100-80gb", "engine"),
         "a100-int8": ("int8_weight_only", "a100-80gb", "engine"),
         "a100-int4": ("int4_weight_only", "a100-40gb", "engine"),
+        "a100-int4-awq": ("int4_awq", "a100-40gb", "engine"),
         "a100-llmapi": ("bfloat16", "a100-80gb", "llmapi"),
         "cpu": ("int8_weight_only", "cpu", "engine"),
     }

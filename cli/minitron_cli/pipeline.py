@@ -23,6 +23,7 @@ from minitron.artifacts import manifest
 from minitron.artifacts.manifest import Manifest
 from minitron.errors import MinitronError
 from minitron.recipe import Effective
+from minitron.recipe_model import Calibration
 from minitron_cli import main
 
 #: The stages in order.
@@ -126,9 +127,11 @@ class Pipeline:
             "model": wanted.model.source, "revision": wanted.model.revision, "precision": wanted.precision,
             "dtype": wanted.dtype, "tp": wanted.tensor_parallel, "pp": wanted.pipeline_parallel,
             "use_parallel_embedding": wanted.use_parallel_embedding,
-            "embedding_sharding_dim": wanted.embedding_sharding_dim,
+            "embedding_sharding_dim": wanted.embedding_sharding_dim, "group_size": wanted.group_size,
+            "kv_cache": wanted.kv_cache,
         }  # fmt: skip
-        return all(record.arguments.get(name) == value for name, value in asked.items()) and _model_is_the_same(record)
+        same = all(record.arguments.get(name) == value for name, value in asked.items())
+        return same and _calibrated_as(wanted.calibration, record) and _model_is_the_same(record)
 
     def _repository_is_done(self, source: Path) -> bool:
         record, kept = manifest.current(self.repository, "repository"), self._folder / _RECIPE
@@ -168,6 +171,14 @@ def show(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+def _calibrated_as(asked: Calibration, record: Manifest) -> bool:
+    """Whether a checkpoint that was calibrated was with that text."""
+    kept = record.arguments.get("calibration")
+    return kept is None or [asked.text, asked.sequences, asked.tokens] == [
+        kept["file"], kept["sequences"], kept["tokens"]
+    ]  # fmt: skip
 
 
 def _model_is_the_same(record: Manifest) -> bool:

@@ -90,6 +90,18 @@ class Memory(_Section):
     )
 
 
+class Calibration(_Section):
+    """The text that int4_awq and an int8 KV cache are calibrated with, like the texts that will be served."""
+
+    text: str | None = _field(
+        None, 'UTF-8 text, or *.jsonl with a "text" on each line', flag="--calibration", dest="calibration"
+    )
+    sequences: int = _field(
+        32, "sequences that are taken of it", flag="--calibration-sequences", dest="calibration_sequences", ge=1
+    )
+    tokens: int = _field(512, "tokens of each", flag="--calibration-tokens", dest="calibration_tokens", ge=2)
+
+
 class Cpu(_Section):
     """How the CPU engine calculates; other targets ignore it."""
 
@@ -152,10 +164,17 @@ class Recipe(_Section):
     """Everything that is wanted, from the weights to the server."""
 
     model: Model = Model()
-    precision: Literal["auto", "float16", "bfloat16", "int8_weight_only", "int4_weight_only"] = _field(
+    precision: Literal["auto", "float16", "bfloat16", "int8_weight_only", "int4_weight_only", "int4_awq"] = _field(
         "auto", "how the linear weights are stored; auto follows the model"
     )
     dtype: Literal["auto", "float16", "bfloat16"] = _field("auto", "activation type; auto follows the model")
+    group_size: Literal[64, 128] | None = _field(
+        None, "inputs that share a 4-bit scale: none is a whole channel for int4_weight_only, and 128 for int4_awq"
+    )
+    kv_cache: Literal["auto", "int8"] = _field(
+        "auto", "int8 keeps keys and values in 8 bits, with a scale a layer from the calibration; auto in dtype"
+    )
+    calibration: Calibration = Calibration()
     target: str = _field("cpu", "what the engine runs on: cpu, or a GPU of data/gpus.yaml such as a100-80gb")
     backend: Literal["engine", "llmapi"] = _field(
         "engine", "engine: TensorRT (or OpenVINO on a CPU); llmapi: TensorRT-LLM's PyTorch path, the only one from 1.3"
@@ -176,7 +195,12 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _combination(self) -> Recipe:
-        if self.backend == "llmapi" and self.precision in ("int8_weight_only", "int4_weight_only"):
+        quantised = self.precision in ("int8_weight_only", "int4_weight_only", "int4_awq")
+        if self.backend == "llmapi" and self.kv_cache != "auto":
+            raise ValueError("kv_cache int8 is a checkpoint's, and llmapi takes the model itself; leave it out")
+        if self.group_size and self.precision not in ("int4_weight_only", "int4_awq"):
+            raise ValueError(f"group_size {self.group_size} goes with int4_weight_only and int4_awq")
+        if self.backend == "llmapi" and quantised:
             raise ValueError(f"precision {self.precision} needs a TensorRT engine; llmapi takes float16 or bfloat16")
         if self.dtype != "auto" and self.precision in ("float16", "bfloat16") and self.dtype != self.precision:
             raise ValueError(f"dtype {self.dtype} does not go with precision {self.precision}; leave dtype out")

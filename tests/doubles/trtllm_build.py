@@ -25,7 +25,12 @@ VERSION = os.environ.get("TRTLLM_BUILD_DOUBLE_VERSION", "1.2.1")
 HELP = os.environ.get("TRTLLM_BUILD_DOUBLE_HELP", "")
 #: Flags whose default the help does not show (argparse.SUPPRESS in commands/build.py).
 SUPPRESSED = ("kv_cache_type", "paged_kv_cache")
-KEYWORDS = {"mapping": {"world_size", "tp_size", "pp_size"}, "quantization": {"quant_algo", "kv_cache_quant_algo"}}
+KEYWORDS = {
+    "mapping": {"world_size", "tp_size", "pp_size"},
+    "quantization": {
+        "quant_algo", "kv_cache_quant_algo", "group_size", "has_zero_point", "pre_quant_scale", "exclude_modules",
+    },
+}  # fmt: skip
 
 
 def parser(data: dict[str, Any]) -> argparse.ArgumentParser:
@@ -88,9 +93,18 @@ def expected_tensors(config: dict[str, Any], rank: int, codes: bool) -> dict[str
     for layer in range(each + (stage < more)):
         start = f"transformer.layers.{layer}"
         for name, (rows, columns) in linear.items():
+            if config["quantization"]["quant_algo"] == "W4A16_AWQ":
+                group = config["quantization"]["group_size"]
+                expected[f"{start}.{name}.weight"] = (rows // 2, columns)
+                expected[f"{start}.{name}.weights_scaling_factor"] = (rows, columns // group)
+                if config["quantization"]["pre_quant_scale"]:
+                    expected[f"{start}.{name}.prequant_scaling_factor"] = (columns,)
+                continue
             expected[f"{start}.{name}.weight"] = (columns, rows // packed) if codes else (rows, columns)
             if codes:
                 expected[f"{start}.{name}.per_channel_scale"] = (rows,)
+        if config["quantization"]["kv_cache_quant_algo"]:
+            expected[f"{start}.attention.kv_cache_scaling_factor"] = (1,)
         for norm in ("input_layernorm", "post_layernorm"):
             expected |= {f"{start}.{norm}.weight": (hidden,), f"{start}.{norm}.bias": (hidden,)}
     if stage == 0:
@@ -158,7 +172,7 @@ def refuse(args: argparse.Namespace, config: dict[str, Any]) -> None:
         raise SystemExit("AssertionError: PP reduce scatter is only supported in the mixtral model.")
     if args.max_num_tokens < args.tokens_per_block:
         raise SystemExit("AssertionError: max_num_tokens must be at least tokens_per_block")
-    if config.get("architecture") != "NemotronForCausalLM" or config.get("gpt_variant") != "nemotron":
+    if config.get("architecture") != "NemotronForCausalLM" or config.get("gpt_variant", "nemotron") != "nemotron":
         raise SystemExit("AssertionError: Unsupported model architecture")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +20,20 @@ from minitron.console import Progress
 from minitron.errors import ModelError, UsageError
 from minitron.model import tokenizer_files
 from minitron.model.activations import Activations
-from minitron.model.precision import DTYPES, Precision
+from minitron.model.precision import DTYPES, WRITTEN, Precision
 from minitron.model.shape import ModelShape
+from minitron_build.checkpoint.calibration.calibrate import calibrate
+from minitron_build.checkpoint.calibration.text import CalibrationText, Ids
 from minitron_build.checkpoint.plan import PlannedTensor, plan_rank
 from minitron_build.checkpoint.spec import Spec
+from minitron_build.checkpoint.values import DTYPES as ARRAY_DTYPES
 from minitron_build.checkpoint.values import Calculator
 from minitron_build.checkpoint.write import header, threads, write_rank
 from minitron_build.sources import huggingface
 from minitron_build.sources.model import Source
 from minitron_build.sources.opening import open_model
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 _SMALL_FILES_BYTES = 1 << 20
@@ -57,6 +64,9 @@ def convert(
     use_parallel_embedding: bool = False,
     embedding_sharding_dim: int = 0,
     quantize_at_build: bool = False,
+    group_size: int | None = None,
+    kv_cache: str = AUTO,
+    calibration: CalibrationText | None = None,
     tokenizer: str | Path | None = None,
     measured: Activations | None = None,
     force: bool = False,
@@ -65,7 +75,10 @@ def convert(
 
     ``precision``: "auto" or a value of ``Precision``; ``dtype``: "auto", "float16" or "bfloat16", for the weight-only
     precisions. "auto" is what the model's config.json says, float16 for float32 or silence, as the official converter
-    has it. ``tokenizer``: folder of a tokenizer to take instead of the model's own. ``measured``: its activations,
+    has it. ``group_size``: inputs that share a scale, for the 4-bit precisions (128 for int4_awq unless given).
+    ``kv_cache``: "auto" or "int8". ``calibration``: the text that int4_awq and an int8 KV cache need; what it finds
+    waits in ``OUTPUT.calibration`` until the checkpoint is whole, so that a run that was ended goes on. ``tokenizer``:
+    folder of a tokenizer to take instead of the model's own. ``measured``: its activations,
     which the manifest keeps for the plan of an engine.
 
     Raises UsageError, ModelError, InputError (a tokenizer that cannot be served), OutputError and, when the disk cannot
@@ -78,13 +91,17 @@ def convert(
         "model": str(model), "revision": revision, "precision": precision, "dtype": dtype, "tp": tp, "pp": pp,
         "use_parallel_embedding": use_parallel_embedding, "embedding_sharding_dim": embedding_sharding_dim,
         "quantize_at_build": quantize_at_build, "tokenizer": None if tokenizer is None else str(tokenizer),
+        "group_size": group_size, "kv_cache": kv_cache, "calibration": calibration.about() if calibration else None,
     }  # fmt: skip
     source = open_model(str(model), revision)
     try:
-        spec = Spec(source.shape(), *resolve(source.shape(), precision, dtype), tp, pp,
-                    use_parallel_embedding, embedding_sharding_dim, quantize_at_build)  # fmt: skip
+        chosen, kept = resolve(source.shape(), precision, dtype)
+        spec = Spec(source.shape(), chosen, kept, tp, pp, use_parallel_embedding, embedding_sharding_dim,
+                    quantize_at_build, group_size or chosen.default_group_size,
+                    None if kv_cache == AUTO else kv_cache.upper())  # fmt: skip
         found = _tokenizer(source, tokenizer)
-        record, tensors = _convert(source, spec, found, output, arguments, measured=measured, force=force)
+        ids = _calibration_ids(spec, calibration, found)
+        record, tensors = _convert(source, spec, found, output, arguments, ids=ids, measured=measured, force=force)
         before = sum(file.size for file in record.input.files.values())
     finally:
         source.close()
@@ -95,11 +112,11 @@ def convert(
 def resolve(shape: ModelShape, precision: str, dtype: str) -> tuple[Precision, str]:
     """What "auto" means for a model of ``shape``; raises UsageError for names that are not known."""
     own = "bfloat16" if shape.dtype == "bfloat16" else "float16"
-    try:
-        chosen = Precision(own if precision == AUTO else precision)
-    except ValueError:
-        known = ", ".join(kind.value for kind in Precision)
-        raise UsageError(f"precision {precision!r} is not known; take {AUTO}, {known}") from None
+    name = own if precision == AUTO else precision
+    chosen = next((kind for kind in WRITTEN if kind.value == name), None)
+    if chosen is None:
+        known = ", ".join(kind.value for kind in WRITTEN)
+        raise UsageError(f"precision {precision!r} is not known; take {AUTO}, {known}")
     if dtype not in (AUTO, *DTYPES):
         raise UsageError(f"dtype {dtype!r} is not known; take {AUTO}, {', '.join(DTYPES)}")
     if dtype == AUTO:
@@ -111,6 +128,24 @@ def _refuse_to_replace_the_model(model: Path, output: Path) -> None:
     output, model = output.resolve(), model.resolve()
     if output in (model, *model.parents, Path.cwd(), *Path.cwd().parents):
         raise UsageError(f"--output {output} holds the model or the working directory; choose another folder")
+
+
+def _calibration_ids(spec: Spec, text: CalibrationText | None, tokenizer: dict[str, bytes]) -> Ids | None:
+    """The token ids to calibrate with; None where nothing asks for it."""
+    needed = [f"--precision {spec.precision.value}"] if spec.precision is Precision.INT4_AWQ else []
+    needed += [f"--kv-cache {spec.kv_cache.lower()}"] if spec.kv_cache else []
+    if not needed:
+        if text is not None:
+            log.warning("--calibration %s is not looked at: nothing that was asked for needs it", text.file)
+        return None
+    if text is None:
+        raise UsageError(
+            f"{needed[0]} needs a text like those that will be served: --calibration FILE.txt or FILE.jsonl"
+        )
+    if tokenizer_files.TOKENIZER not in tokenizer:
+        raise UsageError(f"{needed[0]} needs a tokenizer for its calibration text: give --tokenizer DIR")
+    shape = spec.shape
+    return text.ids(tokenizer[tokenizer_files.TOKENIZER], shape.vocab_size, shape.max_positions)
 
 
 def _tokenizer(source: Source, folder: str | Path | None) -> dict[str, bytes]:
@@ -135,10 +170,11 @@ def _convert(
     output: Path,
     arguments: dict[str, Any],
     *,
+    ids: Ids | None,
     measured: Activations | None,
     force: bool,
 ) -> tuple[Manifest, int]:
-    calculator = Calculator(spec, source.tensors())
+    tensors, found, work = source.tensors(), None, output.absolute().with_name(f"{output.name}.calibration")
     plans = [plan_rank(spec, rank) for rank in range(spec.world_size)]
     weight_bytes = sum(planned.nbytes for plan in plans for planned in plan)
     needed = weight_bytes + sum(len(header(plan)) for plan in plans) + sum(map(len, tokenizer.values()))
@@ -147,13 +183,19 @@ def _convert(
         (folder / "tokenizer").mkdir()
         for name, content in tokenizer.items():
             (folder / "tokenizer" / name).write_bytes(content)
+        if ids is not None:
+            group = spec.group_size if spec.precision is Precision.INT4_AWQ else None
+            found = calibrate(tensors, spec.shape, ids, work, dtype=ARRAY_DTYPES[spec.dtype], group=group)
+        calculator = Calculator(spec, tensors, calibrated=found)
         inputs, outputs = _write_ranks(source, plans, calculator, folder, weight_bytes)
         made_from = Input(source.kind, source.path, manifest.digest_of(inputs), source.revision, inputs)
         record = manifest.write(
             folder, "checkpoint", made_from,
             arguments=arguments, known_sha256=outputs,
-            details=_details(spec, tokenizer, weight_bytes) | _provenance(source) | _measured(measured, made_from),
+            details=_details(spec, tokenizer, weight_bytes) | _provenance(source) | _measured(measured, made_from)
+            | ({} if found is None else {"calibration": found.summary(spec.shape.num_layers)}),
         )  # fmt: skip
+    shutil.rmtree(work, ignore_errors=True)
     return record, sum(map(len, plans))
 
 
@@ -183,6 +225,8 @@ def _details(spec: Spec, tokenizer: dict[str, bytes], weight_bytes: int) -> dict
         "tp": spec.tp,
         "pp": spec.pp,
         "quantize_at_build": spec.quantize_at_build,
+        "group_size": spec.group_size,
+        "kv_cache": spec.kv_cache,
         "vocab_size": spec.shape.vocab_size,
         "has_tokenizer": tokenizer_files.TOKENIZER in tokenizer,
         "weight_bytes": weight_bytes,

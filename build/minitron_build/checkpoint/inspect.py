@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.errors import CheckpointError
-from minitron_build.checkpoint import codes
+from minitron_build.checkpoint import codes, groups
 from minitron_build.checkpoint.plan import PlannedTensor, Rule, plan_rank
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.checkpoint.values import Calculator
@@ -57,6 +57,17 @@ def inspect(folder: Path, model: str | None = None, revision: str | None = None)
             source.close()
 
 
+def about(folder: Path) -> dict[str, Any]:
+    """What a checkpoint is, as JSON values; raises CheckpointError."""
+    with Checkpoint.open(folder) as checkpoint:
+        spec = checkpoint.spec
+        return {
+            "precision": spec.precision.value, "quant_algo": spec.precision.quant_algo(spec.group_size),
+            "group_size": spec.group_size, "kv_cache": spec.kv_cache, "dtype": spec.dtype, "tp": spec.tp, "pp": spec.pp,
+            "producer": checkpoint.config.get("producer"),
+        }  # fmt: skip
+
+
 def _stored(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     for rank in range(checkpoint.spec.world_size):
         for name in checkpoint.names(rank):
@@ -77,7 +88,7 @@ def _compared(checkpoint: Checkpoint, source: Source, listed: list[StoredTensor]
 
 
 def _error(checkpoint: Checkpoint, calculator: Calculator, planned: PlannedTensor, rank: int) -> float | None:
-    if planned.rule not in (Rule.CAST, Rule.NORM, Rule.CODES):
+    if planned.rule not in (Rule.CAST, Rule.NORM, Rule.CODES, Rule.GROUP_CODES):
         return None
     difference = size = 0.0
     for block in blocks(planned):
@@ -92,9 +103,19 @@ def _error(checkpoint: Checkpoint, calculator: Calculator, planned: PlannedTenso
 
 def _stored_rows(checkpoint: Checkpoint, planned: PlannedTensor, start: int, stop: int, rank: int) -> Floats:
     """Rows (output channels) as the engine will see them."""
+    if planned.rule is Rule.GROUP_CODES:
+        return _grouped_rows(checkpoint, planned.name.removesuffix(".weight"), start, stop, rank)
     if planned.rule is not Rule.CODES:
         return checkpoint.rows(planned.name, start, stop, rank).astype(np.float32)
     scales = planned.name.removesuffix("weight") + "per_channel_scale"
     return codes.dequantize(
         checkpoint.codes(planned.name, start, stop, rank), checkpoint.rows(scales, start, stop, rank)
     )
+
+
+def _grouped_rows(checkpoint: Checkpoint, name: str, start: int, stop: int, rank: int) -> Floats:
+    """Codes x scales x what the inputs are multiplied with."""
+    scales = checkpoint.rows(f"{name}.weights_scaling_factor", start, stop, rank)
+    rows = groups.dequantize(checkpoint.codes(f"{name}.weight", start, stop, rank), scales)
+    factors = checkpoint.factors(name, rank)
+    return rows if factors is None else rows * factors

@@ -6,14 +6,15 @@ Source of names and splits: TensorRT-LLM 1.x ``models/gpt/convert.py``, 1.2.0rc2
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from minitron.model.precision import Precision
 from minitron_build.checkpoint.spec import Spec
 from minitron_build.sources.model import EMBEDDING, HEAD
 
 _STORED = {"float16": "F16", "bfloat16": "BF16"}
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "F8_E4M3": 1}
 
 
 class Rule(Enum):
@@ -23,6 +24,10 @@ class Rule(Enum):
     NORM = auto()  # the same, plus one, in that dtype
     CODES = auto()  # weight-only codes in the GPU's layout; the next planned tensor is their SCALES
     SCALES = auto()
+    GROUP_CODES = auto()  # 4-bit codes in groups, as they are (groups.py); the next planned tensor is their SCALES
+    FACTORS = auto()  # what the inputs of the linear module are multiplied with, by a calibration
+    KV_SCALE = auto()  # what a unit of an 8-bit key or value of the layer stands for, by a calibration
+    FOREIGN = auto()  # of a kind that is read and not made
     POSITIONS = auto()  # rotary tables, see values.py
     INVERSE_FREQUENCIES = auto()
     POSITIONS_FOR_ATTENTION = auto()
@@ -61,7 +66,9 @@ class PlannedTensor:
     @property
     def columns(self) -> int:
         """Elements in a row of the matrix."""
-        return self.shape[0] if self.rule is Rule.CODES else math.prod(self.shape) // self.rows
+        if self.rule in (Rule.CODES, Rule.GROUP_CODES):
+            return self.shape[0] if self.rule is Rule.CODES else self.shape[1]
+        return math.prod(self.shape) // self.rows
 
 
 def plan_rank(spec: Spec, rank: int) -> list[PlannedTensor]:
@@ -141,6 +148,7 @@ class _Planner:
         out = (Part(f"{source}.self_attn.o_proj.weight", 0, hidden, *self._share(hidden)),)
         return [
             *self.norm(f"{name}.input_layernorm", f"{source}.input_layernorm"),
+            *self._kv_scale(f"{name}.attention", f"{source}.self_attn"),
             *self._linear(f"{name}.attention.qkv", hidden, self._qkv(f"{source}.self_attn")),
             *self._linear(f"{name}.attention.dense", hidden // tp, out),
             *self.norm(f"{name}.post_layernorm", f"{source}.post_attention_layernorm"),
@@ -164,11 +172,39 @@ class _Planner:
         outs = sum(part.stop - part.start for part in parts)
         if not self._spec.writes_codes:
             return [self._cast(name, outs, ins, parts)]
+        if self._spec.group_size or self._spec.precision.has_eight_bit_activations:
+            return self._grouped_or_foreign(name, ins, outs, parts)
         stored = ins, outs * self._spec.precision.weight_bits // 8
         return [
             PlannedTensor(f"{name}.weight", "I8", stored, Rule.CODES, outs, parts),
             PlannedTensor(f"{name}.per_channel_scale", self._dtype, (outs,), Rule.SCALES, outs, parts),
         ]
+
+    def _grouped_or_foreign(self, name: str, ins: int, outs: int, parts: tuple[Part, ...]) -> list[PlannedTensor]:
+        """Names and shapes of ModelOpt 0.47.0's export, which is what TensorRT-LLM loads."""
+        precision, group = self._spec.precision, self._spec.group_size
+        foreign = precision.has_eight_bit_activations
+
+        def tensor(kind: str, dtype: str, shape: tuple[int, ...], rule: Rule) -> PlannedTensor:
+            return PlannedTensor(f"{name}.{kind}", dtype, shape, Rule.FOREIGN if foreign else rule, shape[0], parts)
+
+        scaled = (outs, ins // group) if group else (1,) if precision is Precision.FP8 else (outs,)
+        stored = (outs // 2, ins) if group else (outs, ins)
+        codes = tensor("weight", "F8_E4M3" if precision is Precision.FP8 else "I8", stored, Rule.GROUP_CODES)
+        planned = [replace(codes, rows=outs), tensor("weights_scaling_factor", "F32", scaled, Rule.SCALES)]
+        if precision in (Precision.INT4_AWQ, Precision.INT8_SQ, Precision.W4A8_AWQ):
+            planned.append(tensor("prequant_scaling_factor", self._dtype, (ins,), Rule.FACTORS))
+        if foreign:
+            planned.append(tensor("activation_scaling_factor", "F32", (1,), Rule.FOREIGN))
+        if precision is Precision.W4A8_AWQ:
+            planned.append(tensor("weights_scaling_factor_2", "F32", (1,), Rule.FOREIGN))
+        return planned
+
+    def _kv_scale(self, name: str, source: str) -> list[PlannedTensor]:
+        if self._spec.kv_cache is None:
+            return []
+        part = Part(f"{source}.k_proj.weight", 0, 1)
+        return [PlannedTensor(f"{name}.kv_cache_scaling_factor", "F32", (1,), Rule.KV_SCALE, 1, (part,))]
 
     def _cast(self, name: str, rows: int, columns: int, parts: tuple[Part, ...]) -> PlannedTensor:
         return PlannedTensor(f"{name}.weight", self._dtype, (rows, columns), Rule.CAST, rows, parts)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.errors import CheckpointError, UsageError
-from minitron.model.precision import DTYPES, Precision
+from minitron.model.precision import DTYPES, GROUP_SIZES, Precision
 from minitron.model.shape import ARCHITECTURE, ModelShape
-from minitron_build.checkpoint import layout
+from minitron_build.checkpoint import groups, layout
 from minitron_build.checkpoint.plan import Rule, plan_rank
 from minitron_build.checkpoint.spec import Spec
 from minitron_build.sources.safetensors import Entry, SafetensorsFile
@@ -34,17 +34,31 @@ _BUILT_IN: dict[str, tuple[object, tuple[object, ...]]] = {
 }  # fmt: skip
 #: The same for keys of the blocks.
 _BUILT_IN_QUANTIZATION: dict[str, tuple[object, tuple[object, ...]]] = {
-    "kv_cache_quant_algo": (None, (None,)), "has_zero_point": (False, (False,)), "pre_quant_scale": (False, (False,)),
-    "clamp_val": (None, (None,)), "use_meta_recipe": (False, (False,)), "exclude_modules": (None, (None,)),
+    "kv_cache_quant_algo": (None, (None, "INT8", "FP8")), "has_zero_point": (False, (False,)),
+    "clamp_val": (None, (None,)), "use_meta_recipe": (False, (False,)),
 }  # fmt: skip
+#: What may be left out of a quantisation, since a Nemotron has no such linear module beside lm_head (1.x
+#: ``quantization/quantize.py``); lm_head itself must be.
+_EXCLUDED = ("lm_head", "router", "vocab_embedding", "position_embedding", "block_embedding", "shared_expert_gate")
 _BUILT_IN_MAPPING: dict[str, tuple[object, tuple[object, ...]]] = {
     "cp_size": (1, (1,)), "auto_parallel": (False, (False,)), "enable_attention_dp": (False, (False,)),
 }  # fmt: skip
 _BUILT_IN_MOE: dict[str, tuple[object, tuple[object, ...]]] = {"num_experts": (0, (0,))}
 #: Other keys of ``quantization``; one that is not known makes TensorRT-LLM's loading fail.
-_QUANTIZATION = ("quant_algo", "group_size", "smoothquant_val", "mamba_ssm_cache_dtype")
+_QUANTIZATION = (
+    "quant_algo", "group_size", "pre_quant_scale", "exclude_modules", "smoothquant_val", "mamba_ssm_cache_dtype",
+)  # fmt: skip
+#: Where a list, whatever is in it, turns off a longer one of TensorRT-LLM's own.
+_OWN_EXCLUSIONS = ("W8A16", "W4A16")
 #: What TensorRT-LLM's loader does without: it computes the tables, and a tied head is the embedding.
 _OPTIONAL_RULES = (Rule.POSITIONS, Rule.INVERSE_FREQUENCIES, Rule.POSITIONS_FOR_ATTENTION)
+#: What ModelOpt adds to kv_cache_scaling_factor, the larger of the two, which is what TensorRT-LLM makes of them (1.x
+#: ``modeling_utils.py``, process_kv_scaling_factor).
+_KV_APART = (".attention.k_cache_scaling_factor", ".attention.v_cache_scaling_factor")
+_MODELOPT_INT8 = (
+    "ModelOpt's INT8_WEIGHT_ONLY exports hold codes as [out, in] with weights_scaling_factor, and TensorRT-LLM does "
+    "not load them; convert the model itself with --precision int8_weight_only"
+)
 HEAD = "lm_head.weight"
 
 
@@ -81,11 +95,11 @@ class Checkpoint:
 
     @property
     def quantized(self) -> bool:
-        """Whether linear weights are stored as codes, with a scale per output channel.
+        """Whether linear weights are stored as codes, with scales.
 
         A weight-only checkpoint where they are not is to be quantised when an engine is built from it.
         """
-        return any(entry.dtype == "I8" for entry in self._ranks[0].entries.values())
+        return any(entry.dtype in ("I8", "F8_E4M3") for entry in self._ranks[0].entries.values())
 
     def names(self, rank: int = 0) -> list[str]:
         """Names of a rank's tensors, in file order."""
@@ -110,11 +124,21 @@ class Checkpoint:
 
     def codes(self, name: str, start: int = 0, stop: int | None = None, rank: int = 0) -> npt.NDArray[np.int8]:
         """Codes int8 [stop - start, in] of output channels ``start`` to ``stop`` (multiples of 64), layout undone."""
+        if self.spec.group_size:
+            stored = self.rows(name, start // 2, self.entry(name, rank).shape[0] if stop is None else stop // 2, rank)
+            return groups.unpack(stored)
         bits = self.precision.weight_bits
         ins, packed = self.entry(name, rank).shape
         stop = packed * 8 // bits if stop is None else stop
         stored = self._ranks[rank].elements(name, start * ins * bits // 8, stop * ins * bits // 8)
         return layout.unpack(stored.reshape(ins, -1), bits)
+
+    def factors(self, name: str, rank: int = 0) -> npt.NDArray[np.float32] | None:
+        """What the inputs of the linear module ``name`` are multiplied with, [in]; None: nothing."""
+        factors = f"{name}.prequant_scaling_factor"
+        if factors not in self._ranks[rank].entries:
+            return None
+        return self.array(factors, rank).astype(np.float32)
 
     def close(self) -> None:
         """Close the files."""
@@ -151,15 +175,38 @@ def _check_rank(spec: Spec, rank: int, file: SafetensorsFile) -> None:
         if found is None:
             if tensor.rule in _OPTIONAL_RULES or name == HEAD:
                 continue
+            _explain(spec, name, file)
             raise CheckpointError(f"{file.path} lacks tensor {name}; convert the model again")
         if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
+            _explain(spec, name, file)
             raise CheckpointError(
                 f"{file.path}: {name} is {found.dtype} {list(found.shape)}, and config.json asks for "
                 f"{tensor.dtype} {list(tensor.shape)}; convert the model again"
             )
-    extra = next((name for name in file.entries if name not in planned), None)
+    known = set(planned) | {name for name in file.entries if spec.kv_cache and name.endswith(_KV_APART)}
+    extra = next((name for name in file.entries if name not in known), None)
     if extra is not None:
         raise CheckpointError(f"{file.path} has tensor {extra}, unknown to a Nemotron; convert the model again")
+
+
+def _explain(spec: Spec, name: str, file: SafetensorsFile) -> None:
+    """Say more of a tensor that is not there or not as it should be, where more is known.
+
+    Two of them are exports of ModelOpt 0.47.0 that TensorRT-LLM does not load either.
+    """
+    linear, _, kind = name.rpartition(".")
+    if kind == "kv_cache_scaling_factor":
+        raise CheckpointError(
+            f"{file.path} has no {name}, and config.json says quantization.kv_cache_quant_algo {spec.kv_cache}; "
+            "convert the model again, with --kv-cache int8"
+        )
+    if kind == "prequant_scaling_factor":
+        raise CheckpointError(
+            f"{file.path} has no {name}, and config.json says quantization.pre_quant_scale true; ModelOpt's "
+            "INT4_BLOCKWISE exports are so, and TensorRT-LLM does not load them: write false there"
+        )
+    if spec.precision is Precision.INT8_WEIGHT_ONLY and f"{linear}.weights_scaling_factor" in file.entries:
+        raise CheckpointError(f"{file.path}: {_MODELOPT_INT8}")
 
 
 def _world_size(config: dict[str, Any], where: Path) -> int:
@@ -177,12 +224,16 @@ def _spec(config: dict[str, Any], where: Path, quantized: bool) -> Spec:
     _check_built_in(config, where)
     if dtype not in DTYPES:
         raise CheckpointError(f"{where}: dtype is {dtype!r}, and one of {', '.join(DTYPES)} is needed")
-    precision = _precision(config, dtype, where)
+    precision, group_size = _precision(config, dtype, where)
+    if (precision.has_eight_bit_activations and not quantized) or (group_size and not quantized):
+        algorithm = precision.quant_algo(group_size)
+        raise CheckpointError(f"{where}: quantization.quant_algo is {algorithm}, and the weights are not quantised")
     try:
         return Spec(
             _shape(config, where), precision, dtype, mapping.get("tp_size", 1), mapping.get("pp_size", 1),
             bool(config.get("use_parallel_embedding", False)), int(bool(config.get("embedding_sharding_dim", 0))),
-            quantize_at_build=precision.is_weight_only and not quantized,
+            quantize_at_build=precision.is_weight_only and not quantized, group_size=group_size,
+            kv_cache=_block(config, "quantization", where).get("kv_cache_quant_algo"),
         )  # fmt: skip
     except UsageError as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -193,8 +244,14 @@ def _check_built_in(config: dict[str, Any], where: Path) -> None:
     unknown = [key for key in quantization if key not in (*_QUANTIZATION, *_BUILT_IN_QUANTIZATION)]
     if unknown:
         raise CheckpointError(f"{where}: quantization.{unknown[0]} is not known to TensorRT-LLM 1.x; remove it")
-    if quantization.get("quant_algo") is None:  # then nothing is quantised, whatever would be left out
-        quantization = {key: value for key, value in quantization.items() if key != "exclude_modules"}
+    excluded = quantization.get("exclude_modules")
+    if quantization.get("quant_algo") is not None and excluded is not None:  # else nothing is quantised
+        names = excluded if isinstance(excluded, list) and quantization["quant_algo"] not in _OWN_EXCLUSIONS else []
+        if "lm_head" not in names or not set(map(str, names)) <= set(_EXCLUDED):
+            if quantization["quant_algo"] == "W8A16" and "modelopt" in str(config.get("producer")):
+                raise CheckpointError(f"{where}: {_MODELOPT_INT8}")
+            raise CheckpointError(f"{where}: quantization.exclude_modules is {excluded!r}; null can be built here, "
+                                  f"and ['lm_head'] where it is not {' or '.join(_OWN_EXCLUSIONS)}")  # fmt: skip
     for block, found, rules in (
         ("", config, _BUILT_IN), ("quantization.", quantization, _BUILT_IN_QUANTIZATION),
         ("mapping.", _block(config, "mapping", where), _BUILT_IN_MAPPING),
@@ -213,12 +270,24 @@ def _block(config: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
     return block
 
 
-def _precision(config: dict[str, Any], dtype: str, where: Path) -> Precision:
-    algorithm = _block(config, "quantization", where).get("quant_algo")
-    for precision in (Precision(dtype), Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY):
-        if precision.quant_algo == algorithm:
-            return precision
-    raise CheckpointError(f"{where}: quant_algo {algorithm!r} is not known here; null, W8A16 and W4A16 are")
+def _precision(config: dict[str, Any], dtype: str, where: Path) -> tuple[Precision, int | None]:
+    """The precision, and the size of groups where it has them (TensorRT-LLM takes 128 where it is not said)."""
+    quantization = _block(config, "quantization", where)
+    algorithm, factors = quantization.get("quant_algo"), quantization.get("pre_quant_scale", False)
+    if algorithm == "W4A16_AWQ" and factors is False:
+        precision = Precision.INT4_WEIGHT_ONLY
+    else:
+        known = [Precision(dtype), *(each for each in Precision if each.weight_bits < 16)]
+        found = [each for each in known if each.quant_algo() == algorithm]
+        if not found:
+            names = ", ".join(str(each.quant_algo()) for each in known[1:])
+            raise CheckpointError(f"{where}: quant_algo {algorithm!r} is not known here; null, {names} are")
+        precision = found[0]
+    has_factors = precision.default_group_size is not None
+    if factors is not has_factors and not (precision is Precision.INT8_SQ and factors is True):
+        raise CheckpointError(f"{where}: quantization.pre_quant_scale is {factors!r}, which {algorithm} cannot have")
+    grouped = algorithm in ("W4A16_AWQ", "W4A8_AWQ")
+    return precision, quantization.get("group_size", GROUP_SIZES[-1]) if grouped else None
 
 
 def _shape(config: dict[str, Any], where: Path) -> ModelShape:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitron.errors import UsageError
-from minitron.model.precision import Precision
+from minitron.model.precision import GROUP_SIZES, Precision
 from minitron.model.shape import ARCHITECTURE, ModelShape
 
 _WEIGHT_ONLY_MULTIPLE = 64
@@ -21,8 +21,10 @@ _WEIGHT_ONLY_MULTIPLE = 64
 class Spec:
     """A checkpoint of ``shape``: linear weights in ``precision``, all else in ``dtype``, for tp x pp ranks.
 
-    ``quantize_at_build`` leaves the linear weights in ``dtype`` for trtllm-build to quantise. Raises UsageError for a
-    combination that TensorRT-LLM cannot run.
+    ``quantize_at_build`` leaves the linear weights in ``dtype`` for trtllm-build to quantise. ``group_size``: inputs
+    that share a 4-bit scale (None: those of a whole channel do). ``kv_cache``: "INT8" keeps keys and values in 8 bits,
+    as does "FP8", which is read and not written; None keeps them in ``dtype``. Raises UsageError for a combination that
+    TensorRT-LLM cannot run.
     """
 
     shape: ModelShape
@@ -33,10 +35,13 @@ class Spec:
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
     quantize_at_build: bool = False
+    group_size: int | None = None
+    kv_cache: str | None = None
 
     def __post_init__(self) -> None:
         self._check_ranks()
-        if self.precision.is_weight_only:
+        self._check_group()
+        if self.precision.weight_bits < 16:
             self._check_multiples()
         elif self.quantize_at_build:
             raise UsageError(f"--quantize-at-build needs a weight-only --precision, not {self.precision.value}")
@@ -51,7 +56,7 @@ class Spec:
     @property
     def writes_codes(self) -> bool:
         """Whether linear weights are written as codes and scales."""
-        return self.precision.is_weight_only and not self.quantize_at_build
+        return self.precision.weight_bits < 16 and not self.quantize_at_build
 
     def _check_ranks(self) -> None:
         shape, tp = self.shape, self.tp
@@ -66,6 +71,27 @@ class Spec:
             )
         if self.pp > shape.num_layers:
             raise UsageError(f"--pp {self.pp} is more than the model's {shape.num_layers} layers")
+
+    def _check_group(self) -> None:
+        if self.group_size is None:
+            if self.precision.default_group_size:
+                raise UsageError(f"--precision {self.precision.value} needs a --group-size")
+            return
+        if self.precision.weight_bits != 4 or self.group_size not in GROUP_SIZES:
+            sizes = " or ".join(map(str, GROUP_SIZES))
+            raise UsageError(f"--group-size {self.group_size} with --precision {self.precision.value}: groups are of "
+                             f"{sizes}, and for int4_weight_only and int4_awq")  # fmt: skip
+        if self.quantize_at_build:
+            raise UsageError(
+                "--quantize-at-build makes one scale a channel; leave --group-size out (groups fit any GPU)"
+            )
+        hidden, inner = self.shape.hidden_size, self.shape.intermediate_size
+        for module, inputs in (("qkv", hidden), ("dense", hidden // self.tp), ("proj", inner // self.tp)):
+            if inputs % self.group_size:
+                raise UsageError(
+                    f"--group-size {self.group_size} with --tp {self.tp}: {inputs} inputs of {module} per rank, and "
+                    "whole groups are needed; take a smaller group or another --tp"
+                )
 
     def _check_multiples(self) -> None:
         shape, tp = self.shape, self.tp
@@ -115,5 +141,16 @@ class Spec:
             "use_parallel_embedding": self.use_parallel_embedding,
             "embedding_sharding_dim": self.embedding_sharding_dim,
             "mapping": {"world_size": self.world_size, "tp_size": self.tp, "pp_size": self.pp},
-            "quantization": {"quant_algo": self.precision.quant_algo, "kv_cache_quant_algo": None},
+            "quantization": self._quantization(),
         }
+
+    def _quantization(self) -> dict[str, Any]:
+        algorithms = {
+            "quant_algo": self.precision.quant_algo(self.group_size),
+            "kv_cache_quant_algo": self.kv_cache,
+        }
+        if self.group_size is None:
+            return algorithms
+        pre_quant_scale = self.precision is Precision.INT4_AWQ
+        return algorithms | {"group_size": self.group_size, "has_zero_point": False,
+                             "pre_quant_scale": pre_quant_scale, "exclude_modules": ["lm_head"]}  # fmt: skip

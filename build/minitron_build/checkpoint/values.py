@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from minitron.errors import ModelError
-from minitron_build.checkpoint import codes, layout
+from minitron.model.precision import Precision
+from minitron_build.checkpoint import codes, groups, layout
 from minitron_build.checkpoint.plan import Part, PlannedTensor, Rule
 from minitron_build.checkpoint.rounding import rounded
 from minitron_build.checkpoint.spec import Spec
@@ -24,6 +25,9 @@ from minitron_build.sources.model import SourceTensor
 from minitron_build.sources.safetensors import BFLOAT16
 
 Array = npt.NDArray[Any]
+
+#: numpy's types of a checkpoint's dtypes.
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
 
 _PIECE_ELEMENTS = 1 << 18
 #: ``embed_positions`` is computed with this base whatever the model's own is.
@@ -46,20 +50,47 @@ class Values:
     scales: Array | None = None
 
 
+class Calibrated(Protocol):
+    """What a calibration found, by the names of the source's matrices."""
+
+    def factors(self, tensor: str) -> npt.NDArray[np.float32]:
+        """What the inputs of ``tensor`` are multiplied with, [in]."""
+
+    def codes(self, tensor: str) -> npt.NDArray[np.int8]:
+        """Its codes, packed as ``groups.pack`` does: [out / 2, in]."""
+
+    def scales(self, tensor: str) -> npt.NDArray[np.float32]:
+        """Their scales, [out, in / group]."""
+
+    def kv_scale(self, index: int) -> np.float32:
+        """What a unit of an INT8 key or value of a layer stands for."""
+
+
 class Calculator:
     """Computes values for one ``spec`` from the source's ``tensors``; may be used by several threads.
 
-    ``dtype`` takes the place of the spec's where weights are wanted unrounded.
+    ``dtype`` takes the place of the spec's where weights are wanted unrounded. ``calibrated`` is needed for int4_awq
+    and for an INT8 KV cache.
     """
 
-    def __init__(self, spec: Spec, tensors: Mapping[str, SourceTensor], dtype: np.dtype[Any] | None = None) -> None:
-        self._spec, self._tensors = spec, tensors
-        self._dtype = dtype or (BFLOAT16 if spec.dtype == "bfloat16" else np.dtype(np.float16))
+    def __init__(
+        self,
+        spec: Spec,
+        tensors: Mapping[str, SourceTensor],
+        dtype: np.dtype[Any] | None = None,
+        calibrated: Calibrated | None = None,
+    ) -> None:
+        self._spec, self._tensors, self._calibrated = spec, tensors, calibrated
+        self._dtype = dtype or DTYPES[spec.dtype]
 
     def values(self, planned: PlannedTensor, start: int, stop: int) -> Values:
         """Rows ``start`` to ``stop`` of ``planned``; raises ModelError for weights that are not finite."""
         if planned.rule is Rule.CODES:
             return self._codes(planned, start, stop)
+        if planned.rule is Rule.GROUP_CODES:
+            return self._group_codes(planned, start, stop)
+        if planned.rule in (Rule.FACTORS, Rule.KV_SCALE):
+            return Values(self._of_calibration(planned)[start:stop])
         if planned.rule in (Rule.CAST, Rule.NORM):
             rows = np.concatenate([self.rows(planned, *piece) for piece in self._pieces(planned, start, stop)])
             return Values(rows + self._dtype.type(1) if planned.rule is Rule.NORM else rows)
@@ -73,6 +104,42 @@ class Calculator:
         quantized, steps = (np.concatenate(found) for found in zip(*done, strict=True))
         return Values(layout.pack(quantized, bits), steps.astype(self._dtype))
 
+    def _group_codes(self, planned: PlannedTensor, start: int, stop: int) -> Values:
+        group = self._spec.group_size
+        assert group is not None
+        if self._spec.precision is Precision.INT4_AWQ:
+            found = [
+                self._calibrated_codes(part, first, last, group) for part, first, last in _cut(planned, start, stop)
+            ]
+        else:
+            wide = (self.rows(planned, *piece, wide=True) for piece in self._pieces(planned, start, stop))
+            found = []
+            for rows in wide:
+                scales = groups.scales_of(rows, group)
+                found.append((groups.pack(groups.quantize(rows, scales)), scales))
+        data, scaled = (np.concatenate(each) for each in zip(*found, strict=True))
+        return Values(data, scaled)
+
+    def _calibrated_codes(self, part: Part, first: int, last: int, group: int) -> tuple[Array, Array]:
+        """Rows ``first`` to ``last`` of the part's matrix, of those the part's columns."""
+        stored, scales = self._found.codes(part.tensor), self._found.scales(part.tensor)
+        right = stored.shape[1] if part.right is None else part.right
+        return (
+            stored[first // 2 : last // 2, part.left : right],
+            scales[first:last, part.left // group : right // group],
+        )
+
+    def _of_calibration(self, planned: PlannedTensor) -> Array:
+        part = planned.parts[0]
+        if planned.rule is Rule.KV_SCALE:
+            return np.array([self._found.kv_scale(int(part.tensor.split(".")[2]))], np.float32)
+        return self._found.factors(part.tensor)[part.left : part.right].astype(self._dtype)
+
+    @property
+    def _found(self) -> Calibrated:
+        assert self._calibrated is not None, "the plan asks for what a calibration finds"
+        return self._calibrated
+
     def _pieces(self, planned: PlannedTensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The rows a few at a time, so that each step finds what the one before it left in the cache of a core."""
         width = math.prod(self._tensors[planned.parts[0].tensor].shape[1:])
@@ -84,12 +151,8 @@ class Calculator:
 
         ``wide``: rounded just so, but in float32.
         """
-        pieces, offset = [], 0
-        for part in planned.parts:
-            first, last = max(start - offset, 0), min(stop - offset, part.stop - part.start)
-            if first < last:
-                pieces.append(self._cast(part, part.start + first, part.start + last, wide=wide))
-            offset += part.stop - part.start
+        pieces = [self._cast(part, first, last, wide=wide) for part, first, last in _cut(planned, start, stop)]
+        offset = sum(part.stop - part.start for part in planned.parts)
         if stop > offset:
             like = self._tensors[planned.parts[0].tensor].shape[1:]
             pieces.append(np.zeros((stop - max(start, offset), *like), np.float32 if wide else self._dtype))
@@ -120,6 +183,16 @@ class Calculator:
             for row in range(0, tensor.shape[0], step)
         )
         raise ModelError(f"{tensor.file}: {tensor.name} has {count:,} values that are {what}; {advice}")
+
+
+def _cut(planned: PlannedTensor, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+    """The parts that rows ``start`` to ``stop`` lie in, each with its own rows' first and last."""
+    offset = 0
+    for part in planned.parts:
+        first, last = max(start - offset, 0), min(stop - offset, part.stop - part.start)
+        if first < last:
+            yield part, part.start + first, part.start + last
+        offset += part.stop - part.start
 
 
 def magnitudes(values: Array) -> Array:

@@ -6,8 +6,10 @@ TensorRT-LLM 1.2 ``builder.py``), so that whoever reads an engine's limits reads
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,25 @@ def write_config(folder: Path, version: str, checkpoint: Checkpoint, limits: Lim
     files.write_text(folder / "config.json", json.dumps(config, indent=4) + "\n")
 
 
-def copy_tokenizer(checkpoint: Path, engine: Path) -> bool:
-    """Take the tokenizer's files along; False where the model came without (generation_config.json alone is none)."""
-    if (checkpoint / TOKENIZER).is_dir():
+def copy_tokenizer(checkpoint: Path, engine: Path, given: Mapping[str, bytes] | None = None) -> bool:
+    """Take the tokenizer's files along; False where the model came without (generation_config.json alone is none).
+
+    ``given``: files by name that take the place of the checkpoint's.
+    """
+    if given is not None:
+        (engine / TOKENIZER).mkdir()
+        for name, content in given.items():
+            (engine / TOKENIZER / name).write_bytes(content)
+    elif (checkpoint / TOKENIZER).is_dir():
         shutil.copytree(checkpoint / TOKENIZER, engine / TOKENIZER)
     return (engine / TOKENIZER / tokenizer_files.TOKENIZER).is_file()
+
+
+def tokenizer_key(given: Mapping[str, bytes] | None) -> dict[str, str]:
+    """What a tokenizer that was given adds to the ingredients of an engine."""
+    if given is None:
+        return {}
+    return {"tokenizer": hashlib.sha256(b"".join(given[name] for name in sorted(given))).hexdigest()}
 
 
 def details(target: str, checkpoint: Checkpoint, limits: Limits, **more: Any) -> dict[str, Any]:

@@ -40,9 +40,14 @@ class Subject:
     def precision(self) -> str:
         """How weights are stored and calculated, in words."""
         model, cpu = self.config["pretrained_config"], self.config["cpu"]
-        stored = model["quantization"]["quant_algo"] or model["dtype"]
-        parts = [(cpu["lm_head"] == "int8", "int8 head"), (cpu["execution"] == "fast", "fast"),
-                 (cpu.get("overflow") == "float16", "float16's overflow")]  # fmt: skip
+        quantization = model["quantization"]
+        stored = quantization["quant_algo"] or model["dtype"]
+        plain_groups = stored == "W4A16_AWQ" and not quantization.get("pre_quant_scale")
+        parts = [
+            (plain_groups, "not calibrated"), (bool(quantization.get("kv_cache_quant_algo")), "8-bit KV cache"),
+            (cpu["lm_head"] == "int8", "int8 head"), (cpu["execution"] == "fast", "fast"),
+            (cpu.get("overflow") == "float16", "float16's overflow"),
+        ]  # fmt: skip
         return ", ".join([stored, *(name for there, name in parts if there)])
 
     @property
@@ -62,7 +67,8 @@ class Subject:
     def check_reference(self) -> None:
         """Raise UsageError unless this is unquantised and calculates exactly."""
         cpu = self.config["cpu"]
-        if self.config["pretrained_config"]["quantization"]["quant_algo"] is not None:
+        quantization = self.config["pretrained_config"]["quantization"]
+        if quantization["quant_algo"] is not None or quantization.get("kv_cache_quant_algo") is not None:
             raise UsageError(
                 f"--reference {self.name} is quantised; take the model, or a float16 or bfloat16 checkpoint"
             )

@@ -11,7 +11,7 @@ from minitron.machine import cpu_execution
 from minitron.machine import gpu as gpus
 from minitron.machine.gpu import Gpu
 from minitron.model import activations
-from minitron.model.precision import Precision
+from minitron.model.precision import WRITTEN, Precision
 from minitron.model.shape import ModelShape
 from minitron.recipe_model import Recipe
 from minitron_build.plan import memory, weights
@@ -137,6 +137,18 @@ class _Case:
     held: dict[str, WeightBytes]
 
     @property
+    def group_size(self) -> int | None:
+        """Inputs that share a 4-bit scale, with what the precision takes by itself."""
+        return self.recipe.group_size or self.precision.default_group_size
+
+    @property
+    def kv_element_bytes(self) -> float:
+        """Bytes of a key's or value's element."""
+        if self.gpu:
+            return 2 if self.recipe.kv_cache == "auto" else 1
+        return cpu_execution.kv_element_bytes(self.recipe.cpu.execution, self.recipe.kv_cache)
+
+    @property
     def shape(self) -> ModelShape:
         return self.model.shape
 
@@ -145,7 +157,7 @@ def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity
     precision, dtype = precision_of(recipe, model.shape)
     split = recipe.embedding_sharding_dim if recipe.use_parallel_embedding else None
     parallel = Parallel(recipe.tensor_parallel, recipe.pipeline_parallel, split)
-    weights.check(model.shape, precision, parallel)
+    weights.check(model.shape, precision, parallel, recipe.group_size or precision.default_group_size)
     if recipe.target == "cpu" and parallel.world_size > 1:
         raise UsageError("target cpu takes tensor_parallel 1 and pipeline_parallel 1")
     if recipe.target == "cpu" and recipe.backend == "llmapi":
@@ -155,13 +167,18 @@ def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity
         gpu = gpus.find(recipe.target)
         capacity_bytes = gpu.memory_bytes
         machine = Machine(gpu.bandwidth * parallel.tensor, gpu.dense_flops * parallel.tensor)
-    held = {each.value: _held(model.shape, each, recipe) for each in Precision}
+    if gpu and (precision.needs_fp8 or str(recipe.kv_cache) == "fp8") and not gpu.has_fp8:
+        what = precision.value if precision.needs_fp8 else "a KV cache in fp8"
+        raise UsageError(f"{what} needs a GPU of compute capability 8.9 or higher; {recipe.target} has "
+                         f"{gpu.compute_capability}")  # fmt: skip
+    held = {each.value: _held(model.shape, each, recipe) for each in (*WRITTEN, precision)}
     return _Case(recipe, model, precision, dtype, parallel, gpu, machine, capacity_bytes, held)
 
 
 def _held(shape: ModelShape, precision: Precision, recipe: Recipe) -> WeightBytes:
     """Bytes of the undivided model as the engine holds it: the CPU engine may have its head in int8."""
-    held = model_bytes(shape, precision)
+    group_size = recipe.group_size if precision.value == recipe.precision else None
+    held = model_bytes(shape, precision, group_size or precision.default_group_size)
     if recipe.target == "cpu" and recipe.cpu.lm_head == "int8":
         return replace(held, lm_head=held.lm_head // 2, small=held.small + 4 * shape.vocab_size)
     return held
@@ -204,13 +221,14 @@ def _memory(case: _Case, limits: Limits) -> MemoryPlan:
     typical = lengths(case.recipe.workload, case.shape).typical_total
     if case.gpu is None:
         return memory.on_cpu(
-            case.shape, case.held[case.precision.value], limits, execution=case.recipe.cpu.execution,
+            case.shape, case.held[case.precision.value], limits, kv_element_bytes=case.kv_element_bytes,
             typical_tokens=typical, margin=case.recipe.memory.activation_margin, capacity_bytes=case.capacity_bytes,
         )  # fmt: skip
     return memory.on_gpu(
         case.shape, case.precision, case.parallel, limits,
         typical_tokens=typical, memory=case.recipe.memory, capacity_bytes=case.gpu.memory_bytes,
-        context_logits=_context_logits(case.recipe),
+        context_logits=_context_logits(case.recipe), group_size=case.group_size,
+        kv_element_bytes=case.kv_element_bytes,
     )  # fmt: skip
 
 
@@ -225,8 +243,7 @@ def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     """``machine`` is one pipeline stage's: on a full batch all stages work side by side, on one sequence in turn."""
     recipe, shape, batch = case.recipe, case.shape, limits.max_batch_size
     read = case.held[case.precision.value].read_per_token
-    element = 2 if case.gpu else cpu_execution.KV_ELEMENT_BYTES[recipe.cpu.execution]
-    kv = weights.kv_bytes_per_token(shape, element_bytes=element)
+    kv = weights.kv_bytes_per_token(shape, element_bytes=case.kv_element_bytes)
     usual = lengths(recipe.workload, shape)
     prompt, context = usual.typical_input, usual.typical_input + usual.typical_output // 2
     single = {
@@ -276,15 +293,16 @@ def _notes(case: _Case, needed: MemoryPlan, limits: Limits) -> list[str]:
 def _known_troubles(recipe: Recipe) -> list[str]:
     """What users of TensorRT-LLM reported of such an engine, and nobody here has seen."""
     notes = []
-    if recipe.precision in _WEIGHT_ONLY:
+    if recipe.precision in (*_WEIGHT_ONLY, Precision.INT4_AWQ.value):
         notes.append(
             "the bound of prefill counts no unpacking of codes: weight-only engines lost to 16 bits on long prompts "
             "(TensorRT-LLM#2553, an A100); 'minitron accept' compares the first token after 1,024"
         )
-    if recipe.precision == Precision.INT4_WEIGHT_ONLY.value:
+    if recipe.precision == Precision.INT4_WEIGHT_ONLY.value and recipe.group_size is None:
         notes.append(
             "int4 with one scale a row is experimental: it was garbage for a user of an A100 (TensorRT-LLM#2735), and "
-            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int8 unless 'minitron eval' allows it"
+            "NVIDIA supports Nemotron in int4 with AWQ's groups only; take int4_awq, or int8 where 'minitron eval' "
+            "asks for more"
         )
     if recipe.tensor_parallel * recipe.pipeline_parallel > 1:
         notes.append(
@@ -297,8 +315,9 @@ def _remedies(case: _Case, fitting: int) -> list[str]:
     """Single changes to the recipe that would hold the whole workload, or where none does, more than ``fitting``."""
     recipe, wanted = case.recipe, case.recipe.workload.concurrency
     changes: list[tuple[str, dict[str, Any]]] = []
+    plain = {"dtype": "auto", "group_size": None}
     if recipe.backend == "engine":
-        changes += [(f"precision {name}", {"precision": name, "dtype": "auto"}) for name in _WEIGHT_ONLY]
+        changes += [(f"precision {name}", {"precision": name} | plain) for name in _WEIGHT_ONLY]
     if case.gpu is None:
         changes.append(("cpu.execution fast", {"cpu": recipe.cpu.model_copy(update={"execution": "fast"})}))
     else:

@@ -42,6 +42,8 @@ def _agreeing(effective: Effective, checkpoint: Checkpoint) -> Recipe:
         "pipeline_parallel": checkpoint.pp,
         "use_parallel_embedding": bool(checkpoint.config.get("use_parallel_embedding", False)),
         "embedding_sharding_dim": int(checkpoint.config.get("embedding_sharding_dim", 0)),
+        "group_size": checkpoint.spec.group_size,
+        "kv_cache": (checkpoint.spec.kv_cache or "auto").lower(),
     }
     for path, value in held.items():
         asked, origin = getattr(effective.recipe, path), effective.origins[path]

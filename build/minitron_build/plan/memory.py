@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minitron.machine.cpu_execution import KV_ELEMENT_BYTES
 from minitron.model.precision import Precision
 from minitron.model.shape import ModelShape
 from minitron.recipe_model import Memory
@@ -75,6 +74,8 @@ def on_gpu(
     memory: Memory,
     capacity_bytes: int,
     context_logits: int = 0,
+    group_size: int | None = None,
+    kv_element_bytes: float = 2,
 ) -> MemoryPlan:
     """The GPU that holds the fewest sequences, of all ranks; ``typical_tokens`` is the median sequence's length.
 
@@ -82,12 +83,12 @@ def on_gpu(
     """
     plans = []
     for stage in range(parallel.pipeline):
-        weights = stage_bytes(shape, precision, parallel, stage).total
+        weights = stage_bytes(shape, precision, parallel, stage, group_size).total
         activation = activation_bytes(shape, limits, parallel.tensor, memory.activation_margin)
         if stage == parallel.pipeline - 1:
             activation += context_logits_bytes(shape, limits, context_logits)
         free = max(0, capacity_bytes - weights - activation - memory.runtime_bytes)
-        kv_bytes = kv_bytes_per_token(shape, parallel.tensor, layers_of_stage(shape, parallel, stage))
+        kv_bytes = kv_bytes_per_token(shape, parallel.tensor, layers_of_stage(shape, parallel, stage), kv_element_bytes)
         tokens = int(free * (memory.kv_cache_fraction or memory.max_kv_cache_fraction)) // kv_bytes
         plans.append(MemoryPlan(
             capacity_bytes, weights, activation, memory.runtime_bytes, free, kv_bytes, tokens,
@@ -125,7 +126,7 @@ def on_cpu(
     weights: WeightBytes,
     limits: Limits,
     *,
-    execution: str,
+    kv_element_bytes: float,
     typical_tokens: int,
     margin: float,
     capacity_bytes: int | None,
@@ -138,7 +139,7 @@ def on_cpu(
     """
     resident = 2 * weights.read_per_token
     activation = activation_bytes(shape, limits, 1, margin, element_bytes=4)
-    kv_bytes = kv_bytes_per_token(shape, element_bytes=KV_ELEMENT_BYTES[execution])
+    kv_bytes = kv_bytes_per_token(shape, element_bytes=kv_element_bytes)
     if capacity_bytes is None:
         return MemoryPlan(None, resident, activation, _CPU_RUNTIME_BYTES, None, kv_bytes, None, None, None)
     free = max(0, capacity_bytes - resident - activation - _CPU_RUNTIME_BYTES)

@@ -9,7 +9,13 @@ from minitron_build.plan.gateway import GatewayPlan
 from minitron_build.plan.weights import WeightBytes
 
 #: The two 16-bit types weigh the same and share a line.
-_LINES = {"float16": "16-bit", "int8_weight_only": "int8", "int4_weight_only": "int4"}
+_LINES = {"float16": "16-bit", "int8_weight_only": "int8", "int4_weight_only": "int4", "int4_awq": "int4_awq"}
+
+
+def _lines(plan: EnginePlan) -> dict[str, str]:
+    """Precisions to show, and what to call them."""
+    own = plan.precision.value
+    return _LINES if own in (*_LINES, "bfloat16") else _LINES | {own: own}
 
 
 def text(plan: EnginePlan) -> str:
@@ -37,9 +43,9 @@ def _head(plan: EnginePlan) -> str:
 
 def _weights(plan: EnginePlan) -> str:
     rows = []
-    for name, title in _LINES.items():
+    for name, title in _lines(plan).items():
         held: WeightBytes = plan.weights[name]
-        mark = " <" if plan.precision.weight_bits == {"16-bit": 16, "int8": 8, "int4": 4}[title] else ""
+        mark = " <" if plan.precision.value in (name, "bfloat16" if name == "float16" else name) else ""
         parts = (held.embedding, held.layers, held.lm_head, held.small)
         rows.append([
             title + mark,
@@ -102,7 +108,7 @@ def _roofline(plan: EnginePlan, best: Roofline) -> str:
     unpacking = ", unpacking not counted" if plan.precision.is_weight_only else ""
     rows = [
         (f"decode, batch 1, {title}", f"{best.single_tokens_per_s[name]:,.1f} tokens/s", "memory")
-        for name, title in _LINES.items()
+        for name, title in _lines(plan).items()
     ]
     rows += [
         (f"decode, batch {batch}, {best.context_tokens} tokens each, {plan.precision.value}",

@@ -37,7 +37,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes by part. ``small``: norms, per-channel scales and rotary tables, all that is not a matrix."""
+    """Bytes by part. ``layers``: codes and scales of groups; ``small``: norms, scales of channels, rotary tables."""
 
     embedding: int
     layers: int
@@ -60,7 +60,7 @@ class WeightBytes:
         return self.layers + self.lm_head
 
 
-def check(shape: ModelShape, precision: Precision, parallel: Parallel) -> None:
+def check(shape: ModelShape, precision: Precision, parallel: Parallel, group_size: int | None = None) -> None:
     """Raise UsageError where the model cannot be divided that way."""
     tp, heads, kv_heads = parallel.tensor, shape.num_heads, shape.num_kv_heads
     if heads % tp or shape.intermediate_size % tp or (kv_heads % tp and tp % kv_heads):
@@ -71,7 +71,13 @@ def check(shape: ModelShape, precision: Precision, parallel: Parallel) -> None:
     if parallel.pipeline > shape.num_layers:
         raise UsageError(f"pipeline_parallel {parallel.pipeline} is more than the {shape.num_layers} layers there are")
     sizes = (shape.hidden_size, qkv_rows(shape, tp), shape.hidden_size // tp, shape.intermediate_size // tp)
-    if precision.is_weight_only and any(size % _WEIGHT_ONLY_MULTIPLE for size in sizes):
+    inputs = (shape.hidden_size, shape.hidden_size // tp, shape.intermediate_size // tp)
+    if group_size and any(size % group_size for size in inputs):
+        raise UsageError(
+            f"group_size {group_size} does not divide the {', '.join(map(str, inputs))} inputs per GPU of "
+            f"tensor_parallel {tp}; use a smaller group_size or tensor_parallel"
+        )
+    if precision.weight_bits < 16 and any(size % _WEIGHT_ONLY_MULTIPLE for size in sizes):
         raise UsageError(
             f"{precision.value} with tensor_parallel {tp} makes matrices of {', '.join(map(str, sizes))} per GPU, and "
             f"multiples of {_WEIGHT_ONLY_MULTIPLE} are needed; use a smaller tensor_parallel or a 16-bit precision"
@@ -105,11 +111,15 @@ def layer_weights(shape: ModelShape, tp: int = 1) -> int:
     return hidden * (qkv_rows(shape, tp) + hidden // tp + 2 * (shape.intermediate_size // tp))
 
 
-def stage_bytes(shape: ModelShape, precision: Precision, parallel: Parallel, stage: int) -> WeightBytes:
+def stage_bytes(
+    shape: ModelShape, precision: Precision, parallel: Parallel, stage: int, group_size: int | None = None
+) -> WeightBytes:
     """Bytes of one rank of pipeline ``stage`` (all ranks of a stage hold equally much).
 
-    Linear weights take weight_bits each, and weight-only ones 2 more bytes per output channel for the scale. lm_head
-    rows are padded to a multiple of ``tensor``. A tied head is stored twice in a checkpoint, and counted so.
+    Linear weights take weight_bits each, and quantised ones 2 more bytes per output channel for the scale, or for each
+    group of ``group_size`` inputs of it (the checkpoint has 4; TensorRT-LLM casts them when it loads them, 1.x
+    ``models/modeling_utils.py``): those are counted with the layers, since a step reads them too. lm_head rows are
+    padded to a multiple of ``tensor``. A tied head is stored twice in a checkpoint, and counted so.
     """
     tp, hidden = parallel.tensor, shape.hidden_size
     first, last = stage == 0, stage == parallel.pipeline - 1
@@ -119,19 +129,22 @@ def stage_bytes(shape: ModelShape, precision: Precision, parallel: Parallel, sta
     if parallel.split_embedding is not None:
         embedding = (padded_vocab if parallel.split_embedding == 0 else shape.vocab_size) * hidden // tp
     norms = (4 * layers + 2 * last) * hidden
-    scales = layers * (qkv_rows(shape, tp) + 2 * hidden + shape.intermediate_size // tp) * precision.is_weight_only
+    channels = qkv_rows(shape, tp) + 2 * hidden + shape.intermediate_size // tp
+    scales = layers * channels * (precision.weight_bits < 16 and group_size is None)
+    held = layers * layer_weights(shape, tp)
+    group_scales = held // group_size * _BYTES_16BIT if group_size else 0
     tables = 2 * shape.max_positions * shape.rotary_size + shape.rotary_size // 2
     return WeightBytes(
         embedding=embedding * _BYTES_16BIT * first,
-        layers=layers * layer_weights(shape, tp) * precision.weight_bits // 8,
+        layers=held * precision.weight_bits // 8 + group_scales,
         lm_head=padded_vocab // tp * hidden * _BYTES_16BIT * last,
         small=(norms + scales) * _BYTES_16BIT + tables * _BYTES_FLOAT32,
     )
 
 
-def model_bytes(shape: ModelShape, precision: Precision) -> WeightBytes:
+def model_bytes(shape: ModelShape, precision: Precision, group_size: int | None = None) -> WeightBytes:
     """Bytes of the undivided model."""
-    return stage_bytes(shape, precision, Parallel(), 0)
+    return stage_bytes(shape, precision, Parallel(), 0, group_size)
 
 
 def kv_bytes_per_token(shape: ModelShape, tp: int = 1, layers: int | None = None, element_bytes: float = 2) -> int:

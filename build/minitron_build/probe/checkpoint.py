@@ -64,6 +64,9 @@ def judge_codes(place: Place, folder: Path, model: str, revision: str | None) ->
         if not checkpoint.quantized:
             reason = f"a {checkpoint.precision.value} checkpoint without codes"
             return [Check(name, SKIPPED, reason) for name in ("checkpoint.codes", "checkpoint.scales")]
+        if checkpoint.spec.group_size or checkpoint.precision.has_eight_bit_activations:
+            reason = "codes in groups are laid out when an engine is built"
+            return [Check(name, SKIPPED, reason) for name in ("checkpoint.codes", "checkpoint.scales")]
         planned = _chosen(checkpoint)
         with tempfile.TemporaryDirectory(prefix="minitron-probe-") as scratch:
             _write_weights(Path(scratch), checkpoint, planned, model, revision)

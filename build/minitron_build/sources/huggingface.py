@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from minitron.errors import ModelError
+from minitron.errors import ModelError, UsageError
 from minitron.model import shape as shapes
 from minitron.model import tokenizer_files, weight_files
 from minitron.model.shape import ModelShape
@@ -60,10 +61,7 @@ class HuggingFaceModel:
 
     def generation_config(self) -> bytes:
         """generation_config.json, made from the ids that config.json says where there is none, as by transformers."""
-        if (self._folder / GENERATION_CONFIG).exists():
-            return (self._folder / GENERATION_CONFIG).read_bytes()
-        ids = {key: self._config[key] for key in _IDS if self._config.get(key) is not None}
-        return (json.dumps(ids, indent=2) + "\n").encode()
+        return _generation_config(self._folder, self._config)
 
     def tensors(self) -> dict[str, SourceTensor]:
         """The model's tensors; raises ModelError for a set that is not exactly a Nemotron's."""
@@ -119,6 +117,29 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
     if tokenizer_files.TOKENIZER in found or tokenizer_files.SENTENCEPIECE not in found:
         return found
     return found | sentencepiece_model.files(found, str(folder / tokenizer_files.SENTENCEPIECE))
+
+
+def tokenizer_of(folder: Path, vocab_size: int) -> dict[str, bytes]:
+    """A tokenizer's files in ``folder``, for an engine of ``vocab_size`` tokens whose checkpoint brought none.
+
+    With generation_config.json, made where there is none of the ids that a config.json beside it says. Raises
+    ModelError, InputError where it cannot be served, UsageError where there is none.
+    """
+    found = read_tokenizer(folder)
+    if tokenizer_files.TOKENIZER not in found:
+        raise UsageError(f"--tokenizer {folder} has no {tokenizer_files.TOKENIZER}")
+    config = folder / "config.json"
+    said = _generation_config(folder, shapes.load(config) if config.is_file() else {})
+    found[GENERATION_CONFIG] = tokenizer_files.usable_ids(said, vocab_size, f"{folder}/{GENERATION_CONFIG}")
+    tokenizer_files.check(found, vocab_size, str(folder))
+    return found
+
+
+def _generation_config(folder: Path, config: Mapping[str, Any]) -> bytes:
+    if (folder / GENERATION_CONFIG).exists():
+        return (folder / GENERATION_CONFIG).read_bytes()
+    ids = {key: config[key] for key in _IDS if config.get(key) is not None}
+    return (json.dumps(ids, indent=2) + "\n").encode()
 
 
 def _plain_name(name: str) -> str:

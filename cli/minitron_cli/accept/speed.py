@@ -49,7 +49,7 @@ def bursts(grid: Sequence[str]) -> tuple[str, ...]:
 
 def is_weight_only(recipe: Recipe) -> bool:
     """Whether there is a 16-bit engine to compare with."""
-    return recipe.precision in ("int8_weight_only", "int4_weight_only")
+    return recipe.precision in ("int8_weight_only", "int4_weight_only", "int4_awq")
 
 
 def sixteen_bit(recipe: Recipe) -> Recipe:

@@ -16,7 +16,11 @@ from minitron.recipe import Effective
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", type=Path, help="folder that 'minitron convert' made")
+    parser.add_argument(
+        "checkpoint", type=Path, help="folder that 'minitron convert', ModelOpt or NVIDIA's scripts made"
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR",
+                        help="folder of a tokenizer for the engine: others' checkpoints bring none")  # fmt: skip
     parser.add_argument("--output", type=Path, help="engine folder to make (default: out/engines/NAME-DIGEST)")
     parser.add_argument("--force", action="store_true", help="replace something else at the output, on success")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
@@ -50,7 +54,9 @@ def _build_cpu(args: argparse.Namespace, effective: Effective, started: float) -
 
     if args.container or args.dry_run or args.workers or args.timeout:
         raise UsageError("--container, --dry-run, --workers and --timeout are for GPU targets")
-    place, record, found = build.build(effective, args.checkpoint, args.output, force=args.force)
+    place, record, found = build.build(
+        effective, args.checkpoint, args.output, force=args.force, tokenizer=args.tokenizer
+    )
     peak = memory.peak_bytes()
     _report(args, place, record, found, {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak})
     return 0
@@ -59,7 +65,7 @@ def _build_cpu(args: argparse.Namespace, effective: Effective, started: float) -
 def _build_gpu(args: argparse.Namespace, effective: Effective, started: float) -> int:
     from minitron_build.engines.tensorrt import build
 
-    options = build.Options(args.container, args.workers, args.timeout, args.force)
+    options = build.Options(args.container, args.workers, args.timeout, args.force, args.tokenizer)
     ahead = args.dry_run and not args.checkpoint.exists()
     decide = build.decide_ahead if ahead else build.decide
     decided = decide(effective, args.checkpoint, args.output, options)

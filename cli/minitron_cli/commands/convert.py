@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from minitron import console, recipe
@@ -23,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the checkpoint")
     recipe.add_flags(
         parser, "model.revision", "model.activations", "precision", "dtype", "target", "tensor_parallel",
-        "pipeline_parallel", "use_parallel_embedding", "embedding_sharding_dim",
+        "pipeline_parallel", "use_parallel_embedding", "embedding_sharding_dim", "group_size", "kv_cache",
+        "calibration.text", "calibration.sequences", "calibration.tokens",
     )  # fmt: skip
     parser.add_argument("--quantize-at-build", action="store_true",
                         help="leave floats for trtllm-build to quantise, on a GPU of any family")  # fmt: skip
@@ -34,10 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what came of it."""
+    from minitron_build.checkpoint.calibration.text import CalibrationText
     from minitron_build.checkpoint.convert import convert
 
     effective = recipe.from_args(args)
     wanted = effective.recipe
+    asked = wanted.calibration
     if effective.name == "defaults" and effective.origins["model.source"] == "default":
         raise UsageError("say which MODEL to convert, or a --recipe that does")
     measured = activations.read(wanted.model.activations) if wanted.model.activations else None
@@ -52,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         use_parallel_embedding=wanted.use_parallel_embedding,
         embedding_sharding_dim=wanted.embedding_sharding_dim,
         quantize_at_build=args.quantize_at_build or _left_to_build(wanted),
+        group_size=wanted.group_size,
+        kv_cache=wanted.kv_cache,
+        calibration=CalibrationText(Path(asked.text), asked.sequences, asked.tokens) if asked.text else None,
         tokenizer=args.tokenizer,
         measured=measured,
         force=args.force,
@@ -64,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         "digest": done.manifest.digest,
         "precision": details["precision"],
         "dtype": details["dtype"],
+        "group_size": details["group_size"],
+        "kv_cache": details["kv_cache"],
         "tp": details["tp"],
         "pp": details["pp"],
         "has_tokenizer": details["has_tokenizer"],
@@ -87,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _left_to_build(wanted: Recipe) -> bool:
     """Whether the recipe's GPU reads codes in another layout than the one that is written here."""
-    if wanted.target == "cpu" or wanted.precision not in ("int8_weight_only", "int4_weight_only"):
+    if wanted.target == "cpu" or wanted.precision not in ("int8_weight_only", "int4_weight_only") or wanted.group_size:
         return False
     target = gpu.find(wanted.target)
     if target.code_layout == "sm80":

@@ -26,12 +26,13 @@ def run(args: argparse.Namespace) -> int:
         found = gguf_inspect.inspect(args.checkpoint)
         console.emit_json(found) if args.json else print(gguf_inspect.text(found))
         return 0
-    from minitron_build.checkpoint.inspect import inspect
+    from minitron_build.checkpoint.inspect import about, inspect
 
+    is_ = about(args.checkpoint)
     tensors = inspect(args.checkpoint, args.source, args.revision)
     total = sum(tensor.nbytes for tensor in tensors)
     if args.json:
-        console.emit_json({"tensors": [asdict(tensor) for tensor in tensors], "bytes": total})
+        console.emit_json(is_ | {"tensors": [asdict(tensor) for tensor in tensors], "bytes": total})
         return 0
     rows = [
         [tensor.rank, tensor.name, tensor.dtype, " x ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}",
@@ -40,9 +41,10 @@ def run(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     head = ["rank", "tensor", "dtype", "shape", "bytes", "relative error"]
     print(console.table([row if args.source else row[:-1] for row in rows], head if args.source else head[:-1]))
+    print("\n" + ", ".join(f"{key} {value}" for key, value in is_.items() if value is not None))
     by_type = Counter[str]()
     for tensor in tensors:
         by_type[tensor.dtype] += tensor.nbytes
     parts = ", ".join(f"{dtype} {console.human_bytes(count)}" for dtype, count in sorted(by_type.items()))
-    print(f"\n{len(tensors):,} tensors, {console.human_bytes(total)} ({parts})")
+    print(f"{len(tensors):,} tensors, {console.human_bytes(total)} ({parts})")
     return 0

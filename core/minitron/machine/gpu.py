@@ -31,6 +31,12 @@ class Gpu:
         return architecture_of(self.compute_capability)
 
     @property
+    def has_fp8(self) -> bool:
+        """Whether it calculates in FP8: compute capability 8.9 (Ada) and higher."""
+        major, minor = self.compute_capability.split(".")
+        return (int(major), int(minor)) >= (8, 9)
+
+    @property
     def code_layout(self) -> str:
         """Which layout of weight-only codes its mixed GEMMs read, by the first architecture that has it.
 

@@ -27,7 +27,7 @@ def need(engine: Path) -> Need:
         config = json.loads(where.read_text(encoding="utf-8"))
         model, length = config["pretrained_config"], int(config["build_config"]["max_seq_len"])
         per_token = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"]
-        kv_bytes = int(length * per_token * cpu_execution.KV_ELEMENT_BYTES[config["cpu"]["execution"]])
+        kv_bytes = int(length * per_token * cpu_execution.kv_element_bytes_of(config))
         weight_bytes = (engine / "openvino" / "openvino_model.bin").stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RepositoryError(f"{where} is no CPU engine's config ({error!r}); render the repository again") from error

@@ -12,25 +12,28 @@ from minitron_build.engines import cache, folder
 from minitron_build.engines.cache import EngineKey
 from minitron_build.engines.openvino import write
 from minitron_build.plan.for_checkpoint import plan_checkpoint
+from minitron_build.sources.huggingface import tokenizer_of
 
 
 def build(
-    effective: Effective, checkpoint: Path, output: Path | None, *, force: bool = False
+    effective: Effective, checkpoint: Path, output: Path | None, *, force: bool = False, tokenizer: Path | None = None
 ) -> tuple[Path, manifest.Manifest, bool]:
     """Build the engine, or find it built: its folder, its manifest, and whether it was there already.
 
-    Raises CheckpointError, UsageError, OutputExists, NoSpace, OutputError.
+    ``tokenizer``: folder of one to take instead of the checkpoint's. Raises CheckpointError, UsageError, OutputExists,
+    NoSpace, OutputError.
     """
     from minitron_build.engines.openvino.importing import VERSION
 
     with Checkpoint.open(checkpoint) as source:
         plan = plan_checkpoint(effective, source)
         made_from = folder.checkpoint_input(checkpoint)
+        given = tokenizer_of(tokenizer, source.shape.vocab_size) if tokenizer else None
     key = EngineKey(
         source=made_from.digest,
         precision=plan.precision.value,
         dtype=plan.dtype,
-        plan=plan.identity() | {"overflow": effective.recipe.cpu.overflow},
+        plan=plan.identity() | {"overflow": effective.recipe.cpu.overflow} | folder.tokenizer_key(given),
         runtime=VERSION,
         architecture="cpu",
     )
@@ -46,4 +49,5 @@ def build(
         **asdict(plan.limits),
     )
     more = {"plan": plan.document(), "cache": key.record()}
-    return place, write.build(checkpoint, place, options, force=force, more_details=more), False
+    record = write.build(checkpoint, place, options, force=force, tokenizer=given, more_details=more)
+    return place, record, False

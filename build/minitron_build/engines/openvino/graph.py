@@ -40,6 +40,9 @@ class Weights(Protocol):
     def linear(self, name: str) -> Node:
         """A layer's linear weight, [out, in]; what is stored may be codes and scales."""
 
+    def factors(self, name: str) -> Node | None:
+        """What the inputs of that linear module are multiplied with, [in]; None: nothing."""
+
     def vector(self, name: str) -> Node:
         """A norm's weight or bias, [hidden]."""
 
@@ -111,8 +114,7 @@ class _Layers:
     def attention(self, index: int, hidden: Node) -> Node:
         shape, layer = self.shape, f"transformer.layers.{index}"
         size, kv_size = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
-        fused = self.weights.linear(f"{layer}.attention.qkv")
-        qkv = op.matmul(self.norm(f"{layer}.input_layernorm", hidden), fused, False, True)
+        qkv = self._linear(f"{layer}.attention.qkv", self.norm(f"{layer}.input_layernorm", hidden))
         parts = op.variadic_split(qkv, _ints(2), _ints([size, kv_size, kv_size]))
         query = self._rotate(self._heads(parts.output(0), shape.num_heads))
         key = self._rotate(self._heads(parts.output(1), shape.num_kv_heads))
@@ -122,15 +124,20 @@ class _Layers:
         values = self._share(self._remember(f"{past}.valuepresent.{index}.value", value))
         mixed = op.scaled_dot_product_attention(query, keys, values, self.mask)
         joined = op.reshape(op.transpose(mixed, _ints([0, 2, 1, 3])), _ints([0, 0, size]), True)
-        return op.matmul(joined, self.weights.linear(f"{layer}.attention.dense"), False, True)
+        return self._linear(f"{layer}.attention.dense", joined)
 
     def mlp(self, index: int, hidden: Node) -> Node:
         layer = f"transformer.layers.{index}"
-        up, down = self.weights.linear(f"{layer}.mlp.fc"), self.weights.linear(f"{layer}.mlp.proj")
-        rectified = op.relu(op.matmul(self.norm(f"{layer}.post_layernorm", hidden), up, False, True))
+        rectified = op.relu(self._linear(f"{layer}.mlp.fc", self.norm(f"{layer}.post_layernorm", hidden)))
         rectified = self.held(rectified, measured_node(index, "fc"))
         squared = self.held(op.multiply(rectified, rectified), f"layers.{index}.squared")
-        return self.held(op.matmul(squared, down, False, True), measured_node(index, "proj"))
+        return self.held(self._linear(f"{layer}.mlp.proj", squared), measured_node(index, "proj"))
+
+    def _linear(self, name: str, inputs: Node) -> Node:
+        """The product of inputs [batch, tokens, in] with a layer's linear weight."""
+        factors = self.weights.factors(name)
+        scaled = inputs if factors is None else op.multiply(inputs, factors)
+        return op.matmul(scaled, self.weights.linear(name), False, True)
 
     def held(self, node: Node, name: str) -> Node:
         """The node under that name; with ``as_float16``, infinite where float16 would be."""

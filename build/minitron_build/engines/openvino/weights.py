@@ -7,6 +7,7 @@ codes and scales stay what the checkpoint says; only the GPU's layout is undone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,14 +35,14 @@ class Constant:
 
     name: str
     element: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     pieces: Callable[[], Pieces]
 
     @property
     def nbytes(self) -> int:
         """Bytes in the weights file."""
         bits = {"i4": 4, "i8": 8, "f16": 16, "bf16": 16}[self.element]
-        return self.shape[0] * self.shape[1] * bits // 8
+        return math.prod(self.shape) * bits // 8
 
 
 class CheckpointWeights:
@@ -72,13 +73,29 @@ class CheckpointWeights:
             return self._as_stored(weight)
         if not self._checkpoint.quantized:
             return self._quantized_here(weight, bits)
+        if self._checkpoint.spec.group_size:
+            return self._grouped(name, self._checkpoint.spec.group_size)
         ins, stored = self._checkpoint.entry(weight).shape
         codes = Constant(weight, f"i{bits}", (stored * 8 // bits, ins), lambda: self._codes(weight, bits))
         return self._scaled(codes, self._checkpoint.array(f"{name}.per_channel_scale"))
 
+    def factors(self, name: str) -> Any:
+        """What the inputs of a linear module are multiplied with; None: nothing."""
+        found = self._checkpoint.factors(name)
+        return None if found is None else op.constant(found)
+
     def vector(self, name: str) -> Any:
         """A norm's weight or bias in float32."""
         return op.constant(self._checkpoint.array(name).astype(np.float32))
+
+    def _grouped(self, name: str, group: int) -> Any:
+        """Codes x the scales of their groups: the plugin's form, [out, groups, group], which it keeps compressed."""
+        scales = self._checkpoint.array(f"{name}.weights_scaling_factor")
+        outs, count = scales.shape
+        weight = f"{name}.weight"
+        codes = Constant(weight, "i4", (outs, count, group), lambda: self._codes(weight, 4))
+        scaled = op.multiply(self._float32(codes), op.constant(scales[:, :, None]))
+        return op.reshape(scaled, op.constant(np.array([outs, count * group], np.int64)), False)
 
     def _as_stored(self, name: str) -> Any:
         rows, columns = self._checkpoint.entry(name).shape
@@ -112,7 +129,8 @@ class CheckpointWeights:
         return (self._checkpoint.rows(name, start, min(start + step, rows)) for start in range(0, rows, step))
 
     def _codes(self, name: str, bits: int) -> Pieces:
-        outs = self._checkpoint.entry(name).shape[1] * 8 // bits
+        shape = self._checkpoint.entry(name).shape
+        outs = shape[0] * 2 if self._checkpoint.spec.group_size else shape[1] * 8 // bits
         for start in range(0, outs, _CHANNELS_AT_ONCE):
             yield _packed(self._checkpoint.codes(name, start, min(start + _CHANNELS_AT_ONCE, outs)), bits)
 

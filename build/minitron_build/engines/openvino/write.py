@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,14 @@ def build(
     options: CpuOptions,
     *,
     force: bool = False,
+    tokenizer: Mapping[str, bytes] | None = None,
     more_details: dict[str, Any] | None = None,
 ) -> manifest.Manifest:
     """Build the engine folder ``output`` from the checkpoint folder and return its manifest.
 
-    The weights are streamed: the memory in use is that of one matrix, whatever the model. ``more_details`` go into the
-    manifest. Raises CheckpointError for a checkpoint that cannot be used, UsageError for limits that cannot be,
-    OutputExists, NoSpace, OutputError.
+    The weights are streamed: the memory in use is that of one matrix, whatever the model. ``tokenizer``: files that
+    take the place of the checkpoint's. ``more_details`` go into the manifest. Raises CheckpointError for a checkpoint
+    that cannot be used, UsageError for limits that cannot be, OutputExists, NoSpace, OutputError.
     """
     from minitron_build.engines.openvino import ir
     from minitron_build.engines.openvino.graph import build_graph
@@ -78,6 +80,7 @@ def build(
 
     with Checkpoint.open(checkpoint) as source:
         _check_one_rank(source)
+        _check_arithmetic(source)
         limits = options.limits(source.shape)
         made_from = folder.checkpoint_input(checkpoint)
         weights = CheckpointWeights(source, lm_head_int8=options.lm_head_int8)
@@ -89,12 +92,24 @@ def build(
             lm_head = "int8" if options.lm_head_int8 else "as_is"
             cpu = {"execution": options.execution, "lm_head": lm_head, "overflow": options.overflow}
             folder.write_config(partial, VERSION, source, limits, cpu=cpu)
-            more = cpu | {"has_tokenizer": folder.copy_tokenizer(checkpoint, partial), "weight_bytes": weight_bytes}
+            more = cpu | {
+                "has_tokenizer": folder.copy_tokenizer(checkpoint, partial, tokenizer),
+                "weight_bytes": weight_bytes,
+            }
             return manifest.write(
                 partial, "engine", made_from, arguments={"target": TARGET} | asdict(options),
                 details=folder.details(TARGET, source, limits, **more) | (more_details or {}),
                 known_sha256={f"{MODEL_FOLDER}/{name}": sha256 for name, sha256 in written.items()},
             )  # fmt: skip
+
+
+def _check_arithmetic(source: Checkpoint) -> None:
+    if source.precision.has_eight_bit_activations:
+        raise CheckpointError(
+            f"{source.folder} is {source.precision.value} ({source.precision.quant_algo(source.spec.group_size)}): its "
+            "products are of 8-bit activations, which a CPU engine has not; build it with --target for a GPU, and for "
+            "cpu convert the model itself"
+        )
 
 
 def _check_one_rank(source: Checkpoint) -> None:

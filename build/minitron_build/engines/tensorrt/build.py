@@ -29,6 +29,7 @@ from minitron_build.plan.engine_plan import EnginePlan
 from minitron_build.plan.engine_plan import plan as plan_recipe
 from minitron_build.plan.for_checkpoint import plan_checkpoint
 from minitron_build.plan.model import look_up
+from minitron_build.sources.huggingface import tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,20 @@ _ENGINE_EXTRA_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """How to build, beside what. ``workers``: ranks at a time (None: all). ``timeout_s``: None waits for ever."""
+    """How to build, beside what. ``workers``: ranks at a time (None: all). ``timeout_s``: None waits for ever.
+
+    ``tokenizer``: folder of one to take instead of the checkpoint's.
+    """
 
     container: bool = False
     workers: int | None = None
     timeout_s: float | None = None
     force: bool = False
+    tokenizer: Path | None = None
+
+    def tokenizer_files(self, vocab_size: int) -> dict[str, bytes] | None:
+        """The tokenizer that was given, for an engine of so many tokens; raises what ``tokenizer_of`` raises."""
+        return tokenizer_of(self.tokenizer, vocab_size) if self.tokenizer else None
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,9 @@ def _decide(
         source=source_digest,
         precision=plan.precision.value,
         dtype=plan.dtype,
-        plan=plan.identity() | {"trtllm_build": dict(recipe.trtllm_build)},
+        plan=plan.identity()
+        | {"trtllm_build": dict(recipe.trtllm_build)}
+        | folder.tokenizer_key(options.tokenizer_files(plan.model.shape.vocab_size)),
         runtime=f"tensorrt-llm {version}",
         architecture=plan.gpu.architecture,
     )
@@ -182,7 +193,8 @@ def run(build: EngineBuild) -> tuple[manifest.Manifest, bool]:
         except ToolError as error:
             raise ToolError(f"{error}; {_keep_rejected(partial, build.output, str(error), argv)}") from error
         _keep_timing_cache(partial / _TIMING_CACHE, known)
-        details = _details(build, source, version, folder.copy_tokenizer(build.checkpoint, partial))
+        given = build.options.tokenizer_files(source.shape.vocab_size)
+        details = _details(build, source, version, folder.copy_tokenizer(build.checkpoint, partial, given))
         made_from = folder.checkpoint_input(build.checkpoint)
         record = manifest.write(
             partial, "engine", made_from,
@@ -210,6 +222,8 @@ def installed_version() -> str | None:
 
 
 def _check_layout(source: Checkpoint, plan: EnginePlan) -> None:
+    if source.spec.group_size or source.precision.has_eight_bit_activations:
+        return  # laid out when the engine is built
     if plan.gpu and source.quantized and plan.gpu.code_layout != "sm80":
         raise CheckpointError(
             f"{source.folder} holds codes in the layout of sm80, and {plan.target} is {plan.gpu.architecture}; convert "

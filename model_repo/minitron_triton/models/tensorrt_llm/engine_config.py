@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron.machine.cpu_execution import KV_ELEMENT_BYTES, properties
+from minitron.machine.cpu_execution import kv_element_bytes_of, properties
 
 BLOCK_TOKENS = 32
 """Tokens per block of the KV cache, fixed by OpenVINO's CPU plugin."""
@@ -31,7 +31,7 @@ class EngineConfig:
         path = folder / "config.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            limits, model, cpu = raw["build_config"], raw["pretrained_config"], raw["cpu"]
+            limits, model = raw["build_config"], raw["pretrained_config"]
             elements = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"]
             return cls(
                 folder=folder,
@@ -41,7 +41,7 @@ class EngineConfig:
                 max_seq_len=limits["max_seq_len"],
                 max_num_tokens=limits["max_num_tokens"],
                 properties=properties(raw),
-                kv_bytes_per_token=elements * KV_ELEMENT_BYTES[cpu["execution"]],
+                kv_bytes_per_token=elements * kv_element_bytes_of(raw),
             )
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -26,9 +26,14 @@ help: ## list the targets
 
 # --- set-up -------------------------------------------------------------------------------------------------------
 
+# What the stages need; what tests and checks need beyond it comes with the first of them.
 $(VENV)/.ready: pyproject.toml tools/make_venv.sh
-	@tools/make_venv.sh $(VENV) dev
+	@tools/make_venv.sh $(VENV) cpu,gguf
 	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml tools/make_venv.sh
+	@tools/make_venv.sh $(VENV) dev
+	@touch $(VENV)/.ready $@
 
 $(REFERENCE_VENV)/.ready: pyproject.toml tools/make_venv.sh
 	@tools/make_venv.sh $(REFERENCE_VENV) reference
@@ -43,7 +48,7 @@ $(MODELOPT_VENV)/.ready: pyproject.toml tools/make_venv.sh
 	@touch $@
 
 # llama.cpp's wheel, for its bench only.
-$(VENV)/.ready-peer: $(VENV)/.ready
+$(VENV)/.ready-peer: $(VENV)/.ready-dev
 	@tools/make_venv.sh $(VENV) dev,peer
 	@touch $@
 
@@ -141,12 +146,12 @@ report: $(VENV)/.ready ## turn load tests into a page (RUN=)
 # --- tests and checks ---------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.ready ## all tests but the slow ones and those that need more than this machine has for certain
+test: $(VENV)/.ready-dev ## all tests but the slow ones and those that need more than this machine has for certain
 	@echo "Left out here, and run by .ci/run: make test-slow, test-reference (torch), test-modelopt, test-clients, test-browser."
 	@$(PYTEST) -m "not slow and not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/.ready ## longer looks: thousands of fuzzed inputs, hundreds of streams, an A100 of doubles
+test-slow: $(VENV)/.ready-dev ## longer looks: thousands of fuzzed inputs, hundreds of streams, an A100 of doubles
 	@$(PYTEST) -m "slow and not reference and not clients and not browser" $(ARGS)
 
 .PHONY: test-reference
@@ -158,15 +163,15 @@ test-modelopt: $(MODELOPT_VENV)/.ready ## export the committed checkpoints with 
 	@PYTHONPATH=models $(MODELOPT_VENV)/bin/python tests/make_modelopt_fixtures.py --check
 
 .PHONY: test-clients
-test-clients: $(VENV)/.ready $(CLIENTS_VENV)/.ready ## OpenAI's own client, lm-eval, aiperf and curl against the gateway
+test-clients: $(VENV)/.ready-dev $(CLIENTS_VENV)/.ready ## OpenAI's own client, lm-eval, aiperf and curl against the gateway
 	@CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest -q -m clients tests/test_gateway_clients.py $(ARGS)
 
 .PHONY: test-browser
-test-browser: $(VENV)/.ready ## open a load report in headless Chromium (needs Debian's package chromium)
+test-browser: $(VENV)/.ready-dev ## open a load report in headless Chromium (needs Debian's package chromium)
 	@$(BIN)/python -m pytest -q -m browser $(ARGS)
 
 .PHONY: drill-kill
-drill-kill: $(VENV)/.ready ## kill -9 a hundred servers at random moments, each followed by serve (ARGS="--kills 20")
+drill-kill: $(VENV)/.ready-dev ## kill -9 a hundred servers at random moments, each followed by serve (ARGS="--kills 20")
 	@$(BIN)/python tests/kill_drill.py $(ARGS)
 
 .PHONY: findings
@@ -176,22 +181,22 @@ findings: ## show again what public libraries do that surprises (findings/README
 	done; test -z "$$failed"
 
 .PHONY: drill-ends
-drill-ends: $(VENV)/.ready ## end thirty servers, half of them under load: soon, in good order, nothing left (ARGS="--ends 6")
+drill-ends: $(VENV)/.ready-dev ## end thirty servers, half of them under load: soon, in good order, nothing left (ARGS="--ends 6")
 	@$(BIN)/python benches/drill_ends.py $(ARGS)
 
 .PHONY: drill-bursts
-drill-bursts: $(VENV)/.ready ## sixty bursts of four streams straight at tensorrt_llm: none may be held (ARGS="--bursts 20")
+drill-bursts: $(VENV)/.ready-dev ## sixty bursts of four streams straight at tensorrt_llm: none may be held (ARGS="--bursts 20")
 	@$(BIN)/python benches/drill_bursts.py $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.ready ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
+soak: $(VENV)/.ready-dev ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
 	@$(BIN)/python benches/soak.py $(ARGS)
 
 PACKAGES = core/minitron build/minitron_build model_repo/minitron_triton clients/minitron_client clients/minitron_gateway \
   cli/minitron_cli
 
 .PHONY: check
-check: $(VENV)/.ready ## lint, types, import direction, docs
+check: $(VENV)/.ready-dev ## lint, types, import direction, docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run 'make format'."; exit 1; }
 	@$(BIN)/mypy core build model_repo clients cli models tools tests benches
@@ -201,11 +206,11 @@ check: $(VENV)/.ready ## lint, types, import direction, docs
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_house_*.py
 
 .PHONY: format
-format: $(VENV)/.ready ## format the code
+format: $(VENV)/.ready-dev ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(VENV)/.ready ## write what docs/ has from the code anew, and pages of the Python API into out/api
+docs: $(VENV)/.ready-dev ## write what docs/ has from the code anew, and pages of the Python API into out/api
 	@$(BIN)/python tools/write_docs.py
 	@PYTHONWARNINGS=ignore $(BIN)/pdoc --output-directory out/api minitron minitron_build minitron_triton minitron_client minitron_gateway
 	@echo "The API's pages: out/api/index.html"
@@ -225,28 +230,28 @@ bench-cpu: $(VENV)/.ready-peer ## the server against the bare OpenVINO pipeline 
 	@$(BIN)/python benches/bench_cpu.py $(ARGS)
 
 .PHONY: bench-quality
-bench-quality: $(VENV)/.ready $(REFERENCE_VENV)/.ready ## what each precision and GGUF kind costs (MODEL=, TEXT=)
+bench-quality: $(VENV)/.ready-dev $(REFERENCE_VENV)/.ready ## what each precision and GGUF kind costs (MODEL=, TEXT=)
 	@$(BIN)/python benches/bench_quality.py --model $(MODEL) $(if $(TEXT),--text $(TEXT)) \
 	    --llama-python $(REFERENCE_VENV)/bin/python $(ARGS)
 
 .PHONY: bench-client
-bench-client: $(VENV)/.ready ## the load generator's own error, against a server with a known schedule
+bench-client: $(VENV)/.ready-dev ## the load generator's own error, against a server with a known schedule
 	@$(BIN)/python benches/bench_client.py $(ARGS)
 
 .PHONY: bench-convert
-bench-convert: $(VENV)/.ready ## conversions of a full 4B shape against a plain copy, in alternating runs
+bench-convert: $(VENV)/.ready-dev ## conversions of a full 4B shape against a plain copy, in alternating runs
 	@$(BIN)/python benches/bench_convert.py $(ARGS)
 
 .PHONY: bench-gguf
-bench-gguf: $(VENV)/.ready ## the same from a Q4_K_M file of the 4B shape
+bench-gguf: $(VENV)/.ready-dev ## the same from a Q4_K_M file of the 4B shape
 	@$(BIN)/python benches/bench_gguf.py $(ARGS)
 
 .PHONY: bench-front
-bench-front: $(VENV)/.ready ## text model and gateway beside tensorrt_llm itself, in interleaved rounds (JSON=, BASE=)
+bench-front: $(VENV)/.ready-dev ## text model and gateway beside tensorrt_llm itself, in interleaved rounds (JSON=, BASE=)
 	@$(BIN)/python benches/bench_front.py $(if $(JSON),--json $(JSON)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 .PHONY: bench-sizing
-bench-sizing: $(VENV)/.ready ## the simulation of 'plan --traffic' beside the CPU engine (JSON=)
+bench-sizing: $(VENV)/.ready-dev ## the simulation of 'plan --traffic' beside the CPU engine (JSON=)
 	@$(BIN)/python benches/bench_sizing.py $(if $(JSON),--json $(JSON)) $(ARGS)
 
 .PHONY: clean

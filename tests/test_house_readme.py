@@ -41,7 +41,8 @@ def checkout(tmp_path: Path) -> Path:
             shutil.copy2(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
-    (tmp_path / ".venv" / ".ready").touch()  # newer than pyproject.toml: `make setup` finds its work done
+    for name in (".ready", ".ready-dev"):
+        (tmp_path / ".venv" / name).touch()  # newer than pyproject.toml: `make setup` finds its work done
     return tmp_path
 
 

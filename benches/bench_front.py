@@ -126,9 +126,12 @@ def _ways(work: Path, base: str | None, stack: contextlib.ExitStack) -> dict[str
 
 
 def _command(tree: Path, *words: str | Path) -> tuple[list[str], dict[str, str]]:
-    """``minitron WORDS`` of a source tree: argv and environment."""
+    """``minitron WORDS`` of a source tree, an older one's too: argv and environment."""
     rooms = os.pathsep.join(str(tree / room) for room in ROOMS)
-    return [sys.executable, "-m", "minitron_cli", *map(str, words)], os.environ | {"PYTHONPATH": rooms}
+    module, spoken = "minitron_cli", words
+    if not (tree / "cli").exists():  # version 0.2 and before
+        module, spoken = "minitron_trtllm.cli", (("repo", *words) if words[0] == "render" else words)
+    return [sys.executable, "-m", module, *map(str, spoken)], os.environ | {"PYTHONPATH": rooms}
 
 
 @contextlib.contextmanager

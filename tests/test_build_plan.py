@@ -127,7 +127,7 @@ def test_roofline_of_a_full_batch_and_a_prompt() -> None:
 
 
 def test_the_gateway_workers_that_an_engine_can_feed() -> None:
-    """By hand, from the table of docs/performance.md: 563 - 295 = 268 us of a worker's time a token, 267 before rounding."""
+    """By hand, from the table of docs/performance.md: 563 - 295 us of a worker's time a token, 267 before rounding."""
     table = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([a-z_` ().]+) \| (\d+), \d+ \|", table, re.MULTILINE))
     assert (int(rows["gateway"]), int(rows["`tensorrt_llm` itself (`direct`)"])) == (563, 295)

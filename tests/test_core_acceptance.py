@@ -165,7 +165,7 @@ def test_three_points_and_the_sixteen_bit_recipe_follow_from_the_recipe() -> Non
     assert speed.prefill_point(wanted) == PREFILL
     sixteen = speed.sixteen_bit(wanted)
     assert (sixteen.precision, sixteen.dtype, sixteen.target) == ("bfloat16", "auto", "a100-80gb")
-    assert not speed.is_weight_only(sixteen)
+    assert not sixteen.is_weight_only
     assert speed.grid(recipe.load(None, {}, {"workload.concurrency": 1}).recipe) == (
         "128:128:1",
         "128:128:2",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from minitron.machine.memory import LEAST_SHM_BYTES
+from minitron.model.precision import Precision
 
 
 def _field(default: Any, about: str, *, flag: str | None = None, dest: str | None = None, **limits: Any) -> Any:
@@ -193,14 +194,18 @@ class Recipe(_Section):
         {}, "further flags of trtllm-build, without the dashes: {multiple_profiles: enable}; the plan sets the limits"
     )
 
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether a precision is asked for that stores codes; an ``auto`` follows the model, which has none."""
+        return self.precision != "auto" and Precision(self.precision).is_weight_only
+
     @model_validator(mode="after")
     def _combination(self) -> Recipe:
-        quantised = self.precision in ("int8_weight_only", "int4_weight_only", "int4_awq")
         if self.backend == "llmapi" and self.kv_cache != "auto":
             raise ValueError("kv_cache int8 is a checkpoint's, and llmapi takes the model itself; leave it out")
         if self.group_size and self.precision not in ("int4_weight_only", "int4_awq"):
             raise ValueError(f"group_size {self.group_size} goes with int4_weight_only and int4_awq")
-        if self.backend == "llmapi" and quantised:
+        if self.backend == "llmapi" and self.is_weight_only:
             raise ValueError(f"precision {self.precision} needs a TensorRT engine; llmapi takes float16 or bfloat16")
         if self.dtype != "auto" and self.precision in ("float16", "bfloat16") and self.dtype != self.precision:
             raise ValueError(f"dtype {self.dtype} does not go with precision {self.precision}; leave dtype out")

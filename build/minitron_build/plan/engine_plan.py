@@ -293,7 +293,7 @@ def _notes(case: _Case, needed: MemoryPlan, limits: Limits) -> list[str]:
 def _known_troubles(recipe: Recipe) -> list[str]:
     """What users of TensorRT-LLM reported of such an engine, and nobody here has seen."""
     notes = []
-    if recipe.precision in (*_WEIGHT_ONLY, Precision.INT4_AWQ.value):
+    if recipe.is_weight_only:
         notes.append(
             "the bound of prefill counts no unpacking of codes: weight-only engines lost to 16 bits on long prompts "
             "(TensorRT-LLM#2553, an A100); 'minitron accept' compares the first token after 1,024"

@@ -53,7 +53,7 @@ def llmapi(work: Acceptance) -> Sequence[Check]:
     if not work.options.llmapi:
         return [Check("llmapi.answers", SKIPPED, "--llmapi serves the model so too, for minutes of its own")]
     folder = work.path("llmapi")
-    dtype = speed.sixteen_bit(work.recipe) if speed.is_weight_only(work.recipe) else work.recipe
+    dtype = speed.sixteen_bit(work.recipe) if work.recipe.is_weight_only else work.recipe
     wanted = dtype.model_copy(update={"backend": "llmapi"})
     recipe_file = folder / "recipe.yaml"
 
@@ -110,7 +110,7 @@ def _baseline_file(work: Acceptance) -> Path | None:
 
 def baseline(work: Acceptance) -> Sequence[Check]:
     """The 16-bit engine of the same model, measured at the same points, and ours beside it."""
-    if not speed.is_weight_only(work.recipe):
+    if not work.recipe.is_weight_only:
         return [Check(entry.name, SKIPPED, "this recipe is itself a 16-bit one") for entry in of_step("baseline")]
     ours = speed.read(work.measured("speed"))
     measured = _sixteen_bits(work)

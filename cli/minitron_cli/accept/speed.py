@@ -47,11 +47,6 @@ def bursts(grid: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{tokens}:{min(int(output), _BURST_OUTPUT)}:{streams}" for streams in _BURSTS)
 
 
-def is_weight_only(recipe: Recipe) -> bool:
-    """Whether there is a 16-bit engine to compare with."""
-    return recipe.precision in ("int8_weight_only", "int4_weight_only", "int4_awq")
-
-
 def sixteen_bit(recipe: Recipe) -> Recipe:
     """The same recipe without weight-only quantisation: its activation type is its precision."""
     return recipe.model_copy(update={"precision": recipe.dtype, "dtype": "auto"})

@@ -82,7 +82,7 @@ def render(
 
 def _dtype(recipe: Recipe, stored: str | None) -> str:
     wanted = recipe.precision if recipe.precision != "auto" else recipe.dtype
-    if wanted in ("int8_weight_only", "int4_weight_only", "int4_awq"):
+    if recipe.is_weight_only:
         raise UsageError(f"precision {wanted} needs a TensorRT engine; the LLM API takes float16 or bfloat16")
     if wanted == "auto":
         return stored if stored in ("float16", "bfloat16") else "bfloat16"

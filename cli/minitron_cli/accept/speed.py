@@ -53,7 +53,7 @@ def sixteen_bit(recipe: Recipe) -> Recipe:
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """A document of ``minitron latency --output``; raises InputError."""
+    """A document of ``minitron bench --output``; raises InputError."""
     try:
         loaded: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if loaded["kind"] != "latency" or not loaded["points"]:

@@ -197,10 +197,14 @@ def _yield_to_others(pid: int) -> None:
 
 
 def translate(text: str, mounts: dict[str, str], address: str) -> str:
-    """The text with folders in place of mount paths, and an address in place of 0.0.0.0."""
+    """The text with folders in place of mount paths, and an address in place of 0.0.0.0.
+
+    The checkout's own path stays, wherever it lies: it stands for a model outside the cluster.
+    """
+    here, text = "\0", text.replace(str(ROOT), "\0")
     paths = "|".join(re.escape(path) for path in sorted(mounts, key=len, reverse=True))
     text = re.sub(rf"(?<![\w/.])({paths})(?=[/\s'\"=]|$)", lambda found: mounts[found[1]], text) if paths else text
-    return text.replace("0.0.0.0", address)
+    return text.replace("0.0.0.0", address).replace(here, str(ROOT))
 
 
 class Service:

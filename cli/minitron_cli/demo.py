@@ -64,7 +64,7 @@ class Demo:
     def _stop(self) -> None:
         """Stop the server if there is one, whatever the user presses meanwhile."""
         if self._serving:
-            with children.deaf_to(signal.SIGINT, signal.SIGTERM):
+            with children.signals_ignored(signal.SIGINT, signal.SIGTERM):
                 self._serving = False
                 self._pipeline.run("stop", str(self._pipeline.repository), "--state", str(self._state))
 

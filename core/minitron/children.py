@@ -47,7 +47,7 @@ def run(
 
 
 def _interrupt(child: Any) -> None:
-    with deaf_to(signal.SIGINT, signal.SIGTERM):
+    with signals_ignored(signal.SIGINT, signal.SIGTERM):
         child.send_signal(signal.SIGINT)
         try:
             child.communicate(timeout=_SECONDS_TO_STOP)
@@ -58,7 +58,7 @@ def _interrupt(child: Any) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, what: str) -> Iterator[None]:
+def only_user_of(folder: Path, what: str) -> Iterator[None]:
     """Refuse to work where another ``what`` works; raises UsageError."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / f".{what}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -72,7 +72,7 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deaf_to(*numbers: int) -> Iterator[None]:
+def signals_ignored(*numbers: int) -> Iterator[None]:
     """Ignore signals, in children too."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:

@@ -137,7 +137,7 @@ class Started(Running):
 
     def __exit__(self, *_: object) -> None:
         if self._document is not None:
-            with children.deaf_to(signal.SIGINT, signal.SIGTERM):
+            with children.signals_ignored(signal.SIGINT, signal.SIGTERM):
                 document, self._document = self._document, None
                 self._keep_log(document)
                 for server in state.servers(self._states, self._repository):

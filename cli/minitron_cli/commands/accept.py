@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.output or (alone.folder if alone else _folder(effective))
     if args.compare:
         return _compare(folder, args.compare, as_json=args.json)
-    with children.alone_in(folder, "acceptance"), interrupt.by_sigterm():
+    with children.only_user_of(folder, "acceptance"), interrupt.by_sigterm():
         acceptance = _acceptance(args, effective, folder, only, alone)
         whole = _walk(acceptance, _about(effective, acceptance), folder, partly=bool(acceptance.options.only))
     console.emit_json(whole) if args.json else print(_result(whole, folder))

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.demo and args.serve:
         raise UsageError("--demo ends with a server that is stopped, --serve with one that runs; give one of them")
     pipeline = Pipeline(folder, effective, container=args.container, dry_run=args.dry_run, fresh=args.fresh)
-    alone = contextlib.nullcontext() if args.dry_run else children.alone_in(folder, "'minitron up'")
+    alone = contextlib.nullcontext() if args.dry_run else children.only_user_of(folder, "'minitron up'")
     with alone, interrupt.by_sigterm():
         if args.demo:
             from minitron_cli.demo import Demo

@@ -15,7 +15,7 @@ import numpy as np
 
 from minitron_client.conformance.subject import (
     ENGINE,
-    FRONT,
+    TEXT_MODEL,
     Answer,
     Call,
     Disagreement,
@@ -202,4 +202,4 @@ def first_new(tokens: list[int], at_least: int = 4) -> int:
 
 
 def _front(subject: Subject, max_tokens: int, **more: object) -> Answer:
-    return good(subject, {"text_input": _TEXT, "max_tokens": max_tokens, **more}, model=FRONT)
+    return good(subject, {"text_input": _TEXT, "max_tokens": max_tokens, **more}, model=TEXT_MODEL)

@@ -20,7 +20,7 @@ from minitron_client.conformance.answers import agree, first_new, good
 from minitron_client.conformance.subject import (
     ENGINE,
     ENSEMBLE,
-    FRONT,
+    TEXT_MODEL,
     Disagreement,
     NotApplicable,
     RefusedByServer,
@@ -63,7 +63,7 @@ def ways(subject: Subject, *models: str) -> list[Way]:
     transports = (GRPC, HTTP) if subject.http_url else (GRPC,)
     found = [
         Way(model, transport, streams)
-        for model in models or (ENGINE, FRONT, ENSEMBLE)
+        for model in models or (ENGINE, TEXT_MODEL, ENSEMBLE)
         if model in subject.models
         for transport in transports
         for streams in (True, False)
@@ -129,7 +129,7 @@ def _agree(
         agree("tokens counted", answer.tokens, len(ids))
     if way.model == ENGINE:
         agree("tokens", answer.token_ids, ids)
-    elif way.model == FRONT:
+    elif way.model == TEXT_MODEL:
         before = subject.decode(subject.encode(prompt))
         agree("text", answer.text, subject.decode([*subject.encode(prompt), *ids]).removeprefix(before))
     elif way.streams:  # the ensemble's postprocessing decodes each response by itself and loses spaces
@@ -187,10 +187,10 @@ def end_own(subject: Subject) -> str:
 
     def check(way: Way) -> None:
         # The engine counts all end tokens but the first as output, and the ensemble counts as the engine does.
-        counts = way.model == FRONT or len(subject.end_ids) == 1
+        counts = way.model == TEXT_MODEL or len(subject.end_ids) == 1
         _agree(subject, way, ask(subject, way, _LAST_WORDS, **_sampled(seed)), ids, _LAST_WORDS, counts=counts)
 
-    return f"ended after {len(ids)} of {_LONGEST} tokens (seed {seed}), {_each(subject, check, FRONT, ENSEMBLE)}"
+    return f"ended after {len(ids)} of {_LONGEST} tokens (seed {seed}), {_each(subject, check, TEXT_MODEL, ENSEMBLE)}"
 
 
 def _sampled(seed: int) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _end_of(tokens: list[int], word: list[int], single: int) -> int:
 
 def stop_words(subject: Subject) -> str:
     """The text model's text ends before the stop string; the ensemble's behind it, where the tokenizer spells it so."""
-    whole = ask(subject, Way(FRONT, GRPC, False), max_tokens=_TOKENS, end_id=-1)
+    whole = ask(subject, Way(TEXT_MODEL, GRPC, False), max_tokens=_TOKENS, end_id=-1)
     agree("error", whole.error, None)
     words = whole.text.split()
     word = words[len(words) // 2] if len(words) > 2 else whole.text[len(whole.text) // 2 :]
@@ -239,13 +239,13 @@ def stop_words(subject: Subject) -> str:
     def check(way: Way) -> None:
         answer = ask(subject, way, max_tokens=_TOKENS, end_id=-1, stop_words=[word])
         agree("error", answer.error, None)
-        if way.model == FRONT:
+        if way.model == TEXT_MODEL:
             agree(f"text before {word!r}", answer.text, until)
         else:
             text = _squeezed(answer.text)
             agree(f"text up to {word!r} without spaces", text, _squeezed(until + word))
 
-    return f"ended at {word!r}, {_each(subject, check, FRONT, ENSEMBLE)}"
+    return f"ended at {word!r}, {_each(subject, check, TEXT_MODEL, ENSEMBLE)}"
 
 
 def refusal(subject: Subject) -> str:

@@ -17,8 +17,8 @@ from minitron_client.conformance.requests import TRIES
 from minitron_client.conformance.subject import (
     ENGINE,
     ENSEMBLE,
-    FRONT,
     PROMPT,
+    TEXT_MODEL,
     Disagreement,
     Message,
     NotApplicable,
@@ -47,7 +47,8 @@ def cancel(subject: Subject) -> str:
             next(events)
         events.close()
 
-    models = [model for model in (ENGINE, FRONT) if model in subject.models]  # an ensemble's has to be told to stop
+    # An ensemble's request has to be told to stop.
+    models = [model for model in (ENGINE, TEXT_MODEL) if model in subject.models]
     steps = [_left(subject, f"{model}, gRPC", partial(over_grpc, model)) for model in models]
     if subject.http_url:
         steps += [_left(subject, f"{model}, HTTP", partial(over_http, model)) for model in models]
@@ -119,7 +120,7 @@ def stop(subject: Subject) -> str:
     """
     unknown = subject.ask(subject.stop_request(), request_id=uuid.uuid4().hex)
     agree("the answer to stop of an unknown id", unknown.error, None)
-    told = [_stopped(subject, model) for model in (ENGINE, ENSEMBLE, FRONT) if _can_stop(subject, model)]
+    told = [_stopped(subject, model) for model in (ENGINE, ENSEMBLE, TEXT_MODEL) if _can_stop(subject, model)]
     if subject.http_url:
         told += [_stopped_over_http(subject, model) for model in (ENGINE, ENSEMBLE) if model in subject.models]
     fine(subject)
@@ -128,7 +129,7 @@ def stop(subject: Subject) -> str:
 
 def _can_stop(subject: Subject, model: str) -> bool:
     """Upstream's text model takes no ``stop``: it gives its requests ids of its own."""
-    return model in subject.models and (model != FRONT or subject.takes(FRONT, "stop"))
+    return model in subject.models and (model != TEXT_MODEL or subject.takes(TEXT_MODEL, "stop"))
 
 
 def _stopped(subject: Subject, model: str) -> str:
@@ -136,7 +137,7 @@ def _stopped(subject: Subject, model: str) -> str:
         call = subject.stream()
         name = call.send(_long(subject, model), model=model)
         tokens = _count(first(call))
-        call.send(subject.stop_request(model), model=FRONT if model == FRONT else ENGINE, request_id=name)
+        call.send(subject.stop_request(model), model=TEXT_MODEL if model == TEXT_MODEL else ENGINE, request_id=name)
         before = 0
         for message in call.to_the_end():
             if message.error:

@@ -27,7 +27,7 @@ from minitron_client.client.endpoint import Endpoint
 from minitron_client.client.tensors import pack, unpack
 from minitron_client.conformance.generate import Events
 
-ENGINE, FRONT, ENSEMBLE = "tensorrt_llm", "tensorrt_llm_bls", "ensemble"
+ENGINE, TEXT_MODEL, ENSEMBLE = "tensorrt_llm", "tensorrt_llm_bls", "ensemble"
 OPENVINO, TENSORRT = "OpenVINO", "TensorRT-LLM"
 PROMPT = "In the beginning God created the heaven and the earth. And the earth was without form, and void"
 _NUMPY = {"INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "FP16": np.float16,
@@ -214,7 +214,7 @@ class Subject:
     @cached_property
     def models(self) -> frozenset[str]:
         """Those of the three that take requests that are served."""
-        return frozenset(name for name in (ENGINE, FRONT, ENSEMBLE) if self._client.is_model_ready(name))
+        return frozenset(name for name in (ENGINE, TEXT_MODEL, ENSEMBLE) if self._client.is_model_ready(name))
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
@@ -223,7 +223,7 @@ class Subject:
 
     @cached_property
     def _adds_special(self) -> bool:
-        value = (self._parameters(FRONT) or self._parameters("preprocessing")).get("add_special_tokens", "true")
+        value = (self._parameters(TEXT_MODEL) or self._parameters("preprocessing")).get("add_special_tokens", "true")
         return value.lower() in ("true", "1")
 
     def _parameters(self, model: str) -> dict[str, str]:
@@ -282,7 +282,7 @@ class Subject:
 
     def stop_request(self, model: str = ENGINE) -> dict[str, Any]:
         """The tensors of a request that stops the one of its id, with what Triton demands of any."""
-        return self.request(1, stop=True) if model != FRONT else {"text_input": "-", "max_tokens": 1, "stop": True}
+        return self.request(1, stop=True) if model != TEXT_MODEL else {"text_input": "-", "max_tokens": 1, "stop": True}
 
     def stream(self, deadline_s: float = _DEADLINE_S) -> Call:
         """A gRPC stream without a request."""

@@ -12,8 +12,8 @@ from minitron_triton.repository.ensemble import Step
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.tensors import Tensor
 
-FRONT = "tensorrt_llm_bls"
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", FRONT)
+TEXT_MODEL = "tensorrt_llm_bls"
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", TEXT_MODEL)
 _BACKEND_KV_CACHE_FRACTION = 0.9  # the C++ backend's own default
 
 
@@ -192,7 +192,7 @@ def _bls(
     }
     outputs = tensors.with_logits(tensors.offered(tensors.TEXT_OUTPUTS, kinds), engine.logits_dtype)
     inputs = tensors.offered(tensors.BLS_INPUTS, kinds)
-    return ModelConfig(FRONT, "python", batch, inputs, outputs, values, decoupled=True)
+    return ModelConfig(TEXT_MODEL, "python", batch, inputs, outputs, values, decoupled=True)
 
 
 def _ensemble(batch: int, engine: EngineFacts, options: RepositoryOptions) -> ModelConfig:

@@ -91,7 +91,7 @@ def render(
 
 def _served(plan: Repository, folder: Path) -> Served:
     return Served(
-        folder, plan.backend, tuple(model.name for model in plan.models), layout.FRONT, Path(plan.root),
+        folder, plan.backend, tuple(model.name for model in plan.models), layout.TEXT_MODEL, Path(plan.root),
         plan.engine.world_size, plan.options.image, plan.options.shm_bytes,
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def _details(plan: Repository, target: str, tokenizer_vocab_size: int | None) ->
         "backend": plan.backend,
         "target": target,
         "models": [model.name for model in plan.models],
-        "front": layout.FRONT,
+        "front": layout.TEXT_MODEL,
         "root": plan.root,
         "decoupled": True,
         "max_batch_size": plan.max_batch_size,

@@ -152,7 +152,8 @@ test: $(VENV)/.ready-dev ## all tests but the slow ones and those that need more
 
 .PHONY: test-slow
 test-slow: $(VENV)/.ready-dev ## longer looks: thousands of fuzzed inputs, hundreds of streams, an A100 of doubles
-	@$(PYTEST) -m "slow and not reference and not clients and not browser" $(ARGS)
+	@$(PYTEST) -m "slow and not reference and not clients and not browser" --ignore tests/test_deploy_pods.py $(ARGS)
+	@$(BIN)/python -m pytest -q -m slow tests/test_deploy_pods.py  # alone: probes have the seconds that a chart gives
 
 .PHONY: test-reference
 test-reference: $(REFERENCE_VENV)/.ready ## recompute the committed fixtures with transformers' own model (needs torch)

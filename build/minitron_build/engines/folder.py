@@ -18,8 +18,9 @@ from minitron import files
 from minitron.artifacts import manifest
 from minitron.errors import CheckpointError
 from minitron.model import tokenizer_files
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 from minitron_build.checkpoint.read import Checkpoint
-from minitron_build.plan.limits import TOKENS_PER_BLOCK, Limits
+from minitron_build.plan.limits import Limits
 
 TOKENIZER = "tokenizer"
 

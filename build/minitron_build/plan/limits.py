@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from minitron.errors import UsageError
+from minitron.model.runtime_limits import whole_blocks
 from minitron.model.shape import ModelShape
 from minitron.recipe_model import Percentiles, Recipe, Workload
 
 #: trtllm-build's default of max_num_tokens, and what it warns about (tensorrt_llm/_common.py, 1.x).
 DEFAULT_NUM_TOKENS = 8192
 MANY_NUM_TOKENS = 16384
-#: Tokens of a KV cache block, trtllm-build's default of --tokens_per_block (tensorrt_llm/plugin/plugin.py, 1.x).
-TOKENS_PER_BLOCK = 32
 #: Tokens of one step of the CPU engine: short enough that running streams wait a bounded time for another's prompt.
 CPU_NUM_TOKENS = 256
 
@@ -104,8 +103,3 @@ def derive(recipe: Recipe, shape: ModelShape, max_batch_size: int) -> Limits:
     num_tokens = fixed.max_num_tokens or max(max_batch_size, whole_blocks(wanted))
     num_tokens = min(num_tokens, max_batch_size * seq_len)
     return Limits(max_batch_size, input_len, seq_len, num_tokens).check(shape.max_positions)
-
-
-def whole_blocks(tokens: int) -> int:
-    """``tokens`` rounded up to a multiple of the KV cache block."""
-    return -(-tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK

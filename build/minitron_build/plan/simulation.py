@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from minitron.model.runtime_limits import whole_blocks
 from minitron.model.shape import ModelShape
-from minitron_build.plan.limits import Limits, whole_blocks
+from minitron_build.plan.limits import Limits
 from minitron_build.plan.roofline import Machine, least_time
 from minitron_build.plan.weights import layer_weights
 

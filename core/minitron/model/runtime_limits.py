@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+#: Tokens of a KV cache block: trtllm-build's default of --tokens_per_block (tensorrt_llm/plugin/plugin.py, 1.x), which
+#: every engine of this toolkit has, and OpenVINO's on a CPU.
+TOKENS_PER_BLOCK = 32
+
+
+def whole_blocks(tokens: int) -> int:
+    """``tokens`` rounded up to a multiple of the KV cache block."""
+    return -(-tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+
 
 def longest_prompt(max_seq_len: int, max_num_tokens: int, *, chunked_context: bool) -> int:
     """The longest prompt that the runtime takes, in tokens.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from minitron.artifacts import manifest
 from minitron.checks import SKIPPED, Check, judge
 from minitron.console import human_bytes
 from minitron.errors import NotReady
-from minitron.model.runtime_limits import longest_prompt
+from minitron.model.runtime_limits import longest_prompt, whole_blocks
 from minitron.prometheus import Metrics
 from minitron_triton.audit.runtime_log import RuntimeLog
 from minitron_triton.repository import config_text, parameters
@@ -28,7 +27,6 @@ WEIGHTS_TOLERANCE, WEIGHTS_EXTRA_BYTES = 0.05, 64 << 20
 WORKSPACE_TOLERANCE = 0.25
 #: How many of the promised KV tokens may be missing.
 KV_TOLERANCE = 0.1
-_BLOCK_TOKENS = 32
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
 _TIMEOUT_S = 10.0
 #: The runtime's name of a limit → the engine's.
@@ -196,7 +194,7 @@ def _kv_tokens_promised(running: Running) -> int:
     memory = running.planned_memory
     if memory is None:
         limits = running.details["limits"]
-        tokens = limits["max_batch_size"] * math.ceil(limits["max_seq_len"] / _BLOCK_TOKENS) * _BLOCK_TOKENS
+        tokens = limits["max_batch_size"] * whole_blocks(limits["max_seq_len"])
     else:
         fraction = float(running.config.parameters["kv_cache_free_gpu_mem_fraction"].string_value)
         tokens = int(memory["free_bytes"] * fraction) // int(memory["kv_bytes_per_token"])

@@ -17,6 +17,7 @@ from minitron import data_files, files
 from minitron.artifacts.manifest import Manifest
 from minitron.errors import EngineError
 from minitron.machine import compat
+from minitron.model.runtime_limits import whole_blocks
 from minitron.recipe_model import Percentiles, Recipe
 from minitron.version import VERSION
 from minitron_triton.server import container
@@ -24,8 +25,6 @@ from minitron_triton.server import flags as server_flags
 from minitron_triton.server.launch import Options, Served
 
 _MIB = 1 << 20
-#: Tokens of a KV cache block, for both engines (trtllm-build's default; OpenVINO's on a CPU).
-_BLOCK = 32
 #: *Estimates*, bytes of host memory: tritonserver with its Python models; a CUDA context with pinned pools, for a rank.
 _TRITON_BYTES = 2 << 30
 _RANK_BYTES = 2 << 30
@@ -121,7 +120,7 @@ def _triton(recipe: Recipe, plan: Mapping[str, Any], served: Served, replicas: i
     found: dict[str, Any] = {"replicas": replicas, "exitTimeoutSeconds": recipe.serving.exit_timeout_s}
     if plan["gpu"] is None:
         shm = 256 * _MIB
-        cache = limits["max_batch_size"] * _whole_blocks(limits["max_seq_len"]) * memory["kv_bytes_per_token"]
+        cache = limits["max_batch_size"] * whole_blocks(limits["max_seq_len"]) * memory["kv_bytes_per_token"]
         # The engine gives its cache half of what the weights leave (pipeline.kv_blocks): there is to be twice as much.
         needed = memory["weight_bytes"] + memory["activation_bytes"] + memory["runtime_bytes"] + 2 * cache
         needed += _TRITON_BYTES
@@ -172,19 +171,15 @@ def _busy_fraction(recipe: Recipe, plan: Mapping[str, Any]) -> float:
     prompt, output = _median(recipe.workload.input_tokens, 512), _median(recipe.workload.output_tokens, 256)
     batch = limits["max_batch_size"]
     if plan["gpu"] is None:
-        held, pool = prompt + output, batch * _whole_blocks(limits["max_seq_len"])
+        held, pool = prompt + output, batch * whole_blocks(limits["max_seq_len"])
     else:
         held = prompt + output // 2
         pool = int(memory["free_bytes"] * plan["kv_cache_free_gpu_mem_fraction"]) // memory["kv_bytes_per_token"]
-    return float(round(max(0.05, min(0.9, _BUSY * batch * _whole_blocks(held) / pool)), 2))
+    return float(round(max(0.05, min(0.9, _BUSY * batch * whole_blocks(held) / pool)), 2))
 
 
 def _median(tokens: int | Percentiles | None, otherwise: int) -> int:
     return otherwise if tokens is None else tokens if isinstance(tokens, int) else tokens.p50
-
-
-def _whole_blocks(tokens: int) -> int:
-    return -(-tokens // _BLOCK) * _BLOCK
 
 
 def _weights(plan: Mapping[str, Any]) -> int:

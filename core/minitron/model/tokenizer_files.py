@@ -128,9 +128,8 @@ def contradictions(content: Mapping[str, bytes]) -> list[str]:
     around = _around(_object(content[TOKENIZER], TOKENIZER).get("post_processor"))
     said = []
     for flag, token in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        name = config.get(token)
-        name = name.get("content") if isinstance(name, dict) else name
-        if isinstance(config.get(flag), bool) and isinstance(name, str) and config[flag] != (name in around):
+        name = end_ids.token_text(config.get(token))
+        if isinstance(config.get(flag), bool) and name is not None and config[flag] != (name in around):
             does = f"puts {name} around a text" if name in around else f"does not put {name} around a text"
             said.append(f"{CONFIG} says {flag} {json.dumps(config[flag])}, and {TOKENIZER} {does}; {TOKENIZER} decides")
     return said

@@ -37,6 +37,12 @@ def tokenizer_config(folder: Path) -> Mapping[str, Any]:
     return config if "added_tokens_decoder" in config else {**config, **_read(folder / "special_tokens_map.json")}
 
 
+def token_text(token: Any) -> str | None:
+    """A token's text, which a configuration gives as it is or in an object; None where it gives none."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
 def meant_by(end_id: int, own: Sequence[int]) -> frozenset[int]:
     """What a request's ``end_id`` ends a sequence with; below 0 nothing does.
 
@@ -49,9 +55,8 @@ def meant_by(end_id: int, own: Sequence[int]) -> frozenset[int]:
 
 
 def _of_tokenizer(folder: Path) -> tuple[int, ...]:
-    token = tokenizer_config(folder).get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str):
+    text = token_text(tokenizer_config(folder).get("eos_token"))
+    if text is None:
         return ()
     tokenizer = _read(folder / "tokenizer.json")
     added = {one.get("content"): one.get("id") for one in tokenizer.get("added_tokens") or [] if isinstance(one, dict)}

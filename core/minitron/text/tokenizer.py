@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from minitron.text import end_ids
+from minitron.text.end_ids import token_text
 from minitron.text.errors import RequestError
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -41,7 +42,7 @@ class TextTokenizer:
         self._special = frozenset(i for i, token in added.items() if token.special and skip_special_tokens)
         self._bytes = frozenset(i for token, i in self._tokenizer.get_vocab().items() if _BYTE.fullmatch(token))
         self.end_ids = end_ids.of_model(place)
-        pad = _content(config.get("pad_token"))
+        pad = token_text(config.get("pad_token"))
         pads = (end_ids.generation_config(place).get("pad_token_id"), pad and self._tokenizer.token_to_id(pad))
         self.pad_id: int = next((pad for pad in pads if isinstance(pad, int)), (self.end_ids or (0,))[0])
         self.has_chat_template = bool(config.get("chat_template")) or (place / "chat_template.jinja").is_file()
@@ -130,7 +131,7 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, Named]:
     decoder = config.get("added_tokens_decoder")
     numbered = {int(key): token for key, token in decoder.items() if key.isdecimal()} if _is_object(decoder) else {}
     for _, token in sorted(numbered.items(), key=lambda item: item[0]):
-        if (text := _content(token)) is not None and _is_object(token):
+        if (text := token_text(token)) is not None and _is_object(token):
             named[text] = Named("added_tokens_decoder", _flags(token), bool(token.get("special")))
     others = [key for key in config if key.endswith("_token") and key not in _NAMED]
     listed = [(key, config[key]) for key in (*_NAMED, *others) if key in config]
@@ -139,7 +140,7 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, Named]:
         more = list(more.values()) if _is_object(more) else more
         listed += [(key, token) for token in more] if isinstance(more, list) else []
     for key, token in listed:
-        if (text := _content(token)) is not None:
+        if (text := token_text(token)) is not None:
             named.setdefault(text, Named(key, _flags(token))).is_special = True
     return named
 
@@ -151,12 +152,6 @@ def _flags(token: Any) -> dict[str, bool]:
 
 def _is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)
-
-
-def _content(token: Any) -> str | None:
-    """A token's text, which a configuration gives as it is or in an object."""
-    text = token.get("content") if isinstance(token, Mapping) else token
-    return text if isinstance(text, str) else None
 
 
 def _transformers(folder: str) -> Any:

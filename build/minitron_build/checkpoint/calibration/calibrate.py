@@ -13,11 +13,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ class _Run:
         needed = 2 * self.ids.size * self.shape.hidden_size * 4
         if (free := shutil.disk_usage(self.folder).free) < needed:
             raise NoSpace(f"{self.folder} needs {needed:,} bytes for hidden states and has {free:,}; calibrate less")
-        self._keep(_states(self.folder, 0), self._embedded())
+        _keep_states(_states(self.folder, 0), self._embedded())
         files.write_text(kept, about)
 
     def _about(self) -> dict[str, Any]:
@@ -172,12 +172,10 @@ class _Run:
                 f"layer {index} makes hidden states of the calibration text that are not finite; the model is damaged"
             )
         if index + 1 < self.shape.num_layers:
-            self._keep(_states(self.folder, index + 1), states)
+            _keep_states(_states(self.folder, index + 1), states)
         del states
-        partial = self.folder / "layer.part"
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **self._found(layer, seen))
-        os.replace(partial, _layer_file(self.folder, index))
+        found = self._found(layer, seen)
+        _keep(_layer_file(self.folder, index), lambda file: np.savez(file, allow_pickle=False, **found))
         _states(self.folder, index).unlink()
 
     def _found(self, layer: layers.Layer, seen: _Statistics) -> dict[str, Any]:
@@ -217,13 +215,6 @@ class _Run:
                 states[here] = rounded(table.read(start, stop)[self.ids[here] - start], self.dtype)
         return states
 
-    def _keep(self, path: Path, states: Floats) -> None:
-        """Write whole or not at all."""
-        partial = path.with_suffix(".part")
-        with open(partial, "wb") as file:
-            np.save(file, states, allow_pickle=False)
-        os.replace(partial, path)
-
 
 class _Statistics:
     """Sums and samples of what a layer's linear modules are multiplied with, over ``tokens`` in all.
@@ -254,6 +245,18 @@ class _Statistics:
         """What is known of a module's inputs."""
         mean = (self._sums[module] / self._counts[module]).astype(np.float32)
         return Inputs(mean, np.concatenate(self._samples[module]), self._grams[module])
+
+
+def _keep(path: Path, save: Callable[[BinaryIO], None]) -> None:
+    """Write whole or not at all."""
+    partial = path.with_suffix(".part")
+    with open(partial, "wb") as file:
+        save(file)
+    os.replace(partial, path)
+
+
+def _keep_states(path: Path, states: Floats) -> None:
+    _keep(path, lambda file: np.save(file, states, allow_pickle=False))
 
 
 def _layer_file(folder: Path, index: int) -> Path:

@@ -98,5 +98,5 @@ def test_a_command_that_was_names_what_does_it_now(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_every_command_has_a_module(name: str) -> None:
-    assert isinstance(main.parser_of([name]), argparse.ArgumentParser)
+    assert isinstance(main.parser_of(name), argparse.ArgumentParser)
     assert f"minitron {name}" in minitron(name, "--help").stdout

@@ -6,7 +6,6 @@ acceptance in a100.md, the import graph in architecture.md (read by grimp, drawn
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -34,14 +33,8 @@ Made by `make docs` from the commands' own help; do not edit.
 
 
 def document() -> str:
-    """The whole page: one section a command, one below it for every subcommand."""
-    sections = [
-        HEAD,
-        _commands(),
-        _exit_codes(),
-        _renamed(),
-        *(section for name in cli.COMMANDS for section in _sections([name])),
-    ]
+    """The whole page: one section a command."""
+    sections = [HEAD, _commands(), _exit_codes(), _renamed(), *map(_section, cli.COMMANDS)]
     return "\n".join(sections)
 
 
@@ -94,13 +87,8 @@ def _parts(graph: grimp.ImportGraph, room: str) -> list[str]:
     return sorted(name for name in graph.find_children(room) if graph.find_children(name))
 
 
-def _sections(words: list[str]) -> list[str]:
-    parser = cli.parser_of(words)
-    text = f"{'#' * (len(words) + 1)} minitron {' '.join(words)}\n\n```\n{parser.format_help().rstrip()}\n```\n"
-    nested = [
-        name for action in parser._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices
-    ]
-    return [text, *(section for name in nested for section in _sections([*words, name]))]
+def _section(name: str) -> str:
+    return f"## minitron {name}\n\n```\n{cli.parser_of(name).format_help().rstrip()}\n```\n"
 
 
 def acceptance_page() -> str:

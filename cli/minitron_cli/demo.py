@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -39,7 +37,7 @@ class Demo:
             self._pipeline.run("bench", "--grid", *_GRID, "--tokenizer", tokenizer, "--url", url)
             self._stop()
         except BrokenPipeError:  # nobody reads any more, and the server has to be stopped all the same
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            console.discard_stdout()
             raise
         finally:
             self._stop()

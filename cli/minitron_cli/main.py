@@ -85,8 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         print("minitron: interrupted", file=sys.stderr)
         return errors.EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our stdout (head, less) left; what Python would print at exit is noise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from minitron import console
+
+        console.discard_stdout()
         return 0
     except Exception as error:
         if args.debug:
@@ -130,12 +131,10 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def parser_of(words: list[str]) -> argparse.ArgumentParser:
-    """The parser of one (sub)command, for the documentation: ``parser_of(["repo", "render"])``."""
-    parser = _parser(words)
-    for word in words:
-        nested = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-        parser = nested.choices[word]
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one command, for the documentation and for whoever asks which flags it has."""
+    commands = next(a for a in _parser([name])._actions if isinstance(a, argparse._SubParsersAction))
+    parser: argparse.ArgumentParser = commands.choices[name]
     return parser
 
 

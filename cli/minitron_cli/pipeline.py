@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from minitron import files, recipe
+from minitron import console, files, recipe
 from minitron.artifacts import manifest
 from minitron.artifacts.manifest import Manifest
 from minitron.errors import MinitronError
@@ -29,8 +28,8 @@ from minitron_cli import main
 #: The stages in order.
 STAGES = ("convert", "build", "render")
 _RECIPE = "repository-recipe.json"
-#: Of a recipe, what no stage is made of.
-_OF_THE_SERVER = {"serving": {"grpc_port", "http_port", "metrics_port", "exit_timeout_s"}}
+#: Fields of a recipe's section ``serving`` that no stage is made of, but the server is started by.
+OF_THE_SERVER = ("grpc_port", "http_port", "metrics_port", "exit_timeout_s")
 
 
 class StageFailed(MinitronError):
@@ -145,7 +144,7 @@ class Pipeline:
         return engine is not None and engine.digest == record.input.digest
 
     def _recipe_text(self) -> str:
-        return json.dumps(self._recipe.model_dump(exclude=_OF_THE_SERVER), indent=1) + "\n"
+        return json.dumps(self._recipe.model_dump(exclude={"serving": set(OF_THE_SERVER)}), indent=1) + "\n"
 
 
 def flags_of(effective: Effective, words: Sequence[str]) -> list[str]:
@@ -153,7 +152,7 @@ def flags_of(effective: Effective, words: Sequence[str]) -> list[str]:
 
     The model is not among them: the one stage that reads it has it as a word.
     """
-    has = {action.dest for action in main.parser_of([words[0]])._actions if action.option_strings}
+    has = {action.dest for action in main.parser_of(words[0])._actions if action.option_strings}
     if "recipe" not in has:
         return []
     given = [("recipe", "--recipe", effective.name)] if effective.name != "defaults" else []
@@ -169,7 +168,7 @@ def show(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.discard_stdout()
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -35,6 +36,11 @@ def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
 def _numeric(cell: object) -> bool:
     text = str(cell).replace(",", "").removesuffix("%").strip()
     return text in ("", "-") or text.replace(".", "", 1).replace("-", "", 1).isdigit()
+
+
+def discard_stdout() -> None:
+    """Send what is still printed nowhere: its reader (head, less) has left, and what Python says at exit is noise."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def emit_json(document: Any) -> None:

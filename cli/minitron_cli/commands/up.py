@@ -16,18 +16,17 @@ from pathlib import Path
 from minitron import children, console, interrupt, recipe
 from minitron.errors import UsageError
 from minitron.recipe import Effective
-from minitron_cli.pipeline import STAGES, Pipeline, flags_of, show
+from minitron_cli.pipeline import OF_THE_SERVER, STAGES, Pipeline, flags_of, show
 
 _CHECKOUT = Path(__file__).parents[3]
 _SMALL_MODEL = Path("models", "small-minitron")
-_SERVER = ("serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     recipe.add_flags(
         parser, "model.source", "model.revision", "target", "precision", "dtype", "cpu.execution",
-        "container.image_tag", *_SERVER,
+        "container.image_tag", *(f"serving.{name}" for name in OF_THE_SERVER),
     )  # fmt: skip
     add = parser.add_argument
     place = "where the stages' folders lie (default out/RECIPE-MODEL, with --demo out/demo)"

@@ -50,7 +50,7 @@ def ended(echo_server: dict[str, Any]) -> int:
 def test_streamed_and_whole_text_are_the_same_and_no_space_or_character_is_lost(stream: Stream) -> None:
     pieces = stream.responses(BLS, text_input=PROMPT, max_tokens=60, stream=True)
     whole = stream.responses(BLS, text_input=PROMPT, max_tokens=60)
-    assert len(whole) == 1 and len(pieces) > 20
+    assert len(whole) == 1 and len(pieces) > 1  # how many is the pace's to say: a late process gathers tokens
     assert text_of(pieces) == text_of(whole)
     assert (" " + PROMPT) * 3 in text_of(whole) + " " + PROMPT * 2  # says the prompt, each time with its space
     assert "\ufffd" not in text_of(whole)

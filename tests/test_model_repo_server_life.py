@@ -180,7 +180,7 @@ def test_sixteen_streams_through_the_fronts_finish(
         rest = [list(stream) for stream in streams]
         code, said = one.end()
     assert code == 0, said
-    assert all(len(chunks) > 100 for chunks in rest), "SIGTERM came too late to see anything"
+    assert all(len(chunks) > 5 for chunks in rest), "SIGTERM came too late to see anything"  # tokens may be gathered
     assert [chunks[-1].finish_reason for chunks in rest] == ["length"] * 16  # all 300 tokens came
     assert len(first) == 16
     assert nothing_is_left(one.mark)

@@ -30,8 +30,12 @@ GROUPS = (
 )
 #: Name, precision of the checkpoint, and what the build is told.
 ENGINES = (
-    ("int8_weight_only int8-head", "int8_weight_only", ["--lm-head-int8"]),
-    ("int4_weight_only int8-head", "int4_weight_only", ["--lm-head-int8"]),
+    ("bfloat16 int8-head", "bfloat16", ["--head", "int8"]),
+    ("bfloat16 screened-head", "bfloat16", ["--head", "screened"]),
+    ("int8_weight_only int8-head", "int8_weight_only", ["--head", "int8"]),
+    ("int4_weight_only int8-head", "int4_weight_only", ["--head", "int8"]),
+    ("int4_weight_only screened-head", "int4_weight_only", ["--head", "screened"]),
+    ("int4_weight_only fast as-is-head", "int4_weight_only", ["--execution", "fast", "--head", "as_is"]),
     ("bfloat16 fast", "bfloat16", ["--execution", "fast"]),
     ("int8_weight_only fast", "int8_weight_only", ["--execution", "fast"]),
     ("int4_weight_only fast", "int4_weight_only", ["--execution", "fast"]),

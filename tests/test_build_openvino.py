@@ -96,7 +96,7 @@ def test_quantising_at_build_gives_the_same_engine(tmp_path: Path) -> None:
 
 def test_an_int8_head_is_close_and_only_made_on_request(tmp_path: Path) -> None:
     built = cpu.build(
-        cpu_engines.checkpoint("other", Precision.BFLOAT16), tmp_path / "engine", cpu.CpuOptions(lm_head_int8=True)
+        cpu_engines.checkpoint("other", Precision.BFLOAT16), tmp_path / "engine", cpu.CpuOptions(lm_head="int8")
     )
     answers = Answers.load("other")
     expected = answers.variants[Precision.BFLOAT16].logits

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from conftest import DATA, SMALL_MODEL, minitron
 from minitron.errors import EngineError, InputError, UsageError, VerdictError
 from minitron_build.evaluate.compare import compare
-from minitron_build.evaluate.measures import Window, figures, log_probabilities
+from minitron_build.evaluate.measures import Window, figures, log_probabilities, nucleus
 
 TRANSFORMERS = json.loads((DATA / "quality" / "transformers.json").read_text(encoding="utf-8"))
 
@@ -70,6 +71,23 @@ def test_figures_of_known_distributions() -> None:
     assert found["p99_kl"] == pytest.approx(np.percentile(nats, 99), rel=1e-4)
     assert found["mean_kl_standard_error"] == pytest.approx(nats.std() / math.sqrt(50), rel=1e-4)
     assert found["top1_agreement"] == (reference.argmax(-1) == candidate.argmax(-1)).mean()
+    sets = [[_nucleus(row) for row in rows] for rows in (reference, candidate)]
+    assert found["top_p_agreement"] == np.mean([one == other for one, other in zip(*sets, strict=True)])
+
+
+def _nucleus(row: Any) -> set[int]:
+    """By its definition (Holtzman et al., arXiv 1904.09751): the smallest set whose probabilities reach 0.9."""
+    chosen: set[int] = set()
+    while row[list(chosen)].sum() < 0.9:
+        chosen.add(max(set(range(len(row))) - chosen, key=lambda token: row[token]))
+    return chosen
+
+
+def test_near_certainty_and_its_opposite_have_their_nucleus() -> None:
+    certain, flat = np.full(1000, -20.0, np.float32), np.full(1000, -math.log(1000), np.float32)
+    certain[7] = -1e-6
+    assert nucleus(certain) == {7}
+    assert len(nucleus(flat)) in (900, 901)  # float32 sums
 
 
 def test_limit_gates_with_an_exit_code_and_json_is_one_document(

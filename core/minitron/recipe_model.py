@@ -109,7 +109,13 @@ class Cpu(_Section):
     execution: Literal["exact", "fast"] = _field(
         "exact", "exact: float32 arithmetic, what the checkpoint says; fast: bf16 arithmetic and 8-bit KV cache"
     )
-    lm_head: Literal["as_is", "int8"] = _field("as_is", "int8 quantises the head, which the checkpoint does not hold")
+    lm_head: Literal["auto", "as_is", "int8", "screened"] = _field(
+        "auto",
+        "the output head: as_is, the checkpoint's 16 bits; screened, an int8 copy that finds the words that matter, "
+        "and the 16-bit rows of those; int8, the copy alone, which the checkpoint does not hold; auto: screened where "
+        "execution is fast, as_is where it is exact",
+        flag="--head", dest="lm_head",
+    )  # fmt: skip
     overflow: Literal["none", "float16"] = _field(
         "none", "float16: what a float16 network could not hold becomes infinite, as it would on a GPU"
     )

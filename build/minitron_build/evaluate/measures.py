@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Of the sets of likely tokens that are compared.
+TOP_P = 0.9
+
 Rows = npt.NDArray[np.float32]
 #: Kind of activation → largest magnitude of each layer.
 Peaks = dict[str, list[float]]
@@ -31,13 +34,14 @@ class Window:
     """What one window of the text gave, counted some positions at a time.
 
     ``negative``: negative log-likelihood of each predicted token; ``nats``: divergence from the reference at each, and
-    ``same_best`` how often both have the same best token, empty and 0 for the reference itself. ``peaks``: the largest
-    magnitudes of activations.
+    ``same_best`` how often both have the same best token, ``same_nucleus`` how often the same set of likely ones
+    (``nucleus``); empty and 0 for the reference itself. ``peaks``: the largest magnitudes of activations.
     """
 
     negative: list[float] = field(default_factory=list)
     nats: list[float] = field(default_factory=list)
     same_best: int = 0
+    same_nucleus: int = 0
     peaks: Peaks = field(default_factory=dict)
 
     def reach(self, peaks: Peaks) -> None:
@@ -52,13 +56,25 @@ class Window:
         if reference is not None:
             self.nats += np.sum(np.exp(reference) * (reference - rows), axis=-1, dtype=np.float64).tolist()
             self.same_best += int(np.count_nonzero(reference.argmax(axis=-1) == rows.argmax(axis=-1)))
+            self.same_nucleus += sum(nucleus(one) == nucleus(other) for one, other in zip(reference, rows, strict=True))
+
+
+def nucleus(row: Rows) -> frozenset[int]:
+    """The tokens that top-p sampling draws from: the likeliest ones that together reach ``TOP_P``; of [vocab].
+
+    Tokens below (1 - p) / vocab cannot be among them: all of those together have less than 1 - p.
+    """
+    likely = np.flatnonzero(row >= math.log((1 - TOP_P) / len(row)))
+    order = likely[np.argsort(-row[likely], kind="stable")]
+    mass = np.cumsum(np.exp(row[order].astype(np.float64)))
+    return frozenset(order[: int(np.searchsorted(mass, TOP_P)) + 1].tolist())
 
 
 def figures(windows: Sequence[Window]) -> dict[str, Any]:
     """How many tokens were predicted, and the perplexity: exp of the mean negative log-likelihood.
 
-    For a candidate also the divergence's mean with its standard error and 99th percentile, and the share of positions
-    with the same best token.
+    For a candidate also the divergence's mean with its standard error and 99th percentile, and the shares of positions
+    with the same best token and with the same nucleus.
     """
     negative, nats = (np.concatenate([getattr(window, name) for window in windows]) for name in ("negative", "nats"))
     found = {"tokens": len(negative), "perplexity": math.exp(float(negative.mean()))}
@@ -69,4 +85,5 @@ def figures(windows: Sequence[Window]) -> dict[str, Any]:
         "mean_kl_standard_error": float(nats.std() / math.sqrt(len(nats))),
         "p99_kl": float(np.percentile(nats, 99)),
         "top1_agreement": sum(window.same_best for window in windows) / len(nats),
+        "top_p_agreement": sum(window.same_nucleus for window in windows) / len(nats),
     }

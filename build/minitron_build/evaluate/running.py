@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron.machine import cpu_execution
+from minitron.machine import cpu_execution, cpu_head
 from minitron.model.activations import KINDS
 from minitron_build.engines.openvino.graph import measured_node
 from minitron_build.engines.openvino.importing import opset13 as op
@@ -27,16 +27,20 @@ from minitron_build.evaluate.measures import Peaks, Rows, log_probabilities
 #: Tokens of one step: it bounds the memory that logits take (131 MB at a vocabulary of 256,000).
 STEP_TOKENS = 128
 
+#: The same where a screen looks for the words that get true logits: it takes fewer of them the more rows there are.
+_SCREENED_STEP_TOKENS = 32
+
 _PEAKS = "largest"
 
 
 class RunningEngine:
-    """An engine folder's model, loaded with the settings that it is served with."""
+    """An engine folder's model, loaded with the settings and the head that it is served with."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         core = ov.Core()
         model = core.read_model(str(folder / MODEL_FOLDER / XML))
+        self._screened = any(node.get_friendly_name() == cpu_head.ROWS for node in model.get_parameters())
         self._measures = _measure(model)
         compiled = core.compile_model(model, "CPU", cpu_execution.properties(config))
         self._request: Any = compiled.create_infer_request()
@@ -52,15 +56,18 @@ class RunningEngine:
         """Log-probabilities [n, vocab] and the ids [n] that follow, step by step, for all tokens but the first."""
         self._request.reset_state()
         seen = window[:-1]
-        for start in range(0, len(seen), STEP_TOKENS):
-            stop = min(start + STEP_TOKENS, len(seen))
+        step = _SCREENED_STEP_TOKENS if self._screened else STEP_TOKENS
+        for start in range(0, len(seen), step):
+            stop = min(start + step, len(seen))
             inputs = {
                 "input_ids": seen[None, start:stop],
                 "attention_mask": np.ones((1, stop), np.int64),
                 "position_ids": np.arange(start, stop, dtype=np.int64)[None],
                 "beam_idx": np.zeros(1, np.int32),
             }
-            logits = self._request.infer(inputs)["logits"][0]
+            if self._screened:
+                inputs[cpu_head.ROWS] = np.arange(stop - start, dtype=np.int64)
+            logits = self._request.infer(inputs)["logits"].reshape(stop - start, -1)
             yield log_probabilities(logits), window[start + 1 : stop + 1]
 
 

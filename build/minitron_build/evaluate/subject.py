@@ -45,7 +45,7 @@ class Subject:
         plain_groups = stored == "W4A16_AWQ" and not quantization.get("pre_quant_scale")
         parts = [
             (plain_groups, "not calibrated"), (bool(quantization.get("kv_cache_quant_algo")), "8-bit KV cache"),
-            (cpu["lm_head"] == "int8", "int8 head"), (cpu["execution"] == "fast", "fast"),
+            (cpu["lm_head"] != "as_is", f"{cpu['lm_head']} head"), (cpu["execution"] == "fast", "fast"),
             (cpu.get("overflow") == "float16", "float16's overflow"),
         ]  # fmt: skip
         return ", ".join([stored, *(name for there, name in parts if there)])

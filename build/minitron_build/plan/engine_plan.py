@@ -176,12 +176,19 @@ def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity
 
 
 def _held(shape: ModelShape, precision: Precision, recipe: Recipe) -> WeightBytes:
-    """Bytes of the undivided model as the engine holds it: the CPU engine may have its head in int8."""
+    """Bytes of the undivided model as the engine multiplies with it: the CPU engine may have its head in int8.
+
+    Of a screened head that is the screen; the 16-bit rows behind it stay in the file, and a token reads a few of them.
+    """
     group_size = recipe.group_size if precision.value == recipe.precision else None
     held = model_bytes(shape, precision, group_size or precision.default_group_size)
-    if recipe.target == "cpu" and recipe.cpu.lm_head == "int8":
+    if recipe.target == "cpu" and _head(recipe) != "as_is":
         return replace(held, lm_head=held.lm_head // 2, small=held.small + 4 * shape.vocab_size)
     return held
+
+
+def _head(recipe: Recipe) -> str:
+    return cpu_execution.head_of(recipe.cpu.execution, recipe.cpu.lm_head)
 
 
 def _plan(case: _Case) -> EnginePlan:
@@ -203,7 +210,7 @@ def _plan(case: _Case) -> EnginePlan:
         dtype=case.dtype,
         parallel=case.parallel,
         execution=None if gpu else recipe.cpu.execution,
-        lm_head="as_is" if gpu else recipe.cpu.lm_head,
+        lm_head="as_is" if gpu else _head(recipe),
         weights=case.held,
         limits=limits,
         kv_cache_free_gpu_mem_fraction=memory.kv_cache_fraction(needed, limits, recipe.memory) if gpu else None,

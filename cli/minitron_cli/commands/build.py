@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "cpu.execution", "cpu.lm_head", "cpu.overflow", "container.image_tag",
     )  # fmt: skip
     parser.add_argument("--lm-head-int8", dest="lm_head", action="store_const", const="int8", help=argparse.SUPPRESS)
+    parser.add_argument("--lm-head", dest="lm_head", help=argparse.SUPPRESS)
     gpu = parser.add_argument_group("GPU targets")
     gpu.add_argument("--container", action="store_true", help="run trtllm-build in the pinned image, with docker")
     gpu.add_argument("--dry-run", action="store_true", help="print the command line and build nothing")

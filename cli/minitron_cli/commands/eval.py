@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def table(report: Report) -> str:
     """The figures, the reference first, and where they end if they were not all measured."""
     rows = [_cells(row) for row in ([report.reference] if report.reference else []) + report.candidates]
-    head = ["", "stored", "size", "tokens", "perplexity", "mean KL", "99 % KL", "top-1 agreement"]
+    head = ["", "stored", "size", "tokens", "perplexity", "mean KL", "99 % KL", "top-1 agreement", "top-p agreement"]
     shown = [console.table(rows, head), *_overflows(report)]
     return "\n\n".join(shown if report.complete else [*shown, _interruption(report)])
 
@@ -103,8 +103,9 @@ def _interruption(report: Report) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    figures = ["", "", ""]
+    figures = ["", "", "", ""]
     if "mean_kl" in row:
-        figures = [f"{row['mean_kl']:.6f}", f"{row['p99_kl']:.6f}", f"{100 * row['top1_agreement']:.2f} %"]
+        shares = [f"{100 * row[key]:.2f} %" for key in ("top1_agreement", "top_p_agreement")]
+        figures = [f"{row['mean_kl']:.6f}", f"{row['p99_kl']:.6f}", *shares]
     size = console.human_bytes(row["bytes"])
     return [row["name"], row["precision"], size, str(row["tokens"]), f"{row['perplexity']:.4f}", *figures]

@@ -13,6 +13,12 @@ from typing import Any
 KV_ELEMENT_BYTES = {"exact": 4.0, "fast": 76_000 / 65_536}
 
 
+def head_of(execution: str, lm_head: str) -> str:
+    """What an engine's output head is where the recipe says ``lm_head``: "as_is", "int8" or "screened"."""
+    automatic = "screened" if execution == "fast" else "as_is"
+    return automatic if lm_head == "auto" else lm_head
+
+
 def kv_element_bytes(execution: str, kv_cache: str) -> float:
     """Bytes of an element of the KV cache, for what a checkpoint says of it ("auto", "int8" or "fp8")."""
     return KV_ELEMENT_BYTES["fast" if kv_cache == "int8" else execution]

@@ -19,7 +19,11 @@ from minitron_triton.repository.layout import ModelConfig
 _ROOM = Path(__file__).parent.parent
 _CORE = Path(minitron.__file__).parent
 #: What the models import of ``core``, and so hold a copy of.
-_FROM_CORE = ("__init__.py", "machine/__init__.py", "machine/memory.py", "machine/cpu_execution.py", "text/*.py")
+_FROM_CORE = (
+    "__init__.py",
+    *(f"machine/{name}.py" for name in ("__init__", "memory", "cpu_execution", "cpu_head")),
+    "text/*.py",
+)
 _WITH_COPY = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
 _MODELS = _ROOM / "models"
 #: The template of the container's compose file.

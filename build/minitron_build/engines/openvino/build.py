@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minitron.artifacts import manifest
+from minitron.machine.cpu_execution import head_of
 from minitron.recipe import Effective
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.engines import cache, folder
@@ -44,7 +45,7 @@ def build(
     cache.check_free(place, force=force)
     options = write.CpuOptions(
         execution=effective.recipe.cpu.execution,
-        lm_head_int8=effective.recipe.cpu.lm_head == "int8",
+        lm_head=head_of(effective.recipe.cpu.execution, effective.recipe.cpu.lm_head),
         overflow=effective.recipe.cpu.overflow,
         **asdict(plan.limits),
     )

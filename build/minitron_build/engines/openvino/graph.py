@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.model.shape import ModelShape
+from minitron_build.engines.openvino.head import Screen, screened
 from minitron_build.engines.openvino.importing import opset6, ov
 from minitron_build.engines.openvino.importing import opset13 as op
 
@@ -36,6 +37,9 @@ class Weights(Protocol):
 
     def head(self) -> Node:
         """The output projection, [vocab, hidden]."""
+
+    def screen(self) -> Screen | None:
+        """A cheap copy of the output projection to look through first; None: there is none."""
 
     def linear(self, name: str) -> Node:
         """A layer's linear weight, [out, in]; what is stored may be codes and scales."""
@@ -59,8 +63,11 @@ def measured_node(layer: int, kind: str) -> str:
     return f"layers.{layer}.{kind}"
 
 
-def build_graph(shape: ModelShape, weights: Weights, *, overflow: str = "none") -> Any:
+def build_graph(shape: ModelShape, weights: Weights, *, overflow: str = "none", proven: bool = True) -> Any:
     """Return the ``openvino.Model`` of a Nemotron model of this shape.
+
+    Where the weights have a screen, the input ``sampled_tokens_indices`` (int64 [rows]) says which tokens get logits,
+    [rows, 1, vocab]; ``proven`` is the screen's (``head``).
 
     ``overflow``: "float16" makes infinite what float16 does not hold, where TensorRT-LLM's float16 network would have
     stored it (mlp.fc, its square, mlp.proj, the residual); nothing else is rounded.
@@ -75,9 +82,14 @@ def build_graph(shape: ModelShape, weights: Weights, *, overflow: str = "none") 
         hidden = layers.held(op.add(hidden, layers.attention(index, hidden)), measured_node(index, "attended"))
         hidden = layers.held(op.add(hidden, layers.mlp(index, hidden)), measured_node(index, "residual"))
     hidden = layers.norm("transformer.ln_f", hidden)
-    logits = op.matmul(hidden, weights.head(), False, True)
+    matrix, screen, inputs = weights.head(), weights.screen(), [ids, mask, positions, beams]
+    if screen is None:
+        logits = op.matmul(hidden, matrix, False, True)
+    else:
+        logits, rows = screened(hidden, matrix, screen, proven=proven)
+        inputs.append(rows)
     logits.output(0).set_names({"logits"})
-    parameters = [ids, mask, positions, beams, *weights.parameters]
+    parameters = [*inputs, *weights.parameters]
     return ov.Model([op.result(logits)], layers.sinks, parameters, "minitron")
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron_build.checkpoint.codes import quantize
+from minitron_build.checkpoint.codes import dequantize, quantize
 from minitron_build.checkpoint.read import HEAD, Checkpoint
+from minitron_build.engines.openvino.head import Screen, rounding_errors
 from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.importing import ov
 
@@ -48,12 +49,12 @@ class Constant:
 class CheckpointWeights:
     """The graph's source of weights (``openvino_graph.Weights``) over an open checkpoint of one rank.
 
-    ``constants`` lists what is to be written, in the order of the graph. ``lm_head_int8`` stores the output projection
-    as int8 codes, which the checkpoint does not.
+    ``constants`` lists what is to be written, in the order of the graph. ``lm_head``: "as_is", "int8" (codes that the
+    checkpoint does not hold) or "screened" (both).
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, lm_head_int8: bool = False) -> None:
-        self._checkpoint, self._lm_head_int8 = checkpoint, lm_head_int8
+    def __init__(self, checkpoint: Checkpoint, *, lm_head: str = "as_is") -> None:
+        self._checkpoint, self._lm_head = checkpoint, lm_head
         self.parameters: list[Any] = []
         self.constants: list[Constant] = []
 
@@ -63,8 +64,29 @@ class CheckpointWeights:
 
     def head(self) -> Any:
         """The output projection; the embedding where the checkpoint has none (they are tied)."""
-        name = HEAD if HEAD in self._checkpoint.names() else _EMBEDDING
-        return self._quantized_here(name, 8) if self._lm_head_int8 else self._as_stored(name)
+        return self._quantized_here(self._head_name, 8) if self._lm_head == "int8" else self._as_stored(self._head_name)
+
+    def screen(self) -> Screen | None:
+        """The output projection once more, in int8 by row, with scales in float32."""
+        if self._lm_head != "screened":
+            return None
+        scales, errors = [], []
+        for piece in self._rows(self._head_name):
+            wide = piece.astype(np.float32)
+            codes, steps = quantize(wide, 8)
+            scales.append(steps)
+            errors.append(rounding_errors(wide, dequantize(codes, steps)))
+
+        def pieces() -> Pieces:
+            return (quantize(piece.astype(np.float32), 8)[0] for piece in self._rows(self._head_name))
+
+        shape = self._checkpoint.entry(self._head_name).shape
+        codes_of_all = Constant(f"{self._head_name}/screen", "i8", (shape[0], shape[1]), pieces)
+        return Screen(self._scaled(codes_of_all, np.concatenate(scales)), np.concatenate(errors))
+
+    @property
+    def _head_name(self) -> str:
+        return HEAD if HEAD in self._checkpoint.names() else _EMBEDDING
 
     def linear(self, name: str) -> Any:
         """A linear weight: as stored, or codes times scales, made here where the checkpoint leaves that to us."""

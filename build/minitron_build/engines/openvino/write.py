@@ -30,12 +30,13 @@ class CpuOptions:
     """What a user can ask of a CPU engine; a limit of None is derived from the model's shape.
 
     ``execution``: "exact" computes in float32 what the checkpoint says; "fast" lets the plugin use bfloat16 and 8-bit
-    activations and keys/values. ``lm_head_int8``: store the output projection in int8, which the checkpoint does not.
+    activations and keys/values. ``lm_head``: the output projection "as_is", in "int8", which the checkpoint does not
+    hold, or "screened": both, of which a token reads the second and a few rows of the first.
     ``overflow``: "float16" makes infinite what a float16 network could not hold.
     """
 
     execution: str = "exact"
-    lm_head_int8: bool = False
+    lm_head: str = "as_is"
     overflow: str = "none"
     max_batch_size: int | None = None
     max_input_len: int | None = None
@@ -83,14 +84,14 @@ def build(
         _check_arithmetic(source)
         limits = options.limits(source.shape)
         made_from = folder.checkpoint_input(checkpoint)
-        weights = CheckpointWeights(source, lm_head_int8=options.lm_head_int8)
-        graph = build_graph(source.shape, weights, overflow=options.overflow)
+        weights = CheckpointWeights(source, lm_head=options.lm_head)
+        proven = options.execution == "exact"
+        graph = build_graph(source.shape, weights, overflow=options.overflow, proven=proven)
         weight_bytes = sum(constant.nbytes for constant in weights.constants)
         with files.new_folder(output, force=force, needed_bytes=weight_bytes + _SMALL_FILES_BYTES) as partial:
             with Progress(weight_bytes, "build") as progress:
                 written = ir.write(graph, weights.constants, partial / MODEL_FOLDER, progress.advance)
-            lm_head = "int8" if options.lm_head_int8 else "as_is"
-            cpu = {"execution": options.execution, "lm_head": lm_head, "overflow": options.overflow}
+            cpu = {"execution": options.execution, "lm_head": options.lm_head, "overflow": options.overflow}
             folder.write_config(partial, VERSION, source, limits, cpu=cpu)
             more = cpu | {
                 "has_tokenizer": folder.copy_tokenizer(checkpoint, partial, tokenizer),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.machine import cpu_head
 from minitron.machine.memory import available_bytes
 
 from .engine_config import BLOCK_TOKENS, EngineConfig
@@ -22,6 +23,7 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402
 import openvino_genai as genai  # noqa: E402
+from openvino import opset13  # noqa: E402
 
 _FREE_MEMORY_SHARE = 0.5
 _HALF, _ODD = 0xFFFFFFFF, 0x9E3779B1  # 2**32 divided by the golden ratio, made odd
@@ -40,12 +42,17 @@ def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool)
 
 
 class PlainModel:
-    """The engine's model by itself, all logits of what it is given; keys and values are kept until ``reset_state``."""
+    """The engine's model by itself, all logits of what it is given; keys and values are kept until ``reset_state``.
+
+    They are those of the 16-bit head, also where the engine looks through a screen first: here every word counts.
+    """
 
     def __init__(self, engine: EngineConfig) -> None:
         """Load it; blocks the caller for seconds to a minute."""
-        path = engine.folder / "openvino" / "openvino_model.xml"
-        self._request = ov.Core().compile_model(str(path), "CPU", engine.properties).create_infer_request()
+        core = ov.Core()
+        model = core.read_model(str(engine.folder / "openvino" / "openvino_model.xml"))
+        model = cpu_head.without_screen(model, ov, opset13)
+        self._request = core.compile_model(model, "CPU", engine.properties).create_infer_request()
 
     def reset_state(self) -> None:
         """Begin another text."""

@@ -5,6 +5,7 @@ Uses the standard library alone: a rendered repository holds a copy for the CPU 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 #: What Triton's Python backend needs of /dev/shm at the least: 1 MiB for each process of a model, and room to grow.
 LEAST_SHM_BYTES = 32 << 20
+_MADV_DONTNEED = 4
 #: Limit, usage, statistics, and the key of the page cache in them, of control groups of version 2 and 1.
 _GROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat", "file"),
@@ -48,6 +50,25 @@ def peak_bytes() -> int:
     except OSError:
         found = None
     return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def release_mapped(path: Path) -> None:
+    """Give the pages of a mapped file back that this process has resident; what is read again comes from the file.
+
+    Only of mappings that cannot be written to (proc(5), maps; madvise(2), MADV_DONTNEED), so that nothing can be lost.
+    Where that is not possible, nothing happens.
+    """
+    try:
+        wanted, lines = str(path.resolve()), Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        advise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in lines:
+        span, permissions, _, _, _, *name = line.split(maxsplit=5)
+        if name == [wanted] and "w" not in permissions:
+            begin, end = (int(address, 16) for address in span.split("-"))
+            advise(begin, end - begin, _MADV_DONTNEED)
 
 
 def _machine(proc: Path, key: str) -> int:

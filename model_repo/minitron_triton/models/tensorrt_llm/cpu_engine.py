@@ -79,6 +79,7 @@ class Engine:
         self._closing = False
         self._pipeline: Any = open_pipeline()
         self._warm_up()
+        pipeline.release_file(config)
         self._context_logits = ContextLogits(lambda: pipeline.PlainModel(config), config.vocab_size)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.machine import cpu_head
-from minitron.machine.memory import available_bytes
+from minitron.machine.memory import available_bytes, release_mapped
 
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation_request import Request
@@ -39,6 +39,11 @@ def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool)
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = reuse_kv_cache
     return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", engine.properties)
+
+
+def release_file(engine: EngineConfig) -> None:
+    """Give the file's pages back once the plugin has its own, packed copy of the weights: each would be there twice."""
+    release_mapped(engine.folder / "openvino" / "openvino_model.bin")
 
 
 class PlainModel:

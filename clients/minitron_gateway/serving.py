@@ -22,6 +22,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
+from minitron import tracing
 from minitron.errors import PortBusy, ServerError
 from minitron_gateway.settings import Settings
 
@@ -82,6 +83,7 @@ def _serve(settings: Settings, listening: socket.socket, on_ready: Callable[[], 
         def capture_signals(self) -> Iterator[None]:
             yield
 
+    send_last_spans = tracing.start("minitron-gateway")
     gateway = Gateway(settings)
     config = uvicorn.Config(
         application(gateway), http="httptools", loop="uvloop", lifespan="off", ws="none",
@@ -115,6 +117,7 @@ def _serve(settings: Settings, listening: socket.socket, on_ready: Callable[[], 
             server.should_exit = True
         await serving
         await gateway.close()
+        await asyncio.to_thread(send_last_spans)
         for number in _SIGNALS:  # it has ended well, and one more signal changes nothing of that
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)

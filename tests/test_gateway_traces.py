@@ -79,12 +79,12 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(server: Bare) -> Iterator[Run]:
-    """``minitron generate`` and five requests through one gateway, which sends its spans only when it ends."""
+    """``minitron generate`` and five requests through a gateway whose workers send their spans only when they end."""
     with otlp.collector() as collector, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
         patch.setenv("TRACEPARENT", SAMPLED)
-        gateway = Gateway("--upstream", server.url)
+        gateway = Gateway("--upstream", server.url, "--workers", "2")
         minitron("generate", WORDS, "--url", gateway.document["url"], "--max-tokens", "5", "--stop", "a secret word")
         one = Run([], collector.raw, [told(server)], len(server.events("request")[-1]["inputs"]["input_ids"]))
         body = {"model": "minitron", "prompt": WORDS, "max_tokens": 5}
@@ -197,6 +197,7 @@ def test_where_traces_go_is_opentelemetry_s_own_variables(variables: dict[str, s
     [
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {}, "http/protobuf"),
         ({}, {"opentelemetry.sdk": None}, "minitron-trtllm[otel]"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, {}, "max_queue_size"),
     ],
 )
 def test_what_keeps_traces_from_being_sent_is_a_warning(
@@ -209,7 +210,7 @@ def test_what_keeps_traces_from_being_sent_is_a_warning(
         monkeypatch.delitem(sys.modules, name)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    tracing.start("one")()
+    tracing.start("one")
     assert said in caplog.text
 
 

@@ -83,7 +83,7 @@ def _serve(settings: Settings, listening: socket.socket, on_ready: Callable[[], 
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    send_last_spans = tracing.start("minitron-gateway")
+    tracing.start("minitron-gateway")
     gateway = Gateway(settings)
     config = uvicorn.Config(
         application(gateway), http="httptools", loop="uvloop", lifespan="off", ws="none",
@@ -117,7 +117,6 @@ def _serve(settings: Settings, listening: socket.socket, on_ready: Callable[[], 
             server.should_exit = True
         await serving
         await gateway.close()
-        await asyncio.to_thread(send_last_spans)
         for number in _SIGNALS:  # it has ended well, and one more signal changes nothing of that
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)

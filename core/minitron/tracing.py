@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from minitron.text.trace_context import Headers
@@ -36,19 +36,19 @@ def endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     return value("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (base and base.rstrip("/") + "/v1/traces") or None
 
 
-def start(service: str) -> Callable[[], None]:
-    """Let this process send spans as ``service``, where an endpoint is named; returns what sends the last ones.
+def start(service: str) -> None:
+    """Let this process send spans as ``service``, where an endpoint is named; the last ones go out when it ends.
 
     Called once in a process, by whoever owns it. What keeps traces from being sent is a warning and no error: nobody's
     answers depend on them.
     """
     url = endpoint()
     if url is None:
-        return _nothing
+        return
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
     if protocol == "grpc":
         log.warning("no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL is grpc, and only http/protobuf is spoken here")
-        return _nothing
+        return
     try:
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -59,18 +59,17 @@ def start(service: str) -> Callable[[], None]:
         log.warning(
             "no traces are sent to %s: %s is not installed; pip install 'minitron-trtllm[otel]'", url, error.name
         )
-        return _nothing
+        return
     resource = Resource.create({"service.version": VERSION})
     if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": service}))  # the environment's own name comes first
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        provider = TracerProvider(resource=resource)  # which registers its own end with atexit
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as error:
+        log.warning("no traces are sent to %s: a variable OTEL_… has a value that cannot be (%s)", url, error)
+        return
     trace.set_tracer_provider(provider)
-    return provider.shutdown
-
-
-def _nothing() -> None:
-    pass
 
 
 class Span:

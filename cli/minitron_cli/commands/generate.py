@@ -57,14 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send the prompt and print what comes back."""
-    send_last_spans = tracing.start("minitron-generate")
-    try:
-        return _generate(args)
-    finally:
-        send_last_spans()
-
-
-def _generate(args: argparse.Namespace) -> int:
+    tracing.start("minitron-generate")
     request = _request(args)
     found = running.choose(args)
     if args.tokenizer is None and args.model == dialect.FRONTS[-1] and request.input_ids is None:

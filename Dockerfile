@@ -15,7 +15,7 @@ FROM ${PYTHON_IMAGE} AS packages
 COPY --from=wheel /wheels /wheels
 # Installed into a folder of its own, so that pip's caches and compilers stay behind.
 RUN python -m venv /opt/minitron \
- && /opt/minitron/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[cpu]"
+ && /opt/minitron/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[cpu,otel]"
 
 FROM ${PYTHON_IMAGE} AS serve
 ARG VERSION

@@ -255,6 +255,10 @@ bench-front: $(VENV)/.ready-dev ## text model and gateway beside tensorrt_llm it
 bench-sizing: $(VENV)/.ready-dev ## the simulation of 'plan --traffic' beside the CPU engine (JSON=)
 	@$(BIN)/python benches/bench_sizing.py $(if $(JSON),--json $(JSON)) $(ARGS)
 
+.PHONY: plots
+plots: $(VENV)/.ready-dev ## draw docs/plots from what the benches wrote into benches/results
+	@$(BIN)/python benches/plots.py
+
 .PHONY: clean
 clean: ## remove what the targets made (out/, virtual environments)
 	@rm -rf out $(VENV) $(REFERENCE_VENV) $(CLIENTS_VENV) $(MODELOPT_VENV)

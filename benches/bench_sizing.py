@@ -3,8 +3,10 @@
 The engine is asked in this process, without a server, with Poisson arrivals at 30, 60 and 90 % of the capacity that a
 burst showed. Every step is timed, and a + b x sequences + c x prompt tokens + d x context tokens fitted to them: the
 simulation gets the steps' time of that very run, and has to tell what follows from it for those who wait. So it is the
-rules that are tried, and not how fast a busy machine will be in the next minute; pauses that come in bursts still count
-against it.
+rules that are tried, and not how fast a busy machine will be in the next minute.
+
+Two figures of each: ``steady``, on a machine that is as fast all the time, on which pauses that come in bursts count
+against the simulation; and ``paced``, on one that is at each moment as fast as the real one was then.
 
     python benches/bench_sizing.py --json out/sizing.json
 """
@@ -67,13 +69,34 @@ class Costs:
         return self.fixed + sum(cost * count for cost, count in parts)
 
 
+class Paced:
+    """Steps on a machine that is at each moment of a run as fast as it was: what a step costs has to be done, and in
+    each step of the run as much was done as that one costs. Between steps, where nothing was seen, it is as usual."""
+
+    def __init__(self, costs: Costs, steps: Sequence[tuple[Step, float]]) -> None:
+        self._costs = costs
+        edges, done = [0.0], [0.0]
+        for step, seconds in steps:
+            idle_s = max(step.begins_s - edges[-1], 0.0)
+            edges += [edges[-1] + idle_s, edges[-1] + idle_s + seconds]
+            done += [done[-1] + idle_s, done[-1] + idle_s + costs(step)]
+        self._edges, self._done = np.array(edges), np.array(done)
+
+    def __call__(self, step: Step) -> float:
+        until = float(np.interp(step.begins_s, self._edges, self._done)) + self._costs(step)
+        beyond_s = max(step.begins_s - float(self._edges[-1]), 0.0) + max(until - float(self._done[-1]), 0.0)
+        ends_s = float(np.interp(until, self._done, self._edges)) + beyond_s
+        return ends_s - step.begins_s
+
+
 class Bench:
     """One engine, asked directly."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine, self._random = engine, np.random.default_rng(seed)
         self.steps: list[tuple[Step, float]] = []
-        self._before, self._ended = set[int](), 0.0
+        self._before, self._ended, self._began = set[int](), 0.0, 0.0
+        self._read: dict[int, int] = {}  # tokens of prompts that were read, by request
         self._watch_steps()
 
     def _request(self, prompt: int, output: int) -> Request:
@@ -84,7 +107,7 @@ class Bench:
         """Send each request at its time, whatever became of those before; times as the schedule's."""
         requests = [self._request(one.prompt, one.output) for one in arrivals]
         outcomes, done = [Outcome(one, 0) for one in arrivals], threading.Semaphore(0)
-        began = time.perf_counter()
+        began = self._began = time.perf_counter()
 
         def deliver(outcome: Outcome) -> Callable[[Chunk], None]:
             def take(chunk: Chunk) -> None:
@@ -106,12 +129,21 @@ class Bench:
         return outcomes
 
     def costs(self) -> Costs:
-        """Fit the parts of a step to all steps since the last call, whose seconds the fit then adds up to."""
-        steps, self.steps = self.steps, []
-        rows = np.array([(1, one.sequences, one.prompt_tokens, one.context_tokens) for one, _ in steps], dtype=float)
-        times = np.array([seconds for _, seconds in steps])
-        found, *_ = np.linalg.lstsq(rows, times, rcond=None)
-        found = np.maximum(found, 0.0)
+        """Fit the parts of a step to all steps, whose seconds the fit then adds up to.
+
+        Pauses, of whatever step they fell into, are all steps' alike: those that took more than twice as long as a
+        first fit says have no say in the second.
+        """
+        rows = np.array(
+            [(1, one.sequences, one.prompt_tokens, one.context_tokens) for one, _ in self.steps], dtype=float
+        )
+        times = np.array([seconds for _, seconds in self.steps])
+        usual = np.ones(len(times), dtype=bool)
+        for _ in range(2):
+            found, *_ = np.linalg.lstsq(rows[usual], times[usual], rcond=None)
+            found = np.maximum(found, 0.0)
+            ratios = times / (rows @ found)
+            usual = ratios < 2 * np.median(ratios)
         return Costs(*(float(one) for one in found * times.sum() / (rows @ found).sum()))
 
     def _watch_steps(self) -> None:
@@ -128,14 +160,22 @@ class Bench:
             @staticmethod
             def step() -> None:
                 active = list(engine._active.values())
-                prompts = sum(len(one.request.prompt) for one in active if not one.token_ids)
-                context = sum(len(one.request.prompt) + len(one.token_ids) for one in active)
+                generating = sum(bool(one.token_ids) for one in active)
+                room, prompts, first = LIMITS.max_num_tokens - generating, 0, 0
+                for one in active:  # whose prompts are read in pieces, by what the others leave
+                    if not one.token_ids:
+                        left = len(one.request.prompt) - self._read.get(one.id, 0)
+                        piece = min(room, left)
+                        self._read[one.id] = self._read.get(one.id, 0) + piece
+                        room, prompts, first = room - piece, prompts + piece, first + (piece == left)
+                context = sum(self._read[one.id] + len(one.token_ids) for one in active)
                 # Between two steps of a busy engine lies the engine's own work, which belongs to the second.
                 ids = {one.id for one in active}
                 began = self._ended if ids & self._before else time.perf_counter()
                 step()
                 self._before, self._ended = ids, time.perf_counter()
-                self.steps.append((Step(len(active), prompts, context), self._ended - began))
+                seen = Step(generating + first, prompts, context, began - self._began)
+                self.steps.append((seen, self._ended - began))
 
         engine._pipeline = Watched()
 
@@ -189,15 +229,15 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
         bench.steps = []
         measured = figures(bench.play(arrivals))
         costs = bench.costs()
-        simulated = figures(simulate(arrivals, LIMITS, 4 * LIMITS.tokens_per_sequence, costs))
-        ratios = {name: simulated[name] / value for name, value in measured.items()}
-        rows.append({
-            "share": share, "measured": measured, "simulated": simulated, "ratio": ratios, "costs": vars(costs),
-            "load": os.getloadavg()[0],
-        })  # fmt: skip
-        for name, ratio in ratios.items():
-            both = f"measured {measured[name]:.1f}, simulated {simulated[name]:.1f}"
-            print(f"{share:.0%}: {name}: {both}: {ratio:.2f}", flush=True)
+        row = {"share": share, "measured": measured, "costs": vars(costs), "load": os.getloadavg()[0]}
+        for kind, step_s in (("steady", costs), ("paced", Paced(costs, bench.steps))):
+            simulated = figures(simulate(arrivals, LIMITS, 4 * LIMITS.tokens_per_sequence, step_s))
+            ratios = {name: simulated[name] / value for name, value in measured.items()}
+            row[kind] = {"simulated": simulated, "ratio": ratios}
+            for name, ratio in ratios.items():
+                both = f"measured {measured[name]:.1f}, simulated {simulated[name]:.1f}"
+                print(f"{share:.0%}, {kind}: {name}: {both}: {ratio:.2f}", flush=True)
+        rows.append(row)
         print(f"     load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
     return {"capacity_requests_per_s": capacity, "requests": args.requests, "seed": args.seed, "loads": rows}
 

@@ -53,6 +53,30 @@ def test_the_cache_makes_wait_as_the_batch_does() -> None:
     assert outcomes[1].first_token_s == outcomes[0].last_token_s + 1.0
 
 
+def test_a_machine_s_pauses_are_played_back_to_those_who_wait() -> None:
+    """benches/bench_sizing: a machine that stands still from 4.5 to 7.5, and where a step costs a second, makes the
+    fifth step last from 4 to 8. Seen in a run of one request, that is what another one meets in the same seconds."""
+    from bench_sizing import Costs, Paced
+
+    costs = Costs(1.0, 0.0, 0.0, 0.0)
+    seen: list[tuple[Step, float]] = []
+
+    def step_s(step: Step) -> float:
+        begins, ends = step.begins_s, step.begins_s + 1.0
+        seconds = 1.0 if ends <= 4.5 or begins >= 7.5 else 4.0
+        seen.append((step, seconds))
+        return seconds
+
+    (one,) = simulate([Arrival(0.0, 4, 8)], LIMITS, 1024, step_s)
+    assert one.last_token_s == 11.0 and [step.begins_s for step, _ in seen] == [0, 1, 2, 3, 4, 8, 9, 10]
+    assert simulate([Arrival(0.0, 4, 8)], LIMITS, 1024, Paced(costs, seen)) == [one]
+    # Half of its first step is done before 4, the rest and half of the second at a quarter of the speed.
+    (late,) = simulate([Arrival(3.5, 4, 2)], LIMITS, 1024, Paced(costs, seen))
+    assert late.first_token_s == pytest.approx(6.0) and late.last_token_s == pytest.approx(8.5)
+    (beyond,) = simulate([Arrival(20.0, 4, 2)], LIMITS, 1024, Paced(costs, seen))
+    assert (beyond.first_token_s, beyond.last_token_s) == (21.0, 22.0)
+
+
 def test_two_servers_share_by_what_is_outstanding() -> None:
     outcomes = simulate([Arrival(0.0, 4, 100), Arrival(0.1, 4, 2), Arrival(0.2, 4, 2)], LIMITS, 1024, second, servers=2)
     assert [one.server for one in outcomes] == [0, 1, 1]

@@ -28,6 +28,8 @@ IMAGE = {
     "store": {"kind": "image", "image": {"reference": "registry.example/minitron-engine:1"}},
     "engine": {"path": "/models"},
 }
+COLLECTOR = "http://otel-collector.observability:4318"
+TRACING = {"endpoint": COLLECTOR, "sampler": "parentbased_traceidratio", "samplerArg": "0.01", "rate": 100}
 #: Further ways to use it, on top of a set.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu-tls": ("cpu", chart.OF_THE_USER["tls-keys"]),
@@ -36,6 +38,8 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "kserve-cpu": ("cpu", {"workload": "kserve", "gateway": {"enabled": False}}),
     "oci-image": ("a100", IMAGE),
     "built-in-each-pod": ("cpu", {"store": {"kind": "init"}}),
+    "traces": ("a100", {"tracing": TRACING}),
+    "cpu-traces": ("cpu", {"tracing": TRACING}),
     "bare": ("cpu", {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}}),
 }
 
@@ -99,8 +103,14 @@ def servers(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return pod, pod["containers"][0]
 
 
-def test_the_command_is_what_minitron_serve_runs_in_the_container(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "endpoint", "flags"), [("a100", "", ()), ("traces", COLLECTOR, ("--trace-rate=100",))]
+)
+def test_the_command_is_what_minitron_serve_runs_in_the_container(
+    name: str, endpoint: str, flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """'minitron serve --dry-run' with the same recipe says it, but for what differs with every start."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     import hand_made
     from minitron_triton.repository.options import from_recipe
     from minitron_triton.repository.render import render
@@ -108,9 +118,33 @@ def test_the_command_is_what_minitron_serve_runs_in_the_container(tmp_path: Path
     wanted = recipe.load("a100-int8", {}).recipe
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=False, plugins={"use_paged_context_fmha": True})
     render(engine, tmp_path / "repository", from_recipe(wanted), root="/models")
-    line = shlex.split(minitron("serve", tmp_path / "repository", "--dry-run").stdout)
+    line = shlex.split(minitron("serve", tmp_path / "repository", "--dry-run", *flags).stdout)
     theirs = line[line.index("tritonserver") + 1 :]
-    assert sorted(map(without_chance, run(servers("a100")[1], tmp_path)[0])) == sorted(map(without_chance, theirs))
+    assert sorted(map(without_chance, run(servers(name)[1], tmp_path)[0])) == sorted(map(without_chance, theirs))
+
+
+def test_traces_are_off_until_a_collector_is_named() -> None:
+    """The variables are OpenTelemetry's; the servers of CPU engines read the same ones, and may reach the collector."""
+
+    def environment(name: str, end: str) -> dict[str, str]:
+        (container,) = chart.only(rendered()[name], "Deployment", end)["spec"]["template"]["spec"]["containers"]
+        return {one["name"]: one["value"] for one in container["env"] if one["name"].startswith("OTEL_")}
+
+    for name in chart.OF_THE_USER:
+        assert "OTEL_" not in json.dumps(rendered()[name]) and "trace-config" not in json.dumps(rendered()[name])
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+    for name in ("traces", "cpu-traces"):
+        assert environment(name, "-gateway") == {"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR} | sampler
+        egress = chart.only(rendered()[name], "NetworkPolicy", "-triton")["spec"]["egress"]
+        assert {"port": 4318, "protocol": "TCP"} in [port for rule in egress for port in rule["ports"]]
+    assert environment("cpu-traces", "-triton") == {"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR}
+    assert "--trace-rate=100" in servers("cpu-traces")[1]["args"]
+
+
+@pytest.mark.parametrize("endpoint", ["collector:4318", "http://a b", "http://a/'; true '", "grpc://a:4317"])
+def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+    with pytest.raises(AssertionError, match="tracing"):
+        chart.render(chart.merged(chart.values_of("cpu"), {"tracing": {"endpoint": endpoint}}))
 
 
 def without_chance(word: str) -> str:

@@ -54,6 +54,13 @@ def test_compose_mounts_what_is_there() -> None:
     assert all(port.startswith("127.0.0.1:") for one in compose().values() for port in one.get("ports", []))
 
 
+def test_compose_names_no_collector_by_itself() -> None:
+    """An empty variable is one that is not set, by OpenTelemetry's specification."""
+    services = yaml.safe_load((ROOT / "deploy" / "compose" / "compose.yaml").read_text())["services"]
+    expected = {"OTEL_EXPORTER_OTLP_ENDPOINT": "${OTEL_EXPORTER_OTLP_ENDPOINT:-}"}
+    assert services["triton"]["environment"] == services["gateway"]["environment"] == expected
+
+
 def test_compose_gives_flags_that_the_commands_have(small_repository: Any, tmp_path: Path) -> None:
     words = compose()["triton"]["command"]
     own = [str(small_repository("int8_weight_only")) if word == "/models" else word for word in words]

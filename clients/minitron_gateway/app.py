@@ -19,13 +19,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from minitron import tracing
 from minitron.text.engine import EngineError
 from minitron.text.errors import RequestError
 from minitron.text.pace import Pace
 from minitron.text.prompts import PromptMaker
 from minitron.text.service import TextService
 from minitron.text.tokenizer import TextTokenizer
-from minitron_gateway import metrics, openapi, problems
+from minitron_gateway import metrics, openapi, problems, spans
 from minitron_gateway.bodies import ChatBody, CompletionBody
 from minitron_gateway.generation import Generation, of_chat, of_completion
 from minitron_gateway.problems import Problem
@@ -193,31 +194,40 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, to its end or until its client leaves."""
         reply, counted, began = _Reply(send), self._gateway.metrics, time.perf_counter()
+        span = spans.begin(request := Request(scope), self._name)
         try:
-            self._gateway.check_key(request := Request(scope))
+            self._gateway.check_key(request)
             with self._gateway.accepting():
-                await self._generate(request, receive, reply)
+                await self._generate(request, receive, reply, span)
                 counted.duration.labels(self._name).observe(time.perf_counter() - began)
         except _Left:
             counted.left.inc()
             reply.status = reply.status or 499
+            span.set({"error.type": spans.LEFT})
         except Exception as error:
             if reply.status:
                 counted.broken.inc()
-            await reply.fail(_problem(error))
+            spans.failed(span, problem := _problem(error), broken=bool(reply.status))
+            await reply.fail(problem)
+        finally:
+            span.set({"http.response.status_code": reply.status or None})
+            span.end()
         counted.requests.labels(self._name, str(reply.status)).inc()
 
-    async def _generate(self, request: Request, receive: Receive, reply: _Reply) -> None:
-        gateway, counted = self._gateway, self._gateway.metrics
+    async def _generate(self, request: Request, receive: Receive, reply: _Reply, span: tracing.Span) -> None:
+        gateway, counted, began = self._gateway, self._gateway.metrics, time.perf_counter()
         with gateway.room(0):  # before a body is read for nothing
             pass
         generation = await self._read(await _body(request, receive, gateway.settings.limits.body_bytes))
+        spans.asked(span, generation, gateway.settings.model)
+        generation.on_first = lambda: spans.first_token(span, time.perf_counter() - began)
         with gateway.room(generation.count):
             counted.prompt_tokens.inc(generation.prompt_tokens)
             try:
                 await self._while_there(self._answer(reply, generation), receive)
             finally:
                 counted.completion_tokens.inc(generation.tokens)
+                spans.answered(span, generation)
 
     async def _answer(self, reply: _Reply, generation: Generation) -> None:
         gateway = self._gateway

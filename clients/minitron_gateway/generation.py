@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from minitron.text.completion import Piece, Sampling
 from minitron.text.prompts import PromptMaker
@@ -26,7 +26,8 @@ _SEEDS = 2**64
 class Generation:
     """What is to be generated: ``sequences`` for each prompt, of which the best ``choices`` are answered.
 
-    ``counts_on``: every event of a stream has counts. ``tokens`` counts what was made.
+    ``counts_on``: every event of a stream has counts. ``tokens`` counts what was made, ``finishes`` says why sequences
+    ended, ``on_first`` is called with the first token of any of them.
     """
 
     prompts: list[list[int]]
@@ -39,6 +40,8 @@ class Generation:
     shows_log_probs: bool
     counts_on: bool = False
     tokens: int = 0
+    finishes: list[str] = field(default_factory=list)
+    on_first: Callable[[], None] = lambda: None
 
     @property
     def count(self) -> int:
@@ -103,7 +106,11 @@ class Generation:
         streams = [sequence(index) for index in range(self.count)]
         async with contextlib.aclosing(_merged(streams)) as merged:
             async for index, piece in merged:
+                if piece.tokens and not self.tokens:
+                    self.on_first()
                 self.tokens += piece.tokens
+                if piece.finish:
+                    self.finishes.append(piece.finish)
                 yield index, piece
 
     async def _sequence(

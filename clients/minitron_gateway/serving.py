@@ -22,6 +22,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
+from minitron import tracing
 from minitron.errors import PortBusy, ServerError
 from minitron_gateway.settings import Settings
 
@@ -82,6 +83,7 @@ def _serve(settings: Settings, listening: socket.socket, on_ready: Callable[[], 
         def capture_signals(self) -> Iterator[None]:
             yield
 
+    tracing.start("minitron-gateway")
     gateway = Gateway(settings)
     config = uvicorn.Config(
         application(gateway), http="httptools", loop="uvloop", lifespan="off", ws="none",

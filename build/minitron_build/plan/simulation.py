@@ -32,11 +32,12 @@ class Arrival:
 @dataclass(frozen=True)
 class Step:
     """What a step does: sequences that get a token, tokens of prompts that are read, and the tokens that lie in the
-    cache of all of them (those read in this step included)."""
+    cache of all of them (those read in this step included). ``begins_s``: when, by the schedule's clock."""
 
     sequences: int
     prompt_tokens: int
     context_tokens: int
+    begins_s: float = 0.0
 
 
 @dataclass
@@ -140,7 +141,7 @@ class _Server:
         first = [one for one, _ in pieces if one.read == one.outcome.arrival.prompt]
         context = sum(one.read + one.made for one in (*generating, *(one for one, _ in pieces)))
         self.outstanding -= read + len(generating) + len(first)
-        self.clock_s += self.step_s(Step(len(generating) + len(first), read, context))
+        self.clock_s += self.step_s(Step(len(generating) + len(first), read, context, self.clock_s))
         for one in (*generating, *first):
             one.made += 1
             if one.made == 1:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron import files
+from minitron import files, tracing
 from minitron.console import emit_json
 from minitron.errors import UsageError
+from minitron.text import trace_context
 from minitron_cli import running
 from minitron_client.client import Request, Response, dialect
 from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
@@ -55,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send the prompt and print what comes back."""
+    tracing.start("minitron-generate")
     request = _request(args)
     found = running.choose(args)
     if args.tokenizer is None and args.model == dialect.FRONTS[-1] and request.input_ids is None:
@@ -83,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> Request:
     settings = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, _, _ in _SAMPLING}
     settings |= {"max_tokens": args.max_tokens, "ignore_end": args.ignore_end, "stop_words": args.stop}
+    if trace := trace_context.received([os.environ.get("TRACEPARENT", "")]):  # of the script that calls us
+        settings["traceparent"] = trace[0][1]
     if not args.no_stream and max(args.num_return_sequences or 1, args.beam_width or 1) > 1:
         raise UsageError("several answers at once cannot be streamed to a terminal; add --no-stream")
     if args.ids is None:

@@ -20,6 +20,7 @@ from minitron_triton.server.openai import OpenAi
 from minitron_triton.server.ports import Reservation
 from minitron_triton.server.state import State
 from minitron_triton.server.supervisor import Supervisor, stop_signals_held
+from minitron_triton.server.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ def configure(parser: Parser) -> None:
         help="Triton of the nvidia-pytriton wheel, or NVIDIA's image under docker (default: what the engine needs)",
     )
     add("--gpus", default=Options.gpus, metavar="WHICH", help="what 'docker run --gpus' takes (default %(default)s)")
+    add("--trace-rate", type=int, default=0, metavar="N",
+        help="where OTEL_EXPORTER_OTLP_ENDPOINT names a collector: trace also every Nth request that comes without a "
+        "trace, 0: none of them (default %(default)s)")  # fmt: skip
     add("--verbose", action="store_true", help="let Triton log every request")
     add("--json", action="store_true", help="when ready, print the server's state as JSON")
 
@@ -142,6 +146,7 @@ def _options(args: argparse.Namespace, wanted: Recipe, folder: Path) -> Options:
         gpus=args.gpus,
         environment=wanted.container.environment,
         verbose=args.verbose,
+        traces=Traces.of(args.trace_rate),
         triton_flags=triton_flags.read(args.triton_flags),
     )
 

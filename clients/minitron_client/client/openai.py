@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from minitron import failures
+from minitron import failures, tracing
 from minitron.errors import (
     Cancelled,
     ClientError,
@@ -30,6 +30,8 @@ from minitron.errors import (
     UsageError,
 )
 from minitron.text import proxy
+from minitron.text.trace_context import Headers
+from minitron_client.client import spans
 from minitron_client.client.answer import Chunk, Output, Response
 from minitron_client.client.dialect import ServedModel
 from minitron_client.client.endpoint import QUESTION_DEADLINE_S, ApiKey, Deadline, Endpoint, Tls
@@ -47,7 +49,7 @@ _NAMES = {
     "frequency_penalty": "frequency_penalty", "num_return_sequences": "n", "stop_words": "stop",
 }  # fmt: skip
 #: Fields of a request that say nothing about what is asked of the model.
-_ABOUT_THE_CALL = ("return_log_probs", "return_perf_metrics", "request_id")
+_ABOUT_THE_CALL = ("return_log_probs", "return_perf_metrics", "request_id", "traceparent")
 _STATUSES: Mapping[int, type[ClientError]] = {
     **dict.fromkeys((400, 401, 403, 404, 405, 413, 422), InvalidRequest), 429: Rejected, 503: NotReady,
 }  # fmt: skip
@@ -113,16 +115,18 @@ def body(request: Request, model: str, *, stream: bool) -> bytes:
     return json.dumps(asked).encode()
 
 
-async def documents(session: aiohttp.ClientSession, url: str, asked: bytes) -> AsyncGenerator[dict[str, Any], None]:
-    """The documents that a body is answered with: a stream's events, or the whole one. Raises ClientError.
+async def documents(
+    session: aiohttp.ClientSession, url: str, asked: bytes, headers: Headers = ()
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The documents that a body, sent with ``headers``, is answered with: a stream's events, or the whole one.
 
-    Leaving the loop closes the connection, which ends the request.
+    Leaving the loop closes the connection, which ends the request. Raises ClientError.
     """
     import aiohttp
 
     begun = False
     try:
-        async with session.post(f"{url}/completions", data=asked) as answer:
+        async with session.post(f"{url}/completions", data=asked, headers=dict(headers)) as answer:
             if answer.status != 200:
                 raise _refusal(answer.status, await answer.read(), url)
             begun = True
@@ -290,6 +294,7 @@ class AsyncHttpStream(AsyncIterator[Chunk]):
         self._documents: AsyncGenerator[dict[str, Any], None] | None = None
         self._reading: asyncio.Task[dict[str, Any]] | None = None
         self._cancelled = False
+        self._span: tracing.Span | None = None
         self.request_id = request.request_id or uuid.uuid4().hex
 
     async def start(self) -> None:
@@ -298,13 +303,19 @@ class AsyncHttpStream(AsyncIterator[Chunk]):
             self._deadline = Deadline(self._deadline_s)
             self._model = self._model or (await self._client.served_model()).name
             asked = body(self._request, self._model, stream=self._streams)
+            url = self._client._endpoint.url
+            self._span = spans.begin(self._request, self._model, url, stream=self._streams)
             self._sent_ns = time.monotonic_ns()
-            self._documents = documents(self._client._session, self._client._endpoint.url, asked)
+            self._documents = documents(self._client._session, url, asked, self._span.headers)
 
     async def __anext__(self) -> Chunk:
         await self.start()
         while not self._ready:
-            document = await self._next()
+            try:
+                document = await self._next()
+            except BaseException as end:
+                self._end_span(None if isinstance(end, StopAsyncIteration) else end)
+                raise
             chunks = self._counts.chunks(document, time.monotonic_ns(), stream=self._streams)
             self._ready.extend(chunks)
             self._chunks += chunks
@@ -323,10 +334,12 @@ class AsyncHttpStream(AsyncIterator[Chunk]):
             await asyncio.wait({self._reading})
         if self._documents is not None:
             await self._documents.aclose()
+        self._end_span()
 
     def leave(self) -> None:
         """As ``close``, for code that cannot wait."""
         self.cancel()
+        self._end_span()
 
     async def __aenter__(self) -> AsyncHttpStream:
         return self
@@ -358,6 +371,10 @@ class AsyncHttpStream(AsyncIterator[Chunk]):
             if self._cancelled:  # by us, and not the caller's task
                 raise Cancelled(f"{url}: the request was cancelled") from None
             raise
+
+    def _end_span(self, error: BaseException | None = None) -> None:
+        if self._span is not None and self._span.records:
+            spans.end(self._span, self.response, error)
 
     def _output(self, index: int) -> Output:
         own = [chunk for chunk in self._chunks if chunk.index == index]

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from minitron.errors import InvalidRequest
+from minitron.text import trace_context
 
 _INT32 = (1 << 31) - 1
 _UINT64 = (1 << 64) - 1
@@ -35,7 +36,8 @@ class Request:
     Give ``prompt`` to the models that take text, ``input_ids`` to ``tensorrt_llm`` itself. ``stop_words`` and
     ``bad_words`` are for the former, ``stop_ids`` and ``bad_ids`` (each a sequence of token ids) for the latter.
     ``end_id`` None means the tokenizer's own where the model takes text, and no end at all where it takes ids;
-    ``ignore_end`` generates past it. ``embedding_bias`` adds a number to the logits of words.
+    ``ignore_end`` generates past it. ``embedding_bias`` adds a number to the logits of words. ``traceparent``: the
+    trace that it belongs to (W3C), where that is not the one of the caller's own span.
 
     Names and meaning are those of TensorRT-LLM's Triton backend 1.2. Left out on purpose: ``early_stopping`` (the
     backend reads four bytes of a one-byte tensor) and ``runtime_top_p_min`` (the backend never reads it).
@@ -71,6 +73,7 @@ class Request:
     return_log_probs: bool = False
     return_perf_metrics: bool = False
     request_id: str | None = None
+    traceparent: str | None = None
 
     def check(self) -> None:
         """Raise InvalidRequest for what no server would accept."""
@@ -106,6 +109,8 @@ class Request:
             return "num_return_sequences and beam_width cannot both be above 1"
         if self.request_id is not None and not (isinstance(self.request_id, str) and self.request_id):
             return f"request_id is {self.request_id!r}, and a string that is not empty is needed"
+        if self.traceparent is not None and not trace_context.received([str(self.traceparent)]):
+            return f"traceparent is {self.traceparent!r}, which is none as W3C's Trace Context has it"
         return None
 
     def _words_problem(self) -> str | None:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from minitron import tracing
 from minitron.errors import Cancelled, ClientError, NotReady
+from minitron.text import trace_context
+from minitron_client.client import spans
 from minitron_client.client.answer import STOP_GRACE_S, Chunk, Exchange, Response
 from minitron_client.client.endpoint import Deadline
 from minitron_client.client.request import Request, as_request
@@ -34,6 +37,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._ready: deque[Chunk] = deque()
         self._exchange: Exchange | None = None
         self._ended = False
+        self._span: tracing.Span | None = None
         self._call: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.Future[Any] | None = None
@@ -108,6 +112,9 @@ class AsyncStream(AsyncIterator[Chunk]):
             served, self._request, self._client._endpoint.url,
             stream=self._streaming, deadline=deadline, retry=self._client._retry,
         )  # fmt: skip
+        self._span = spans.begin(
+            self._request, served.name, self._client._endpoint.url, stream=self._exchange.streaming
+        )
         left_s = deadline.left_s
         if served.takes_stops and left_s is not None:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
@@ -115,8 +122,9 @@ class AsyncStream(AsyncIterator[Chunk]):
 
     def _send(self) -> None:
         self._sent.sending()
+        headers = trace_context.for_triton(self._span.headers) if self._span else ()
         self._call = self._client._infer(
-            self._sent.message, timeout=self._sent.call_timeout_s, metadata=self._client._metadata
+            self._sent.message, timeout=self._sent.call_timeout_s, metadata=self._client._metadata + headers
         )
 
     async def _receive(self) -> None:
@@ -126,8 +134,8 @@ class AsyncStream(AsyncIterator[Chunk]):
             if left:
                 pass
             elif response is grpc.aio.EOF:
-                self._end()
                 self._sent.check_whole()
+                self._end()
             else:
                 self._ready.extend(self._sent.take(response))
                 if self._sent.leaves_engine:
@@ -135,7 +143,7 @@ class AsyncStream(AsyncIterator[Chunk]):
                     self._end()
         except asyncio.CancelledError:
             if early := self._sent.ended_early():  # our own cancel of the call, not one of the caller's task
-                self._end()
+                self._end(early)
                 raise early from None
             raise
         except grpc.RpcError as error:
@@ -161,7 +169,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._client._models.clear()  # it may come back with other models
         delay_s = self._sent.retry_delay_s(error)
         if delay_s is None:
-            self._end()
+            self._end(error)
             raise error from None
         log.debug("sending request %s again in %.1f s: %s", self.request_id, delay_s, error)
         self._finish()
@@ -180,7 +188,9 @@ class AsyncStream(AsyncIterator[Chunk]):
         elif self._call is not None:
             self._call.cancel()
 
-    def _end(self) -> None:
+    def _end(self, error: ClientError | None = None) -> None:
+        if self._span is not None and self._span.records:
+            spans.end(self._span, self._sent.response(), error)
         self._ended = True
         if self._timer:
             self._timer.cancel()

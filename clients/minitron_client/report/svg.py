@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+_FOR_LABELS = 1.1  # as much longer are axes whose points have words beside them
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 320, 64, 16, 34, 46
 # M. Okabe, K. Ito: colours that people with colour blindness can tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -14,25 +15,27 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 @dataclass(frozen=True)
 class Series:
-    """Points to draw: joined by a line, or single where ``dots``."""
+    """Points to draw: joined by a line, or single where ``dots``; ``labels``: a word at each, and a dot."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     dots: bool = False
+    labels: Sequence[str] = ()
 
 
 def plot(
     title: str, x_name: str, y_name: str, series: Sequence[Series], *, log_x: bool = False,
-    marks: Sequence[tuple[float, str]] = (), y_from_zero: bool = True,
+    marks: Sequence[tuple[float, str]] = (), y_from_zero: bool = True, x_from_zero: bool = False,
 ) -> str:  # fmt: skip
     """One plot; ``marks`` are vertical lines with a word each. Without any point, a plot that says so."""
     xs = [x for one in series for x in one.xs] + [x for x, _ in marks]
     ys = [y for one in series for y in one.ys]
     if not xs or not ys:
         return _frame(title, '<text x="280" y="170" text-anchor="middle">nothing was measured</text>')
-    across = _Axis(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT, log=log_x)
-    up = _Axis(0.0 if y_from_zero else min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP, log=False)
+    room = _FOR_LABELS if any(one.labels for one in series) else 1.0
+    across = _Axis(0.0 if x_from_zero else min(xs), max(xs) * room, _LEFT, _WIDTH - _RIGHT, log=log_x)
+    up = _Axis(0.0 if y_from_zero else min(ys), max(ys) * room, _HEIGHT - _BOTTOM, _TOP, log=False)
     parts = [_axes(across, up, x_name, y_name)]
     for number, one in enumerate(series):
         parts.append(_draw(one, across, up, _COLOURS[number % len(_COLOURS)]))
@@ -94,7 +97,14 @@ def _draw(one: Series, across: _Axis, up: _Axis, colour: str) -> str:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}" fill-opacity="0.5"/>' for x, y in points
         )
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+    line = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+    return line + "".join(_point(x, y, label, colour) for (x, y), label in zip(points, one.labels, strict=False))
+
+
+def _point(x: float, y: float, label: str, colour: str) -> str:
+    beside, anchor = (-6, "end") if x > _WIDTH * 0.8 else (6, "start")
+    return (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+            f'<text x="{x + beside:.1f}" y="{y + 14:.1f}" text-anchor="{anchor}">{escape(label)}</text>')  # fmt: skip
 
 
 def _legend(series: Sequence[Series]) -> str:

@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from minitron.text import trace_context
 from minitron.text.channel import KEEPALIVE_S, options
 from minitron.text.tensors import Arrays, Tensors, add_inputs, unpacked
 
@@ -148,8 +149,8 @@ class EngineClient:
     ) -> AsyncGenerator[list[Tensors], None]:
         """The responses to one request, the wanted ``outputs`` by name, each time all that have come meanwhile.
 
-        Leaving the loop ends the request in the engine. ``request_id`` is this request's alone. Raises EngineError,
-        whenever it comes.
+        Leaving the loop ends the request in the engine. ``request_id`` is this request's alone. It goes out with the
+        headers of ``trace_context.CURRENT``. Raises EngineError, whenever it comes.
         """
         arrived = _Arrivals()
         reading = asyncio.create_task(self._read(self._message(inputs, outputs, request_id), arrived))
@@ -166,7 +167,8 @@ class EngineClient:
         """Hand on what a call answers, to its end. A task of its own: whoever leaves does not end it."""
         is_final = False
         try:
-            async for response in self._infer(message, metadata=self._metadata):
+            metadata = self._metadata + trace_context.for_triton(trace_context.CURRENT.get())
+            async for response in self._infer(message, metadata=metadata):
                 if response.error_message:
                     arrived.fail(EngineError(response.error_message))
                     continue

@@ -33,6 +33,7 @@ from minitron_triton.server.launch import (
     loopback,
 )
 from minitron_triton.server.tls import Tls
+from minitron_triton.server.traces import VARIABLES
 
 _STACK_BYTES = 64 << 20
 _ALL = "0.0.0.0"
@@ -102,6 +103,7 @@ def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> 
         "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
         f"--user={os.getuid()}:{os.getgid()}", f"--env={MARK_VARIABLE}={mark}",
         *(f"--env={name}={value}" for name, value in environment(options.environment).items()),
+        *(f"--env={name}" for name in VARIABLES if options.traces and name in os.environ),  # values may be secret
         f"--env={RESTARTS_VARIABLE}", *(f"--env={name}={value}" for name, value in calls.items()),
         f"--stop-timeout={options.exit_timeout_s + GRACE_S}",
         f"--publish={options.host}:{ports.grpc}:{_INSIDE.grpc}",

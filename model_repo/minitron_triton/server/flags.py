@@ -57,6 +57,7 @@ def flags(
         *(f"--{name}={value}" for name, value in triton_flags.DEFAULTS.items()),
         *more,
     ]
+    words += options.traces.flags if options.traces else []
     return triton_flags.merged([*words, *_tls(options), *_restrictions(options)], options.triton_flags)
 
 

@@ -17,6 +17,7 @@ from minitron.artifacts import manifest
 from minitron.errors import InputError, RepositoryError, UsageError
 from minitron_triton.server import triton_flags
 from minitron_triton.server.tls import Tls
+from minitron_triton.server.traces import Traces
 
 #: Marks every process and shared-memory segment of one server (environment variable, see ``leftovers``).
 MARK_VARIABLE = "MINITRON_SERVER"
@@ -111,6 +112,7 @@ class Options:
     gpus: str = "all"
     environment: Mapping[str, str] = field(default_factory=dict)
     verbose: bool = False
+    traces: Traces | None = None
     triton_flags: tuple[str, ...] = field(default=(), repr=False)
     server_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 

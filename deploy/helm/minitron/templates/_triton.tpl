@@ -57,6 +57,25 @@ livenessProbe:
 {{- end }}
 {{- end -}}
 
+{{- /* The port of a URL. */ -}}
+{{- define "minitron.collectorPort" -}}
+{{- $url := urlParse . -}}
+{{- regexFind "[0-9]+$" $url.host | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+
+{{- /* The flags that 'minitron serve' gives where OTEL_EXPORTER_OTLP_ENDPOINT names a collector. */ -}}
+{{- define "minitron.traceFlags" -}}
+{{- $flags := list -}}
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+{{- range list "mode=opentelemetry" "level=TIMESTAMPS" (printf "rate=%d" (int .rate)) (printf "opentelemetry,url=%s/v1/traces" (trimSuffix "/" .endpoint)) "opentelemetry,resource=service.name=minitron-triton" "opentelemetry,bsp_schedule_delay=1000" }}
+{{- $flags = append $flags (printf "--trace-config=%s" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $flags | toJson -}}
+{{- end -}}
+
 {{- define "minitron.tritonCommand" -}}
 {{- $top := . -}}
 {{- $http := ternary "127.0.0.1" "0.0.0.0" (ne .Values.security.tritonTls.secret "") -}}
@@ -77,6 +96,9 @@ args:
       {{ . | squote }}
     {{- end }} \
       --http-address={{ $http }}
+    {{- range include "minitron.traceFlags" $top | fromJsonArray }} \
+      {{ . | squote }}
+    {{- end }}
     {{- if eq $rank 0 }}{{ include "minitron.tritonSecrets" $top | nindent 4 | trim | printf " %s" }}{{ end }}
     {{- if lt (add1 $rank) (len $top.Values.engine.ranks) }} \{{ end }}
     {{- end }}
@@ -94,6 +116,9 @@ args:
   - --ready-timeout={{ .Values.triton.readyTimeoutSeconds }}
   # The kubelet starts it again, and counts.
   - --restarts=0
+  {{- if .Values.tracing.rate }}
+  - --trace-rate={{ .Values.tracing.rate }}
+  {{- end }}
   {{- if .Values.security.tritonTls.secret }}
   - --tls-cert=/secrets/tls/tls.crt
   - --tls-key=/secrets/tls/tls.key
@@ -129,6 +154,9 @@ env:
   {{- if .Values.security.tritonApiKey.secret }}
   - {name: MINITRON_GRPC_API_KEY_FILE, value: /secrets/api-key/api-key}
   {{- end }}
+  {{- end }}
+  {{- if and .Values.tracing.endpoint (not (include "minitron.isGpu" .)) }}
+  - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .Values.tracing.endpoint | quote }}}
   {{- end }}
   {{- range $name, $value := .Values.triton.env }}
   - {name: {{ $name }}, value: {{ $value | quote }}}

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file com
 from reply import Reply
 from triton_config import flag, one_line, parameters
 
+from minitron.text import trace_context
 from minitron.text.engine import Address, EngineClient, EngineError
 from minitron.text.errors import RequestError
 from minitron.text.pace import Pace
@@ -43,8 +44,8 @@ _ASK_EVERY_S, _PATIENCE_S, _MOST_SILENCES = 5.0, 15.0, 2
 class _Call:
     """One request's client, for the loop's thread alone."""
 
-    def __init__(self, request_id: str, reply: Reply) -> None:
-        self.request_id = request_id
+    def __init__(self, request_id: str, reply: Reply, trace: trace_context.Headers) -> None:
+        self.request_id, self.trace = request_id, trace
         self.task: asyncio.Task[None] | None = None
         self._reply = reply
         self._is_wanted = True
@@ -109,7 +110,7 @@ class TritonPythonModel:
         """Copy the requests; their answers are sent by the loop."""
         for request in requests:
             arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
-            call = _Call(request.request_id(), Reply(request.get_response_sender()))
+            call = _Call(request.request_id(), Reply(request.get_response_sender()), _trace_of(request))
             self._loop.call_soon_threadsafe(self._begin, call, arrays)
 
     def finalize(self) -> None:
@@ -150,6 +151,7 @@ class TritonPythonModel:
 
     async def _serve(self, call: _Call, arrays: Arrays) -> None:
         """One request from its inputs to the final flag, whatever happens."""
+        trace_context.CURRENT.set(call.trace)  # of this task alone
         error = None
         try:
             async with contextlib.aclosing(self._text.answer(arrays)) as answer:
@@ -189,6 +191,11 @@ class TritonPythonModel:
 async def _connect(values: dict[str, str]) -> tuple[EngineClient, Pace]:
     """What has to be made in the loop."""
     return EngineClient(values["tensorrt_llm_model_name"], Address.of(values)), Pace()
+
+
+def _trace_of(request: Any) -> trace_context.Headers:
+    """The span that Triton has made for this request, whose child the engine's is to be; none without tracing."""
+    return trace_context.of_triton(request.trace().get_context())
 
 
 def _error(message: object, code: Any) -> Any:

@@ -56,7 +56,7 @@ def engine_folder(
         } | (limits or {}) | (build_config or {}),
     }  # fmt: skip
     if cpu:
-        config["cpu"] = {"execution": "exact", "lm_head": "as_is"}
+        config["cpu"] = {"execution": "exact", "lm_head": "as_is", "properties": {"EXECUTION_MODE_HINT": "ACCURACY"}}
         (folder / "openvino").mkdir()
         names = ["openvino/openvino_model.xml", "openvino/openvino_model.bin"]
     else:

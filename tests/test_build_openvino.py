@@ -116,7 +116,8 @@ def test_the_folder_says_what_it_is() -> None:
     limits = {"max_batch_size": 16, "max_input_len": 2048, "max_seq_len": 2048, "max_num_tokens": 256}
     assert limits.items() <= config["build_config"].items()
     assert config["build_config"]["max_beam_width"] == 1
-    assert config["cpu"] == {"execution": "exact", "lm_head": "as_is", "overflow": "none"}
+    properties = {"EXECUTION_MODE_HINT": "ACCURACY"}
+    assert config["cpu"] == {"execution": "exact", "lm_head": "as_is", "overflow": "none", "properties": properties}
     record = manifest.read(engine, "engine")
     assert record.input.digest == manifest.read(checkpoint, "checkpoint").digest
     assert record.details["limits"] == limits

@@ -80,6 +80,10 @@ def _build_gpu(args: argparse.Namespace, effective: Effective, started: float) -
     return 0
 
 
+def _settings(properties: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in properties.items())
+
+
 def _report(args: argparse.Namespace, place: Path, record: Manifest, found: bool, took: dict[str, float]) -> None:
     size = sum(file.size for file in record.files.values())
     if args.json:
@@ -92,6 +96,7 @@ def _report(args: argparse.Namespace, place: Path, record: Manifest, found: bool
     rows = [
         ("engine", place),
         ("target", f"{details['target']}, {details['precision']}, {details.get('execution', details.get('image'))}"),
+        *([("runs", f"{_settings(details['properties'])} ({details['because']})")] if "properties" in details else []),
         ("limits", ", ".join(f"{name} {value}" for name, value in details["limits"].items())),
         ("size", console.human_bytes(size)),
         ("time", f"{took['seconds']:.1f} s"),

@@ -30,18 +30,18 @@ def kv_element_bytes_of(config: Mapping[str, Any]) -> float:
     return kv_element_bytes(config["cpu"]["execution"], str(kept or "auto").lower())
 
 
-def properties(config: Mapping[str, Any]) -> dict[str, str]:
-    """Plugin settings of an engine, by its config.json; raises KeyError, TypeError where it is no CPU engine's.
+def exact_properties(kv_cache: str) -> dict[str, str]:
+    """Plugin settings that make arithmetic, keys/values and activations float32.
 
     A checkpoint with an INT8 KV cache has the plugin's own 8 bits: a scale and a zero point for each token and head,
-    found as it runs, where TensorRT-LLM has one scale a layer, found by calibration. Exact sets arithmetic, keys/values
-    and activations to float32. Fast is the plugin's bfloat16 and 8 bits, with activations quantised by groups of 128;
-    for int8 weights that costs a single stream more than it gains.
+    found as it runs, where TensorRT-LLM has one scale a layer, found by calibration.
     """
-    quantization = config["pretrained_config"].get("quantization") or {}
-    if config["cpu"]["execution"] == "exact":
-        eight_bits = quantization.get("kv_cache_quant_algo") == "INT8"
-        return {"EXECUTION_MODE_HINT": "ACCURACY"} | ({"KV_CACHE_PRECISION": "u8"} if eight_bits else {})
-    int8 = quantization.get("quant_algo") == "W8A16"
-    single = config["build_config"]["max_batch_size"] == 1
-    return {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if int8 and single else "128"}
+    return {"EXECUTION_MODE_HINT": "ACCURACY"} | ({"KV_CACHE_PRECISION": "u8"} if kv_cache == "int8" else {})
+
+
+def properties(config: Mapping[str, Any]) -> dict[str, str]:
+    """Plugin settings of an engine, by its config.json, which the build wrote them into.
+
+    Raises KeyError, TypeError where it is no CPU engine's, or one of before 0.3.
+    """
+    return dict(config["cpu"]["properties"])

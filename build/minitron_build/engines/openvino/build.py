@@ -26,15 +26,17 @@ def build(
     """
     from minitron_build.engines.openvino.importing import VERSION
 
+    cpu = effective.recipe.cpu
     with Checkpoint.open(checkpoint) as source:
         plan = plan_checkpoint(effective, source)
         made_from = folder.checkpoint_input(checkpoint)
         given = tokenizer_of(tokenizer, source.shape.vocab_size) if tokenizer else None
+        runs = write.execution(cpu.execution, source)["properties"]
     key = EngineKey(
         source=made_from.digest,
         precision=plan.precision.value,
         dtype=plan.dtype,
-        plan=plan.identity() | {"overflow": effective.recipe.cpu.overflow} | folder.tokenizer_key(given),
+        plan=plan.identity() | {"overflow": cpu.overflow, "properties": runs} | folder.tokenizer_key(given),
         runtime=VERSION,
         architecture="cpu",
     )
@@ -44,9 +46,9 @@ def build(
         return place, found, True
     cache.check_free(place, force=force)
     options = write.CpuOptions(
-        execution=effective.recipe.cpu.execution,
-        lm_head=head_of(effective.recipe.cpu.execution, effective.recipe.cpu.lm_head),
-        overflow=effective.recipe.cpu.overflow,
+        execution=cpu.execution,
+        lm_head=head_of(cpu.execution, cpu.lm_head),
+        overflow=cpu.overflow,
         **asdict(plan.limits),
     )
     more = {"plan": plan.document(), "cache": key.record()}

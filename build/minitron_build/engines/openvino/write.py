@@ -12,6 +12,7 @@ from minitron import files
 from minitron.artifacts import manifest
 from minitron.console import Progress
 from minitron.errors import CheckpointError
+from minitron.machine import cpu_execution, cpu_machines
 from minitron.model.shape import ModelShape
 from minitron_build.checkpoint.read import Checkpoint
 from minitron_build.engines import folder
@@ -92,16 +93,30 @@ def build(
             with Progress(weight_bytes, "build") as progress:
                 written = ir.write(graph, weights.constants, partial / MODEL_FOLDER, progress.advance)
             cpu = {"execution": options.execution, "lm_head": options.lm_head, "overflow": options.overflow}
-            folder.write_config(partial, VERSION, source, limits, cpu=cpu)
-            more = cpu | {
-                "has_tokenizer": folder.copy_tokenizer(checkpoint, partial, tokenizer),
-                "weight_bytes": weight_bytes,
-            }
+            how = execution(options.execution, source)
+            folder.write_config(partial, VERSION, source, limits, cpu=cpu | {"properties": how["properties"]})
+            more = (
+                cpu
+                | how
+                | {
+                    "has_tokenizer": folder.copy_tokenizer(checkpoint, partial, tokenizer),
+                    "weight_bytes": weight_bytes,
+                }
+            )
             return manifest.write(
                 partial, "engine", made_from, arguments={"target": TARGET} | asdict(options),
                 details=folder.details(TARGET, source, limits, **more) | (more_details or {}),
                 known_sha256={f"{MODEL_FOLDER}/{name}": sha256 for name, sha256 in written.items()},
             )  # fmt: skip
+
+
+def execution(how: str, source: Checkpoint) -> dict[str, Any]:
+    """``properties`` of the plugin for "exact" or "fast", and ``because``: fast mode is a matter of the machine."""
+    if how == "exact":
+        kept = (source.config.get("quantization") or {}).get("kv_cache_quant_algo")
+        return {"properties": cpu_execution.exact_properties(str(kept or "auto").lower()), "because": "float32"}
+    row = cpu_machines.this_machine()
+    return {"properties": row.properties, "because": f"{row.machine}: {row.because}"}
 
 
 def _check_arithmetic(source: Checkpoint) -> None:

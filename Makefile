@@ -230,6 +230,10 @@ image: $(VENV)/.ready ## build an image of the toolkit, or print the command whe
 bench-cpu: $(VENV)/.ready-peer ## the server against the bare OpenVINO pipeline and llama.cpp, in alternating runs
 	@$(BIN)/python benches/bench_cpu.py $(ARGS)
 
+.PHONY: bench-fast
+bench-fast: $(VENV)/.ready-dev ## settings of fast mode in alternating runs: what core/minitron/data/cpu_machines.yaml rests on
+	@$(BIN)/python benches/bench_fast.py $(ARGS)
+
 .PHONY: bench-quality
 bench-quality: $(VENV)/.ready-dev $(REFERENCE_VENV)/.ready ## what each precision and GGUF kind costs (MODEL=, TEXT=)
 	@$(BIN)/python benches/bench_quality.py --model $(MODEL) $(if $(TEXT),--text $(TEXT)) \

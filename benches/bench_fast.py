@@ -109,7 +109,7 @@ def _engine(args: argparse.Namespace, precision: str) -> Path:
 
 def _variant(engine: Path, name: str, properties: dict[str, str], limits: dict[str, int]) -> Path:
     """The engine's files once more, under another config.json."""
-    folder = engine.with_name(f"{engine.name}-{name.replace(' ', '-')}")
+    folder: Path = engine.with_name(f"{engine.name}-{name.replace(' ', '-')}")
     folder.mkdir(exist_ok=True)
     for path in engine.iterdir():
         if path.name != "config.json" and not (folder / path.name).exists():

@@ -95,7 +95,8 @@ def _text(mark: str, tokens: int) -> str:
 
 def _engine(args: argparse.Namespace, precision: str) -> Path:
     """The fast engine of a random model, made once."""
-    model, checkpoint, engine = (args.work / name for name in ("model", precision, f"{precision}-engine"))
+    work: Path = args.work
+    model, checkpoint, engine = (work / name for name in ("model", precision, f"{precision}-engine"))
     run = [sys.executable, "-m", "minitron_cli"]
     if not model.exists():
         _run([sys.executable, ROOT / "models" / "random_model.py", "--shape", "minitron-4b", "--layers", args.layers,
@@ -109,7 +110,7 @@ def _engine(args: argparse.Namespace, precision: str) -> Path:
 
 def _variant(engine: Path, name: str, properties: dict[str, str], limits: dict[str, int]) -> Path:
     """The engine's files once more, under another config.json."""
-    folder: Path = engine.with_name(f"{engine.name}-{name.replace(' ', '-')}")
+    folder = engine.with_name(f"{engine.name}-{name.replace(' ', '-')}")
     folder.mkdir(exist_ok=True)
     for path in engine.iterdir():
         if path.name != "config.json" and not (folder / path.name).exists():
@@ -118,7 +119,7 @@ def _variant(engine: Path, name: str, properties: dict[str, str], limits: dict[s
     config["cpu"]["properties"] |= properties
     config["build_config"] |= limits
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+    return Path(folder)
 
 
 def _run(words: list[Any]) -> None:

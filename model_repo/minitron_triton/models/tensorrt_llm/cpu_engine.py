@@ -5,6 +5,8 @@ output have room in the KV cache ("guaranteed no evict"); until then it waits, f
 a step is answered to every request that was let in, and the pipeline is opened anew. A request for the logits of its
 prompt has them computed first (``context_logits``), and then takes its place among those that wait.
 
+With prompt lookup (``speculation``) a step may give a sequence several tokens.
+
 ``step()`` holds the interpreter's lock to its end; other threads get their turn between steps.
 """
 
@@ -24,11 +26,14 @@ from typing import Any
 
 import numpy as np
 
+from minitron.machine.row_costs import processor_flags, row_cost
+
 from . import pipeline
 from .context_logits import ContextLogits, Logits
-from .engine_config import EngineConfig
+from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation import CANCELLED, END_ID, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
+from .speculation import LEAST, Drafts
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +54,8 @@ class Stats:
     max_blocks: int
     steps: int
     faults: int
+    draft_tokens: int
+    accepted_draft_tokens: int
 
     @property
     def active(self) -> int:
@@ -67,15 +74,22 @@ class Engine:
         blocks: int,
         max_queue: int = 0,
         reuse_kv_cache: bool = True,
+        row_cost: float | None = None,
     ) -> None:
-        self.config, self._reuses_cache = config, reuse_kv_cache
+        """``row_cost``: of a pipeline with prompt lookup, what a row costs (``minitron.machine.row_costs``)."""
+        self.config, self._reuses_cache, self._row_cost = config, reuse_kv_cache, row_cost
+        self._most_active = config.max_batch_size
+        if row_cost is not None:
+            self._most_active = min(self._most_active, config.max_num_tokens // (1 + LEAST))
+            if not self._most_active:
+                raise ValueError(f"prompt lookup needs max_num_tokens {1 + LEAST}; the engine was built with less")
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
-        self._ids = itertools.count(1)
-        self._steps = self._faults = 0
+        self._ids, self._keys = itertools.count(1), itertools.count(1)
+        self._steps = self._faults = self._drafted = self._accepted = 0
         self._closing = False
         self._pipeline: Any = open_pipeline()
         self._warm_up()
@@ -91,6 +105,7 @@ class Engine:
         kv_cache_tokens: int | None = None,
         reuse_kv_cache: bool = True,
         max_queue: int = 0,
+        prompt_lookup: bool = False,
     ) -> Engine:
         """Load the engine in ``folder``, ready for its first request.
 
@@ -101,10 +116,13 @@ class Engine:
         blocks = pipeline.kv_blocks(config, kv_cache_tokens)
         return cls(
             config,
-            lambda: pipeline.open_pipeline(config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache),
+            lambda: pipeline.open_pipeline(
+                config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache, prompt_lookup=prompt_lookup
+            ),
             blocks=blocks,
             max_queue=max_queue,
             reuse_kv_cache=reuse_kv_cache,
+            row_cost=row_cost(exact=config.is_exact, flags=processor_flags()) if prompt_lookup else None,
         )
 
     def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
@@ -197,6 +215,8 @@ class Engine:
                 max_blocks=self._blocks,
                 steps=self._steps,
                 faults=self._faults,
+                draft_tokens=self._drafted,
+                accepted_draft_tokens=self._accepted,
             )
 
     def close(self) -> None:
@@ -216,18 +236,23 @@ class Engine:
 
     def _admit(self) -> None:
         """Let in those at the head of the queue that have room."""
-        while self._waiting and len(self._active) < self.config.max_batch_size:
+        while self._waiting and len(self._active) < self._most_active and self._has_rows_for(1 + LEAST):
             if self._used_blocks() + self._waiting[0].blocks > self._blocks:
                 return
             generation = self._waiting.popleft()
             generation.times.first_scheduled_ns = time.monotonic_ns()
             self._active[generation.id] = generation
 
+    def _has_rows_for(self, more: int) -> bool:
+        """Whether a step has room for so many rows beside those of the sequences that are let in and their drafts."""
+        return sum(one.rows for one in self._active.values()) + more <= self.config.max_num_tokens
+
     def _warm_up(self) -> None:
         """Two tokens for nobody: the first inference arranges the weights in memory, which takes seconds."""
         request = Request([0, 0], min(2, self.config.max_seq_len - 2))
         if request.max_new_tokens > 0 and self._blocks > 0:
-            handle = self._pipeline.add_request(0, pipeline.input_ids(request), pipeline.generation_config(request))
+            config = pipeline.generation_config(request, 0 if self._row_cost is None else LEAST)
+            handle = self._pipeline.add_request(0, pipeline.input_ids(request), config)
             while self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
             del handle
@@ -255,13 +280,16 @@ class Engine:
         """One step for everybody in ``batch``: start the new, end the cancelled, hand on what the others got."""
         if self._pipeline is None:
             self._pipeline = self._open()
-        for key, generation in batch.items():
+        is_reading = any(not generation.read for generation in batch.values())
+        for generation in batch.values():
             if generation.lingers:
                 continue
             if generation.cancelled:
                 self._end(generation, Chunk(finish=CANCELLED))
             elif generation.handle is None:
-                self._start(key, generation)
+                self._start(generation)
+            elif not is_reading and generation.drafts and generation.drafts.is_due:
+                self._decide(generation, generation.drafts, len(batch))
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
             self._steps += 1
@@ -271,13 +299,37 @@ class Engine:
             elif not generation.answered:
                 self._collect(generation)
 
-    def _start(self, key: int, generation: Generation) -> None:
-        request = generation.request
+    def _start(self, generation: Generation) -> None:
+        """Give the pipeline a sequence, or the rest of one."""
+        if self._row_cost is not None and generation.drafts is None:
+            generation.drafts = Drafts(generation.request.prompt)
+        request, drafts = generation.rest, generation.drafts
         try:
-            config = pipeline.generation_config(request)
-            generation.handle = self._pipeline.add_request(key, pipeline.input_ids(request), config)
+            config = pipeline.generation_config(request, drafts.count if drafts else 0)
+            generation.read = 0
+            generation.handle = self._pipeline.add_request(next(self._keys), pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
             generation.answer(Chunk(error=_one_line(error)))
+
+    def _decide(self, generation: Generation, drafts: Drafts, streams: int) -> None:
+        """Go on with another number of drafts where that is faster by what came so far.
+
+        The pipeline then gets the rest as a new request, whose prompt is in the cache up to a part of a block. For the
+        length of a step there are both, and two more blocks: those that the sequence did not come to yet. What is
+        sampled stays as it is: the random numbers would begin anew.
+        """
+        count = drafts.best_count(streams, self._row_cost or 0)
+        rest = generation.rest
+        if not (rest.is_greedy and self._reuses_cache and rest.max_new_tokens >= 2 * BLOCK_TOKENS):
+            count = drafts.count
+        with self._changed:
+            if not self._has_rows_for(1 + count):
+                count = drafts.count
+            changes = count != drafts.count
+            drafts.decided(count)
+        if changes:
+            generation.handle.cancel()
+            self._start(generation)
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
@@ -295,9 +347,13 @@ class Engine:
         ids: list[int] = []
         log_probs: list[float] = []
         finish: str | None = None
-        while finish is None and handle.can_read():
+        while finish is None and generation.handle is not None and handle.can_read():
             for output in handle.read().values():
+                self._count(generation, output.generated_ids)
                 for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                    if token in request.end_ids and len(generation.token_ids) < request.min_tokens:
+                        generation.handle = None  # it looked at drafts as at tokens; a new request will not
+                        break
                     if token in request.end_ids:
                         finish = END_ID
                     else:
@@ -311,12 +367,22 @@ class Engine:
             now = time.monotonic_ns()
             generation.times.first_token_ns = generation.times.first_token_ns or now
             generation.times.last_token_ns = now
-        given_up = not finish and pipeline.was_ignored(handle)
+        given_up = not finish and generation.handle is not None and pipeline.was_ignored(handle)
         error = "The engine gave the request up for want of KV cache" if given_up else None
         if finish or error:
             self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
             generation.answer(Chunk(tuple(ids), tuple(log_probs)))
+
+    def _count(self, generation: Generation, tokens: list[int]) -> None:
+        """Note what a step gave to a sequence, and what was drafted for that."""
+        if drafts := generation.drafts:
+            before = drafts.drafted, drafts.accepted
+            room = generation.request.max_new_tokens - len(generation.token_ids)
+            drafts.take(tokens, room, is_first=not generation.read)
+            self._drafted += drafts.drafted - before[0]
+            self._accepted += drafts.accepted - before[1]
+        generation.read += len(tokens)
 
     def _end(self, generation: Generation, last: Chunk) -> None:
         """Answer for the last time, and make the pipeline forget the sequence where it would go on.
@@ -330,7 +396,7 @@ class Engine:
         handle = generation.handle
         if handle is None or pipeline.has_ended(handle):
             generation.handle = None
-        elif generation.token_ids or not self._reuses_cache:
+        elif generation.read or not self._reuses_cache:
             handle.cancel()
         else:
             generation.lingers = True

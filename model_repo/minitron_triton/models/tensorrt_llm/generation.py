@@ -13,6 +13,7 @@ from minitron.text.log_probs import log_softmax
 from .context_logits import Logits
 from .engine_config import BLOCK_TOKENS
 from .generation_request import Request
+from .speculation import Drafts
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Times:
 class Generation:
     """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
 
+    ``handle``: of the pipeline's request, ``read`` the tokens that this request gave so far; where it ends before the
+    sequence does, another one goes on (``rest``). ``drafts``: where the pipeline has prompt lookup.
     ``lingers``: it is answered, and the pipeline still reads its prompt (see ``Engine._end``).
     """
 
@@ -62,6 +65,8 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     context_logits: Logits | None = None
     handle: Any = None
+    read: int = 0
+    drafts: Drafts | None = None
     cancelled: bool = False
     answered: bool = False
     lingers: bool = False
@@ -70,6 +75,28 @@ class Generation:
     def blocks(self) -> int:
         """Blocks of the KV cache that its prompt and its longest output fill."""
         return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
+
+    @property
+    def rest(self) -> Request:
+        """What is left to generate, behind the prompt and the tokens so far; with no token yet, the request itself.
+
+        The seed is another one, for numbers that were not drawn yet.
+        """
+        request, count = self.request, len(self.token_ids)
+        if not count:
+            return request
+        return replace(
+            request,
+            prompt=[*request.prompt, *self.token_ids],
+            max_new_tokens=request.max_new_tokens - count,
+            min_tokens=max(0, request.min_tokens - count),
+            seed=(request.seed + count) % (1 << 64),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows that it may take in a step that reads no prompt: its next token's, and those of the drafts."""
+        return 1 + (self.drafts.count if self.drafts else 0)
 
     def answer(self, chunk: Chunk) -> None:
         """Deliver a chunk, the first one with the prompt's logits; nobody gets those behind the last one."""

@@ -227,8 +227,8 @@ def test_a_request_that_only_the_library_refuses_hurts_nobody_else(
 ) -> None:
     real = pipeline.generation_config
 
-    def spoiled(request: Request) -> Any:
-        config = real(request)
+    def spoiled(request: Request, drafts: int) -> Any:
+        config = real(request, drafts)
         if request.seed == 13:
             config.max_new_tokens = 0  # the library raises from add_request and stays whole
         return config

@@ -3,9 +3,8 @@
 One thread steps the pipeline and hands on what each step gave. A request is let in when its prompt and its longest
 output have room in the KV cache ("guaranteed no evict"); until then it waits, first come, first served. A fault inside
 a step is answered to every request that was let in, and the pipeline is opened anew. A request for the logits of its
-prompt has them computed first (``context_logits``), and then takes its place among those that wait.
-
-With prompt lookup (``speculation``) a step may give a sequence several tokens.
+prompt has them computed first (``context_logits``), and then takes its place among those that wait. With prompt lookup
+(``speculation``) a step may give a sequence several tokens.
 
 ``step()`` holds the interpreter's lock to its end; other threads get their turn between steps.
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -26,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron.machine.row_costs import processor_flags, row_cost
+from minitron.machine.cpu_execution import processor_flags, row_cost
 
 from . import pipeline
 from .context_logits import ContextLogits, Logits
@@ -76,20 +74,18 @@ class Engine:
         reuse_kv_cache: bool = True,
         row_cost: float | None = None,
     ) -> None:
-        """``row_cost``: of a pipeline with prompt lookup, what a row costs (``minitron.machine.row_costs``)."""
+        """``row_cost``: of a pipeline with prompt lookup, what a row costs (``minitron.machine.cpu_execution``)."""
         self.config, self._reuses_cache, self._row_cost = config, reuse_kv_cache, row_cost
-        self._most_active = config.max_batch_size
-        if row_cost is not None:
-            self._most_active = min(self._most_active, config.max_num_tokens // (1 + LEAST))
-            if not self._most_active:
-                raise ValueError(f"prompt lookup needs max_num_tokens {1 + LEAST}; the engine was built with less")
+        if row_cost is not None and config.max_num_tokens < 1 + LEAST:
+            raise ValueError(f"prompt lookup needs an engine with max_num_tokens of at least {1 + LEAST}")
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
         self._ids, self._keys = itertools.count(1), itertools.count(1)
-        self._steps = self._faults = self._drafted = self._accepted = 0
+        self._steps = self._faults = 0
+        self._drafts = np.zeros(2, int)  # drafted, and right
         self._closing = False
         self._pipeline: Any = open_pipeline()
         self._warm_up()
@@ -122,7 +118,7 @@ class Engine:
             blocks=blocks,
             max_queue=max_queue,
             reuse_kv_cache=reuse_kv_cache,
-            row_cost=row_cost(exact=config.is_exact, flags=processor_flags()) if prompt_lookup else None,
+            row_cost=row_cost(config.execution, processor_flags()) if prompt_lookup else None,
         )
 
     def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
@@ -131,7 +127,8 @@ class Engine:
         Raises Refused, and then ``deliver`` is not called.
         """
         check(request, self.config)
-        generation = Generation(next(self._ids), request, deliver, Times(time.monotonic_ns()))
+        drafts = None if self._row_cost is None else Drafts(request.prompt)
+        generation = Generation(next(self._ids), request, deliver, Times(time.monotonic_ns()), drafts)
         if generation.blocks > self._blocks:
             raise Refused(
                 f"Prompt and output need {generation.blocks} blocks of the KV cache, and it has {self._blocks}: the "
@@ -197,8 +194,10 @@ class Engine:
         if isinstance(logits, np.ndarray):
             generation.answer(generation.likeliest(logits[-1]))
         else:
-            log.error("the logits of a prompt could not be computed (%s)", _one_line(logits))
-            generation.answer(Chunk(error=f"The logits of the prompt could not be computed: {_one_line(logits)}"))
+            log.error("the logits of a prompt could not be computed (%s)", pipeline.one_line(logits))
+            generation.answer(
+                Chunk(error=f"The logits of the prompt could not be computed: {pipeline.one_line(logits)}")
+            )
 
     def stats(self) -> Stats:
         """Counts at this moment."""
@@ -215,8 +214,8 @@ class Engine:
                 max_blocks=self._blocks,
                 steps=self._steps,
                 faults=self._faults,
-                draft_tokens=self._drafted,
-                accepted_draft_tokens=self._accepted,
+                draft_tokens=int(self._drafts[0]),
+                accepted_draft_tokens=int(self._drafts[1]),
             )
 
     def close(self) -> None:
@@ -236,7 +235,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Let in those at the head of the queue that have room."""
-        while self._waiting and len(self._active) < self._most_active and self._has_rows_for(1 + LEAST):
+        while self._waiting and len(self._active) < self.config.max_batch_size and self._has_rows_for(1 + LEAST):
             if self._used_blocks() + self._waiting[0].blocks > self._blocks:
                 return
             generation = self._waiting.popleft()
@@ -244,8 +243,9 @@ class Engine:
             self._active[generation.id] = generation
 
     def _has_rows_for(self, more: int) -> bool:
-        """Whether a step has room for so many rows beside those of the sequences that are let in and their drafts."""
-        return sum(one.rows for one in self._active.values()) + more <= self.config.max_num_tokens
+        """Whether a step takes so many rows beside those of who is let in; a sequence's must not be parted."""
+        used = sum(one.rows for one in self._active.values())
+        return self._row_cost is None or used + more <= self.config.max_num_tokens
 
     def _warm_up(self) -> None:
         """Two tokens for nobody: the first inference arranges the weights in memory, which takes seconds."""
@@ -300,16 +300,13 @@ class Engine:
                 self._collect(generation)
 
     def _start(self, generation: Generation) -> None:
-        """Give the pipeline a sequence, or the rest of one."""
-        if self._row_cost is not None and generation.drafts is None:
-            generation.drafts = Drafts(generation.request.prompt)
-        request, drafts = generation.rest, generation.drafts
+        """Give the pipeline a sequence, or what is left of one."""
+        request = generation.next_part()
         try:
-            config = pipeline.generation_config(request, drafts.count if drafts else 0)
-            generation.read = 0
+            config = pipeline.generation_config(request, generation.rows - 1)
             generation.handle = self._pipeline.add_request(next(self._keys), pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
-            generation.answer(Chunk(error=_one_line(error)))
+            generation.answer(Chunk(error=pipeline.one_line(error)))
 
     def _decide(self, generation: Generation, drafts: Drafts, streams: int) -> None:
         """Go on with another number of drafts where that is faster by what came so far.
@@ -318,27 +315,25 @@ class Engine:
         length of a step there are both, and two more blocks: those that the sequence did not come to yet. What is
         sampled stays as it is: the random numbers would begin anew.
         """
-        count = drafts.best_count(streams, self._row_cost or 0)
-        rest = generation.rest
-        if not (rest.is_greedy and self._reuses_cache and rest.max_new_tokens >= 2 * BLOCK_TOKENS):
-            count = drafts.count
+        left = generation.request.max_new_tokens - len(generation.token_ids)
+        may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * BLOCK_TOKENS
+        count, before = drafts.best_count(streams, self._row_cost or 0), drafts.count
         with self._changed:
-            if not self._has_rows_for(1 + count):
-                count = drafts.count
-            changes = count != drafts.count
-            drafts.decided(count)
-        if changes:
+            drafts.decide(count if may_change and self._has_rows_for(1 + count) else before)
+        if drafts.count != before:
             generation.handle.cancel()
             self._start(generation)
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
         self._faults += 1
-        log.error("the engine failed in a step (%s); %d requests are answered with it", _one_line(error), len(batch))
+        log.error(
+            "the engine failed in a step (%s); %d requests are answered with it", pipeline.one_line(error), len(batch)
+        )
         for generation in batch.values():
             generation.handle, generation.lingers = None, False
             if not generation.answered:
-                generation.answer(Chunk(error=f"The engine failed: {_one_line(error)}"))
+                generation.answer(Chunk(error=f"The engine failed: {pipeline.one_line(error)}"))
         self._pipeline = None
 
     def _collect(self, generation: Generation) -> None:
@@ -347,14 +342,13 @@ class Engine:
         ids: list[int] = []
         log_probs: list[float] = []
         finish: str | None = None
-        while finish is None and generation.handle is not None and handle.can_read():
+        while finish is None and handle.can_read():
             for output in handle.read().values():
-                self._count(generation, output.generated_ids)
+                self._drafts += generation.count(output.generated_ids)
                 for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                    if token in request.end_ids and len(generation.token_ids) < request.min_tokens:
-                        generation.handle = None  # it looked at drafts as at tokens; a new request will not
-                        break
                     if token in request.end_ids:
+                        if len(generation.token_ids) < request.min_tokens:
+                            break  # see ``next_part``: the pipeline's request is over, and another one goes on
                         finish = END_ID
                     else:
                         generation.token_ids.append(token)
@@ -367,22 +361,14 @@ class Engine:
             now = time.monotonic_ns()
             generation.times.first_token_ns = generation.times.first_token_ns or now
             generation.times.last_token_ns = now
-        given_up = not finish and generation.handle is not None and pipeline.was_ignored(handle)
+        given_up = not finish and pipeline.was_ignored(handle)
         error = "The engine gave the request up for want of KV cache" if given_up else None
+        if not (finish or error) and pipeline.has_ended(handle):
+            generation.handle = None
         if finish or error:
             self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
             generation.answer(Chunk(tuple(ids), tuple(log_probs)))
-
-    def _count(self, generation: Generation, tokens: list[int]) -> None:
-        """Note what a step gave to a sequence, and what was drafted for that."""
-        if drafts := generation.drafts:
-            before = drafts.drafted, drafts.accepted
-            room = generation.request.max_new_tokens - len(generation.token_ids)
-            drafts.take(tokens, room, is_first=not generation.read)
-            self._drafted += drafts.drafted - before[0]
-            self._accepted += drafts.accepted - before[1]
-        generation.read += len(tokens)
 
     def _end(self, generation: Generation, last: Chunk) -> None:
         """Answer for the last time, and make the pipeline forget the sequence where it would go on.
@@ -411,9 +397,3 @@ def _let_go_after_prompt(generation: Generation) -> None:
         generation.handle.read()
         generation.handle.cancel()
         generation.lingers = False
-
-
-def _one_line(error: object) -> str:
-    """An exception's own words, without the lines that only name places in the library's sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

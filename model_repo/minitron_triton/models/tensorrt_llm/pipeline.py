@@ -7,6 +7,7 @@ users of the libraries here.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -30,7 +31,10 @@ _NEVER = 0  # any valid token: with ignore_eos it is not looked at, but the libr
 
 
 def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool, prompt_lookup: bool = False) -> Any:
-    """Load the engine's model; blocks the caller for seconds to a minute. ``prompt_lookup``: all requests have drafts."""
+    """Load the engine's model; blocks the caller for seconds to a minute.
+
+    ``prompt_lookup``: every request has drafts.
+    """
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = kv_blocks
     scheduler.max_num_seqs = engine.max_batch_size
@@ -145,3 +149,9 @@ def has_ended(handle: Any) -> bool:
 def was_ignored(handle: Any) -> bool:
     """Whether the pipeline gave the request up for want of cache."""
     return bool(handle.get_status() == genai.GenerationStatus.IGNORED)
+
+
+def one_line(error: object) -> str:
+    """An exception's own words, without the lines that only name places in the library's sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

@@ -68,13 +68,19 @@ class Drafts:
         self._wait = _WINDOW
         self._next_decision = len(prompt) + self._wait
 
-    def take(self, tokens: Sequence[int], room: int, *, is_first: bool) -> None:
-        """Note the tokens of a step, of a request that could give ``room`` more; no draft comes with its first."""
+    def take(self, tokens: Sequence[int], room: int, *, is_first: bool) -> tuple[int, int]:
+        """Note the tokens of a step; return how many were drafted for it and how many of those were right.
+
+        ``room``: tokens that the pipeline's request could still give; no draft comes with its first (``is_first``).
+        """
+        drafted = accepted = 0
         if not is_first:
-            length = len(self._lookup.tokens)
-            self.drafted += len(self._lookup.draft(length, min(self.count, room - 1)))
-            self.accepted += len(tokens) - 1
+            drafted = len(self._lookup.draft(len(self._lookup.tokens), min(self.count, room - 1)))
+            accepted = len(tokens) - 1
         self._lookup.extend(tokens)
+        self.drafted += drafted
+        self.accepted += accepted
+        return drafted, accepted
 
     @property
     def is_due(self) -> bool:
@@ -102,7 +108,7 @@ class Drafts:
         gained = (at - start) / steps - 1
         return (streams + gained) / (1 + row_cost * (streams + drafted / steps))
 
-    def decided(self, count: int) -> None:
+    def decide(self, count: int) -> None:
         """Take ``count`` drafts from now on; the next decision is further away each time something changes."""
         if count != self.count:
             self.count, self._wait = count, 2 * self._wait

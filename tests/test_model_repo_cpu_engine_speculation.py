@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cpu_engines
+import serving
 from answers import Answers
+from conftest import minitron
 from cpu_engines import BF16, Caller, run
 from minitron.machine import cpu_execution
 from minitron.model.precision import ROUNDED, Precision
@@ -44,6 +49,11 @@ def plain() -> Iterator[Engine]:
 
 def log_probs(caller: Caller) -> list[float]:
     return [value for chunk in caller.chunks for value in chunk.log_probs]
+
+
+def drafts_of(caller: Caller) -> Drafts:
+    assert caller.generation.drafts is not None
+    return caller.generation.drafts
 
 
 def draft(tokens: list[int], count: int) -> list[int]:
@@ -84,13 +94,13 @@ def test_one_stream_takes_fewer_steps_and_gives_the_same_log_probs(looking: Engi
         tokens = list(prompt)
         for chunk in caller.chunks:
             if tokens != prompt:  # none with the prompt's own step
-                there = draft(tokens, min(caller.generation.drafts.count, 63 - len(tokens) + len(prompt)))
+                there = draft(tokens, min(drafts_of(caller).count, 63 - len(tokens) + len(prompt)))
                 drafted += len(there)
                 right += len(chunk.token_ids) - 1
                 assert there[: len(chunk.token_ids) - 1] == list(chunk.token_ids[:-1])
             tokens += chunk.token_ids
-        assert caller.generation.drafts.count == 1  # 64 tokens are too few for a change
-        assert (after.draft_tokens - before.draft_tokens, caller.generation.drafts.drafted) == (drafted, drafted)
+        assert drafts_of(caller).count == 1  # 64 tokens are too few for a change
+        assert (after.draft_tokens - before.draft_tokens, drafts_of(caller).drafted) == (drafted, drafted)
         assert after.accepted_draft_tokens - before.accepted_draft_tokens == right
 
 
@@ -105,7 +115,7 @@ def test_a_text_that_repeats_itself_gets_more_drafts_without_another_token(looki
     caller, other = long_one(looking), long_one(plain)
     assert caller.tokens == other.tokens
     assert log_probs(caller) == pytest.approx(log_probs(other), abs=1e-4)
-    assert caller.generation.drafts.count > 1
+    assert drafts_of(caller).count > 1
     assert len(caller.chunks) < 200
     assert max(len(chunk.token_ids) for chunk in caller.chunks) > 2
 
@@ -154,11 +164,15 @@ def test_the_same_seed_gives_the_same_tokens_as_without_and_whatever_else_runs(l
     alone = [run(looking, request)[0] for request in sampled]
     assert run(looking, *[Request(prompt, 64) for prompt in PROMPTS[8:14]], *sampled)[6:] == alone
     assert run(plain, *sampled) == alone
+    how = {"temperature": 0.3, "top_p": 0.5, "seed": 11}  # in a loop as well: another number of drafts would pay
+    caller = long_one(looking, **how)
+    assert caller.tokens == long_one(plain, **how).tokens != long_one(plain).tokens
+    assert drafts_of(caller).count == 1
 
 
 def test_a_stream_that_is_left_in_the_middle_frees_its_room(looking: Engine, plain: Engine) -> None:
     caller = Caller(looking, Request(PROMPTS[7], 1500))
-    while caller.generation.drafts.count == 1:  # type: ignore[union-attr]
+    while drafts_of(caller).count == 1:
         caller.next()
     looking.cancel(caller.generation)
     assert caller.last().finish == "cancelled"
@@ -172,7 +186,7 @@ def test_as_many_drafts_as_would_have_been_fastest() -> None:
 
     def best(tokens: list[int], streams: int, cost: float) -> int:
         drafts = Drafts(tokens[:20])
-        drafts.take(tokens[20:], 100, is_first=True)
+        assert drafts.take(tokens[20:], 100, is_first=True) == (0, 0)
         return drafts.best_count(streams, cost)
 
     assert best(loop, 1, 0.14) == 8  # 9 / (1 + 9 x 0.14) = 4.0 against 5 / (1 + 5 x 0.14) = 2.9
@@ -209,3 +223,38 @@ def test_what_a_row_costs_follows_from_the_processor(tmp_path: Path, monkeypatch
     assert 2.2 <= four_to_one(cpu_execution.row_cost("exact", {"avx2"})) <= 2.9
     assert cpu_execution.row_cost("fast", flags) < cpu_execution.row_cost("fast", {"avx512f"})
     assert cpu_execution.row_cost("fast", frozenset()) == cpu_execution.row_cost("exact", frozenset())
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_server_streams_what_a_step_brings_and_counts_the_drafts(
+    small_engine: Callable[[str], Path], server: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ids and text are those of a server without prompt lookup."""
+    repository = tmp_path / "repository"
+    minitron("render", small_engine("bfloat16"), "--output", repository, "--speculation", "prompt_lookup")
+    ids = {"input_ids": np.array([PROMPTS[7]], np.int32), "input_lengths": len(PROMPTS[7]), "request_output_len": 300}
+    text = {"text_input": "And it came to pass", "max_tokens": 200}
+    with serving.server(repository) as looking:
+        streams = [serving.Stream(one["urls"]["grpc"]) for one in (looking, server)]
+        try:
+            found, expected = (one.responses("tensorrt_llm", **ids, streaming=True) for one in streams)
+            whole = streams[0].responses("tensorrt_llm", **ids, return_perf_metrics=True)
+            pieces, told = (one.responses("tensorrt_llm_bls", **text, stream=True) for one in streams)
+        finally:
+            for one in streams:
+                one.close()
+        samples = urllib.request.urlopen(f"http://{looking['urls']['metrics']}/metrics", timeout=10).read().decode()
+    tokens = [part["output_ids"].reshape(-1).tolist() for part in found]
+    assert max(map(len, tokens)) > 1
+    assert [int(part["sequence_length"][0, 0]) for part in found] == [len(part) for part in tokens]
+    streamed = [token for part in tokens for token in part]
+    assert streamed == [int(part["output_ids"][0, 0, 0]) for part in expected]
+    assert whole[0]["output_ids"].reshape(-1).tolist() == streamed
+    drafted, accepted = (int(whole[0][f"total_{kind}draft_tokens"][0, 0]) for kind in ("", "accepted_"))
+    assert 0 < accepted < drafted
+    assert accepted == 300 - len(tokens)  # the same steps again: each gives one token of its own
+    assert float(whole[0]["acceptance_rate"][0, 0]) == pytest.approx(accepted / drafted)
+    assert serving.text_of(pieces) == serving.text_of(told)
+    counts = dict(re.findall(r'^minitron_draft_tokens_total\{draft_type="(\w+)".*\} (\d+)', samples, re.MULTILINE))
+    assert int(counts["accepted"]) >= 2 * accepted and int(counts["drafted"]) >= 2 * drafted

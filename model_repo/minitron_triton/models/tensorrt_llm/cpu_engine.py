@@ -127,8 +127,7 @@ class Engine:
         Raises Refused, and then ``deliver`` is not called.
         """
         check(request, self.config)
-        drafts = None if self._row_cost is None else Drafts(request.prompt)
-        generation = Generation(next(self._ids), request, deliver, Times(time.monotonic_ns()), drafts)
+        generation = Generation(next(self._ids), request, deliver, Times(time.monotonic_ns()))
         if generation.blocks > self._blocks:
             raise Refused(
                 f"Prompt and output need {generation.blocks} blocks of the KV cache, and it has {self._blocks}: the "
@@ -240,6 +239,8 @@ class Engine:
                 return
             generation = self._waiting.popleft()
             generation.times.first_scheduled_ns = time.monotonic_ns()
+            if self._row_cost is not None:
+                generation.drafts = Drafts(generation.request.prompt)
             self._active[generation.id] = generation
 
     def _has_rows_for(self, more: int) -> bool:

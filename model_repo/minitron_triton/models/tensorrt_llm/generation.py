@@ -54,7 +54,7 @@ class Generation:
     """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
 
     ``handle``: of the pipeline's request, which may give ``asked`` tokens and gave ``read``; where it ends before the
-    sequence does, another one goes on (``next_part``). ``drafts``: where the pipeline has prompt lookup.
+    sequence does, another one goes on (``next_part``). ``drafts``: where the pipeline has prompt lookup, from when it is let in.
     ``lingers``: it is answered, and the pipeline still reads its prompt (see ``Engine._end``).
     """
 
@@ -62,12 +62,12 @@ class Generation:
     request: Request
     deliver: Callable[[Chunk], None]
     times: Times
-    drafts: Drafts | None = None
     token_ids: list[int] = field(default_factory=list)
     context_logits: Logits | None = None
     handle: Any = None
     asked: int = 0
     read: int = 0
+    drafts: Drafts | None = None
     cancelled: bool = False
     answered: bool = False
     lingers: bool = False

@@ -54,7 +54,7 @@ class Generation:
     """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
 
     ``handle``: of the pipeline's request, which may give ``asked`` tokens and gave ``read``; where it ends before the
-    sequence does, another one goes on (``next_part``). ``drafts``: where the pipeline has prompt lookup, from when it is let in.
+    sequence does, another one goes on (``next_part``). ``drafts``: with prompt lookup, once it is let in.
     ``lingers``: it is answered, and the pipeline still reads its prompt (see ``Engine._end``).
     """
 

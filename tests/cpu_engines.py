@@ -63,9 +63,11 @@ def engine(name: str, precision: Precision) -> Path:
     return output
 
 
-def load(name: str, precision: Precision, *, blocks: int, max_queue: int = 0) -> Engine:
+def load(name: str, precision: Precision, *, blocks: int, max_queue: int = 0, prompt_lookup: bool = False) -> Engine:
     """The engine, loaded, with a KV cache of so many blocks; the caller closes it."""
-    return Engine.load(engine(name, precision), kv_cache_tokens=blocks * BLOCK_TOKENS, max_queue=max_queue)
+    return Engine.load(
+        engine(name, precision), kv_cache_tokens=blocks * BLOCK_TOKENS, max_queue=max_queue, prompt_lookup=prompt_lookup
+    )
 
 
 class Caller:

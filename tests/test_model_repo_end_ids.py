@@ -105,6 +105,8 @@ def test_the_model_reads_its_ends_where_its_config_names_the_tokenizer(tmp_path:
         return Parameters.of({"parameters": {key: {"string_value": value} for key, value in values.items()}})
 
     assert (read(values).end_ids, read(values).max_queue) == ((9, 7), 5)
+    assert [read(values | more).prompt_lookup for more in ({}, {"speculation": "none"})] == [False, False]
+    assert read(values | {"speculation": "prompt_lookup"}).prompt_lookup
     assert (read(values | {"tokenizer_dir": ""}).end_ids, read({"gpt_model_path": "/"}).max_queue) == ((), 0)
 
 

@@ -348,6 +348,20 @@ def test_the_command_prints_a_table_or_one_document(tmp_path: Path) -> None:
     assert "max_queue_size" in wrong.stderr and "-1" in wrong.stderr
 
 
+def test_speculation_is_a_parameter_of_the_cpu_engine_where_it_is_asked_for(tmp_path: Path) -> None:
+    cpu, gpu = (hand_made.engine_folder(tmp_path / kind, cpu=kind == "cpu") for kind in ("cpu", "gpu"))
+    render(cpu, tmp_path / "plain", RepositoryOptions())
+    assert "speculation" not in configs(tmp_path / "plain")["tensorrt_llm"].parameters
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("serving: {speculation: prompt_lookup}\n")
+    minitron("render", cpu, "--output", tmp_path / "out", "--recipe", recipe)
+    assert configs(tmp_path / "out")["tensorrt_llm"].parameters["speculation"].string_value == "prompt_lookup"
+    with pytest.raises(UsageError, match="speculation prompt_lookup is the CPU engine's"):
+        render(gpu, tmp_path / "three", RepositoryOptions(speculation="prompt_lookup"))
+    with pytest.raises(UsageError, match="speculation is 'draft_model', and 'none' or 'prompt_lookup' is needed"):
+        RepositoryOptions(speculation="draft_model")
+
+
 def test_a_recipe_gives_the_serving_options_and_a_flag_wins(tmp_path: Path) -> None:
     engine = hand_made.engine_folder(tmp_path / "engine", cpu=False)
     recipe = tmp_path / "recipe.yaml"

@@ -134,6 +134,11 @@ class Serving(_Section):
         "queue policy only, and with one Triton at times holds requests that come together for up to half a second; "
         "without, the text model's limit is the only one. (A CPU engine reads max_queue_size itself.)",
     )
+    speculation: Literal["none", "prompt_lookup"] = _field(
+        "none",
+        "prompt_lookup: a CPU engine drafts tokens from where the text stood before, and keeps those that are right: "
+        "the same greedy tokens, faster where a text repeats itself or its prompt, and slower where it does not",
+    )
     max_logits_bytes: int = _field(
         0,
         "bytes of logits that one request may ask for (vocabulary x 4 for each token: 1.02 MB for Minitron-4B); with 0 "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron import data_files
+from minitron.machine.cpu_execution import processor_flags
 
 _DATA = "cpu_machines.yaml"
 
@@ -33,11 +34,6 @@ def row_of(flags: frozenset[str]) -> CpuMachine:
     return next(row for row in rows() if flags.issuperset(row.flags))
 
 
-def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuMachine:
-    """The row of this machine, by the flags that its kernel lists (proc(5)); the last row where it lists none."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    listed = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return row_of(frozenset(listed.split()))
+def this_machine(cpuinfo: Path | None = None) -> CpuMachine:
+    """The row of this machine, by the flags that its kernel lists; the last row where it lists none."""
+    return row_of(processor_flags(cpuinfo))

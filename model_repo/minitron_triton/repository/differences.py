@@ -44,7 +44,7 @@ _CHOICES = {
     "kv_cache_onboard_blocks", "max_attention_window_size", "sink_token_length", "enable_kv_cache_reuse",
     "batch_scheduler_policy", "enable_chunked_context", "decoding_mode", "normalize_log_probs", "add_special_tokens",
     "skip_special_tokens", "exclude_input_in_output", "cancellation_check_period_ms", "stats_check_period_ms",
-    "max_queue_size", "max_concurrency", "recv_poll_period_ms", "iter_stats_max_iterations",
+    "max_queue_size", "speculation", "max_concurrency", "recv_poll_period_ms", "iter_stats_max_iterations",
     "request_stats_max_iterations", "enable_trt_overlap", "gpu_device_ids", "participant_ids", "num_nodes",
     "executor_worker_path", "multi_block_mode", "enable_context_fmha_fp32_acc", "cuda_graph_mode",
     "cuda_graph_cache_size", "gpu_weights_percent", "FORCE_CPU_ONLY_INPUT_TENSORS", "grpc_url", "grpc_ca", "grpc_cert",

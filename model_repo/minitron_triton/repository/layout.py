@@ -164,6 +164,12 @@ def _engine_parameters(engine: EngineFacts, options: RepositoryOptions, root: st
     }
     if options.max_tokens_in_paged_kv_cache is not None:
         values["max_tokens_in_paged_kv_cache"] = str(options.max_tokens_in_paged_kv_cache)
+    if options.speculation != "none":
+        if not engine.is_cpu:
+            raise UsageError(
+                f"speculation {options.speculation} is the CPU engine's, and this one is TensorRT's: leave it out"
+            )
+        values["speculation"] = options.speculation
     values |= options.parameters
     wrong = parameters.problems("tensorrt_llm", values, parameters.ENGINE)
     if wrong:

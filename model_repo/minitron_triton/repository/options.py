@@ -41,6 +41,9 @@ class RepositoryOptions:
     executor_queue_policy: bool = _option(
         _SERVING.executor_queue_policy, "let a TensorRT engine's executor have the limit too, at the price of waits"
     )
+    speculation: str = _option(
+        _SERVING.speculation, "prompt_lookup: a CPU engine drafts tokens from where the text stood before; or none"
+    )
     kv_cache_free_gpu_mem_fraction: float | None = _option(
         None,
         "share of the GPU memory left after loading that the KV cache takes; unset: what the engine was planned for",
@@ -78,8 +81,9 @@ class RepositoryOptions:
         fraction = self.kv_cache_free_gpu_mem_fraction
         if fraction is not None and not 0 < fraction <= 1:
             raise UsageError(f"kv_cache_free_gpu_mem_fraction is {fraction}: a share above 0, at most 1, is needed")
-        if problem := parameters.ENGINE["batch_scheduler_policy"].problem(self.batch_scheduler_policy):
-            raise UsageError(f"batch_scheduler_policy {problem}")
+        for name in ("batch_scheduler_policy", "speculation"):
+            if problem := parameters.ENGINE[name].problem(getattr(self, name)):
+                raise UsageError(f"{name} {problem}")
 
 
 def _at_least(least: int, name: str, value: int) -> None:
@@ -92,6 +96,7 @@ FROM_RECIPE = {
     "serving.max_queue_size": "max_queue_size",
     "serving.max_logits_bytes": "max_logits_bytes",
     "serving.executor_queue_policy": "executor_queue_policy",
+    "serving.speculation": "speculation",
     "serving.preprocessing_instances": "preprocessing_instances",
     "serving.postprocessing_instances": "postprocessing_instances",
     "serving.bls_max_concurrency": "bls_max_concurrency",

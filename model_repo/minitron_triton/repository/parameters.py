@@ -70,8 +70,9 @@ ENGINE: Mapping[str, Parameter] = {
     "exclude_input_in_output": Parameter("bool", required=True),
     "cancellation_check_period_ms": Parameter("count", required=True),
     "stats_check_period_ms": Parameter("count", required=True),
-    # The toolkit's own, read by the CPU engine. (The C++ backend has no parameter for it: layout.Queue.)
+    # The toolkit's own, read by the CPU engine. (The C++ backend has no parameter for the queue: layout.Queue.)
     "max_queue_size": Parameter("size", required=True),
+    "speculation": Parameter("text", ("none", "prompt_lookup")),
     "recv_poll_period_ms": Parameter("size"),
     "iter_stats_max_iterations": Parameter("size"),
     "request_stats_max_iterations": Parameter("size"),

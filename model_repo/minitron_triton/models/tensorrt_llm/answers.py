@@ -14,7 +14,7 @@ from reply import Reply
 
 from .context_logits import Logits
 from .cpu_engine import Engine
-from .generation import Chunk, Generation, Times
+from .generation import Chunk, Generation
 from .generation_request import Refused, Request
 from .metrics import Metrics
 from .request_tensors import Wanted
@@ -160,7 +160,7 @@ class Call:
         if wanted.num_output_tokens:
             tensors["num_output_tokens"] = _scalar(len(new), np.int32)
         if wanted.perf_metrics and chunk.is_last and sequence.generation is not None:
-            tensors |= _perf_tensors(sequence.generation.times, sequence.generation.blocks)
+            tensors |= _perf_tensors(sequence.generation)
         return tensors
 
 
@@ -171,8 +171,10 @@ def error_response(text: str, generation: Generation | None = None) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
 
 
-def _perf_tensors(times: Times, blocks: int) -> dict[str, npt.NDArray[Any]]:
-    """Moments in ns of the engine's own clock; blocks are those set aside; nothing is drafted, so that counts 0."""
+def _perf_tensors(generation: Generation) -> dict[str, npt.NDArray[Any]]:
+    """Moments in ns of the engine's own clock; blocks are those set aside; nothing is drafted without prompt lookup."""
+    times, blocks, drafts = generation.times, generation.blocks, generation.drafts
+    drafted, accepted = (drafts.drafted, drafts.accepted) if drafts else (0, 0)
     return {
         "kv_cache_alloc_new_blocks": _scalar(blocks, np.int32),
         "kv_cache_reused_blocks": _scalar(0, np.int32),
@@ -181,9 +183,9 @@ def _perf_tensors(times: Times, blocks: int) -> dict[str, npt.NDArray[Any]]:
         "first_scheduled_time_ns": _scalar(times.first_scheduled_ns, np.int64),
         "first_token_time_ns": _scalar(times.first_token_ns, np.int64),
         "last_token_time_ns": _scalar(times.last_token_ns, np.int64),
-        "acceptance_rate": _scalar(0, np.float32),
-        "total_accepted_draft_tokens": _scalar(0, np.int32),
-        "total_draft_tokens": _scalar(0, np.int32),
+        "acceptance_rate": _scalar(accepted / max(1, drafted), np.float32),
+        "total_accepted_draft_tokens": _scalar(accepted, np.int32),
+        "total_draft_tokens": _scalar(drafted, np.int32),
     }
 
 

@@ -3,7 +3,8 @@
 One thread steps the pipeline and hands on what each step gave. A request is let in when its prompt and its longest
 output have room in the KV cache ("guaranteed no evict"); until then it waits, first come, first served. A fault inside
 a step is answered to every request that was let in, and the pipeline is opened anew. A request for the logits of its
-prompt has them computed first (``context_logits``), and then takes its place among those that wait.
+prompt has them computed first (``context_logits``), and then takes its place among those that wait. With prompt lookup
+(``speculation``) a step may give a sequence several tokens.
 
 ``step()`` holds the interpreter's lock to its end; other threads get their turn between steps. Python gives it only to
 a thread that has waited for a while (``sys.setswitchinterval``), by default 5 ms: a request that came in the last 5 ms
@@ -15,7 +16,6 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
-import re
 import sys
 import threading
 import time
@@ -27,11 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from minitron.machine.cpu_execution import processor_flags, row_cost
+
 from . import pipeline
 from .context_logits import ContextLogits, Logits
-from .engine_config import EngineConfig
+from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation import CANCELLED, END_ID, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
+from .speculation import LEAST, Drafts
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ class Stats:
     max_blocks: int
     steps: int
     faults: int
+    draft_tokens: int
+    accepted_draft_tokens: int
 
     @property
     def active(self) -> int:
@@ -73,15 +78,20 @@ class Engine:
         blocks: int,
         max_queue: int = 0,
         reuse_kv_cache: bool = True,
+        row_cost: float | None = None,
     ) -> None:
-        self.config, self._reuses_cache = config, reuse_kv_cache
+        """``row_cost``: of a pipeline with prompt lookup, what a row costs (``minitron.machine.cpu_execution``)."""
+        self.config, self._reuses_cache, self._row_cost = config, reuse_kv_cache, row_cost
+        if row_cost is not None and config.max_num_tokens < 1 + LEAST:
+            raise ValueError(f"prompt lookup needs an engine with max_num_tokens of at least {1 + LEAST}")
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
-        self._ids = itertools.count(1)
+        self._ids, self._keys = itertools.count(1), itertools.count(1)
         self._steps = self._faults = 0
+        self._drafts = np.zeros(2, int)  # drafted, and right
         self._closing = False
         sys.setswitchinterval(min(sys.getswitchinterval(), _TURN_S))
         self._pipeline: Any = open_pipeline()
@@ -99,6 +109,7 @@ class Engine:
         kv_cache_tokens: int | None = None,
         reuse_kv_cache: bool = True,
         max_queue: int = 0,
+        prompt_lookup: bool = False,
     ) -> Engine:
         """Load the engine in ``folder``, ready for its first request.
 
@@ -109,10 +120,13 @@ class Engine:
         blocks = pipeline.kv_blocks(config, kv_cache_tokens)
         return cls(
             config,
-            lambda: pipeline.open_pipeline(config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache),
+            lambda: pipeline.open_pipeline(
+                config, kv_blocks=blocks, reuse_kv_cache=reuse_kv_cache, prompt_lookup=prompt_lookup
+            ),
             blocks=blocks,
             max_queue=max_queue,
             reuse_kv_cache=reuse_kv_cache,
+            row_cost=row_cost(config.execution, processor_flags()) if prompt_lookup else None,
         )
 
     def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
@@ -187,8 +201,10 @@ class Engine:
         if isinstance(logits, np.ndarray):
             generation.answer(generation.likeliest(logits[-1]))
         else:
-            log.error("the logits of a prompt could not be computed (%s)", _one_line(logits))
-            generation.answer(Chunk(error=f"The logits of the prompt could not be computed: {_one_line(logits)}"))
+            log.error("the logits of a prompt could not be computed (%s)", pipeline.one_line(logits))
+            generation.answer(
+                Chunk(error=f"The logits of the prompt could not be computed: {pipeline.one_line(logits)}")
+            )
 
     def stats(self) -> Stats:
         """Counts at this moment."""
@@ -205,6 +221,8 @@ class Engine:
                 max_blocks=self._blocks,
                 steps=self._steps,
                 faults=self._faults,
+                draft_tokens=int(self._drafts[0]),
+                accepted_draft_tokens=int(self._drafts[1]),
             )
 
     def close(self) -> None:
@@ -224,18 +242,26 @@ class Engine:
 
     def _admit(self) -> None:
         """Let in those at the head of the queue that have room."""
-        while self._waiting and len(self._active) < self.config.max_batch_size:
+        while self._waiting and len(self._active) < self.config.max_batch_size and self._has_rows_for(1 + LEAST):
             if self._used_blocks() + self._waiting[0].blocks > self._blocks:
                 return
             generation = self._waiting.popleft()
             generation.times.first_scheduled_ns = time.monotonic_ns()
+            if self._row_cost is not None:
+                generation.drafts = Drafts(generation.request.prompt)
             self._active[generation.id] = generation
+
+    def _has_rows_for(self, more: int) -> bool:
+        """Whether a step takes so many rows beside those of who is let in; a sequence's must not be parted."""
+        used = sum(one.rows for one in self._active.values())
+        return self._row_cost is None or used + more <= self.config.max_num_tokens
 
     def _warm_up(self) -> None:
         """Two tokens for nobody: the first inference arranges the weights in memory, which takes seconds."""
         request = Request([0, 0], min(2, self.config.max_seq_len - 2))
         if request.max_new_tokens > 0 and self._blocks > 0:
-            handle = self._pipeline.add_request(0, pipeline.input_ids(request), pipeline.generation_config(request))
+            config = pipeline.generation_config(request, 0 if self._row_cost is None else LEAST)
+            handle = self._pipeline.add_request(0, pipeline.input_ids(request), config)
             while self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
             del handle
@@ -263,13 +289,16 @@ class Engine:
         """One step for everybody in ``batch``: start the new, end the cancelled, hand on what the others got."""
         if self._pipeline is None:
             self._pipeline = self._open()
-        for key, generation in batch.items():
+        is_reading = any(not generation.read for generation in batch.values())
+        for generation in batch.values():
             if generation.lingers:
                 continue
             if generation.cancelled:
                 self._end(generation, Chunk(finish=CANCELLED))
             elif generation.handle is None:
-                self._start(key, generation)
+                self._start(generation)
+            elif not is_reading and generation.drafts and generation.drafts.is_due:
+                self._decide(generation, generation.drafts, len(batch))
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
             self._steps += 1
@@ -279,22 +308,41 @@ class Engine:
             elif not generation.answered:
                 self._collect(generation)
 
-    def _start(self, key: int, generation: Generation) -> None:
-        request = generation.request
+    def _start(self, generation: Generation) -> None:
+        """Give the pipeline a sequence, or what is left of one."""
+        request = generation.next_part()
         try:
-            config = pipeline.generation_config(request)
-            generation.handle = self._pipeline.add_request(key, pipeline.input_ids(request), config)
+            config = pipeline.generation_config(request, generation.rows - 1)
+            generation.handle = self._pipeline.add_request(next(self._keys), pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
-            generation.answer(Chunk(error=_one_line(error)))
+            generation.answer(Chunk(error=pipeline.one_line(error)))
+
+    def _decide(self, generation: Generation, drafts: Drafts, streams: int) -> None:
+        """Go on with another number of drafts where that is faster by what came so far.
+
+        The pipeline then gets the rest as a new request, whose prompt is in the cache up to a part of a block. For the
+        length of a step there are both, and two more blocks: those that the sequence did not come to yet. What is
+        sampled stays as it is: the random numbers would begin anew.
+        """
+        left = generation.request.max_new_tokens - len(generation.token_ids)
+        may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * BLOCK_TOKENS
+        count, before = drafts.best_count(streams, self._row_cost or 0), drafts.count
+        with self._changed:
+            drafts.decide(count if may_change and self._has_rows_for(1 + count) else before)
+        if drafts.count != before:
+            generation.handle.cancel()
+            self._start(generation)
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
         self._faults += 1
-        log.error("the engine failed in a step (%s); %d requests are answered with it", _one_line(error), len(batch))
+        log.error(
+            "the engine failed in a step (%s); %d requests are answered with it", pipeline.one_line(error), len(batch)
+        )
         for generation in batch.values():
             generation.handle, generation.lingers = None, False
             if not generation.answered:
-                generation.answer(Chunk(error=f"The engine failed: {_one_line(error)}"))
+                generation.answer(Chunk(error=f"The engine failed: {pipeline.one_line(error)}"))
         self._pipeline = None
 
     def _collect(self, generation: Generation) -> None:
@@ -305,8 +353,11 @@ class Engine:
         finish: str | None = None
         while finish is None and handle.can_read():
             for output in handle.read().values():
+                self._drafts += generation.count(output.generated_ids)
                 for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
                     if token in request.end_ids:
+                        if len(generation.token_ids) < request.min_tokens:
+                            break  # see ``next_part``: the pipeline's request is over, and another one goes on
                         finish = END_ID
                     else:
                         generation.token_ids.append(token)
@@ -321,6 +372,8 @@ class Engine:
             generation.times.last_token_ns = now
         given_up = not finish and pipeline.was_ignored(handle)
         error = "The engine gave the request up for want of KV cache" if given_up else None
+        if not (finish or error) and pipeline.has_ended(handle):
+            generation.handle = None
         if finish or error:
             self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
@@ -338,7 +391,7 @@ class Engine:
         handle = generation.handle
         if handle is None or pipeline.has_ended(handle):
             generation.handle = None
-        elif generation.token_ids or not self._reuses_cache:
+        elif generation.read or not self._reuses_cache:
             handle.cancel()
         else:
             generation.lingers = True
@@ -353,9 +406,3 @@ def _let_go_after_prompt(generation: Generation) -> None:
         generation.handle.read()
         generation.handle.cancel()
         generation.lingers = False
-
-
-def _one_line(error: object) -> str:
-    """An exception's own words, without the lines that only name places in the library's sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

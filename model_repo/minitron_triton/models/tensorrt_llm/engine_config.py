@@ -22,6 +22,7 @@ class EngineConfig:
     max_input_len: int
     max_seq_len: int
     max_num_tokens: int
+    execution: str
     properties: dict[str, str]
     kv_bytes_per_token: float
 
@@ -40,6 +41,7 @@ class EngineConfig:
                 max_input_len=limits["max_input_len"],
                 max_seq_len=limits["max_seq_len"],
                 max_num_tokens=limits["max_num_tokens"],
+                execution=raw["cpu"]["execution"],
                 properties=properties(raw),
                 kv_bytes_per_token=elements * kv_element_bytes_of(raw),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from minitron.text.log_probs import log_softmax
 from .context_logits import Logits
 from .engine_config import BLOCK_TOKENS
 from .generation_request import Request
+from .speculation import Drafts
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Times:
 class Generation:
     """A sequence in the engine. ``deliver`` is called with each chunk, from the stepping thread as a rule.
 
+    ``handle``: of the pipeline's request, which may give ``asked`` tokens and gave ``read``; where it ends before the
+    sequence does, another one goes on (``next_part``). ``drafts``: with prompt lookup, once it is let in.
     ``lingers``: it is answered, and the pipeline still reads its prompt (see ``Engine._end``).
     """
 
@@ -62,6 +65,9 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     context_logits: Logits | None = None
     handle: Any = None
+    asked: int = 0
+    read: int = 0
+    drafts: Drafts | None = None
     cancelled: bool = False
     answered: bool = False
     lingers: bool = False
@@ -70,6 +76,39 @@ class Generation:
     def blocks(self) -> int:
         """Blocks of the KV cache that its prompt and its longest output fill."""
         return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
+
+    def next_part(self) -> Request:
+        """What to ask of the pipeline now: what is left to generate, behind the prompt and the tokens so far.
+
+        In steps with drafts the pipeline bans end ids at places that are not among the first ``min_tokens``, and does
+        not at some that are. So those are asked for by themselves, and an end id among them is dropped. The seed is
+        another one behind the first part, for numbers that were not drawn yet.
+        """
+        request, count = self.request, len(self.token_ids)
+        least = max(0, request.min_tokens - count)
+        self.read, self.asked = 0, request.max_new_tokens - count
+        if self.drafts and request.end_ids and least:
+            self.asked = least
+        return replace(
+            request,
+            prompt=[*request.prompt, *self.token_ids],
+            max_new_tokens=self.asked,
+            min_tokens=least,
+            seed=(request.seed + count) % (1 << 64),
+        )
+
+    def count(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Note the tokens of a step; return how many were drafted for it and how many of those were right."""
+        counts = (0, 0)
+        if self.drafts:
+            counts = self.drafts.take(tokens, self.asked - self.read, is_first=not self.read)
+        self.read += len(tokens)
+        return counts
+
+    @property
+    def rows(self) -> int:
+        """Rows that it may take in a step that reads no prompt: its next token's, and those of the drafts."""
+        return 1 + (self.drafts.count if self.drafts else 0)
 
     def answer(self, chunk: Chunk) -> None:
         """Deliver a chunk, the first one with the prompt's logits; nobody gets those behind the last one."""

@@ -27,6 +27,8 @@ _GAUGES = {
     "nv_trt_llm_general_metrics": ("general_type", "General TRT LLM metrics"),
 }
 _COUNTER = ("nv_trt_llm_disaggregated_serving_metrics", "disaggregated_serving_type", "TRT LLM disaggregated serving")
+#: The toolkit's own: the C++ backend counts no drafts.
+_DRAFTS = ("minitron_draft_tokens_total", "draft_type", "Tokens drafted by prompt lookup, and those of them accepted")
 _LENGTHS = {
     "nv_llm_input_token_len": ("total_input_tokens", "Number of input tokens"),
     "nv_llm_output_token_len": ("total_output_tokens", "Number of output tokens"),
@@ -50,6 +52,11 @@ class Metrics:
             lengths = family(name, about, family.HISTOGRAM)
             labels = self._labels | {"response_metric_type": kind}
             self._histograms.append((lengths, lengths.Metric(labels=labels, buckets=_BUCKETS)))
+        name, label, about = _DRAFTS
+        self._drafts_family = family(name, about, family.COUNTER)
+        self._drafts = {
+            kind: self._drafts_family.Metric(labels=self._labels | {label: kind}) for kind in ("drafted", "accepted")
+        }
         name, label, about = _COUNTER
         self._disaggregated = family(name, about, family.COUNTER)
         self._nothing = [
@@ -67,6 +74,9 @@ class Metrics:
         Each call costs a message to the server, so an idle engine makes none; its gauges keep their last values.
         """
         if stats != self._stats:
+            for kind, count in _drafts(stats).items():
+                if more := count - (_drafts(self._stats)[kind] if self._stats else 0):
+                    self._drafts[kind].increment(more)
             self._stats = stats
             for key, value in _values(stats).items():
                 if self._values.get(key) != value:
@@ -85,14 +95,19 @@ class Metrics:
         self._children.clear()
         self._nothing.clear()
         self._histograms.clear()
+        self._drafts.clear()
         self._gauges.clear()
-        del self._disaggregated
+        del self._disaggregated, self._drafts_family
 
     def _gauge(self, family: str, kind: str) -> Any:
         if (family, kind) not in self._children:
             label = _GAUGES[family][0]
             self._children[family, kind] = self._gauges[family].Metric(labels=self._labels | {label: kind})
         return self._children[family, kind]
+
+
+def _drafts(stats: Stats) -> dict[str, int]:
+    return {"drafted": stats.draft_tokens, "accepted": stats.accepted_draft_tokens}
 
 
 def _values(stats: Stats) -> dict[tuple[str, str], float]:

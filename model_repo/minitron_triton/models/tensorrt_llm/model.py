@@ -45,6 +45,7 @@ class TritonPythonModel:
                 kv_cache_tokens=self._parameters.kv_cache_tokens,
                 reuse_kv_cache=self._parameters.reuse_kv_cache,
                 max_queue=self._parameters.max_queue,
+                prompt_lookup=self._parameters.prompt_lookup,
             )
         except Exception as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {' '.join(str(error).split())}") from None

@@ -23,6 +23,7 @@ _BOOLS = {
     "FALSE": False,
     "0": False,
 }
+_SPECULATIONS = {"none": False, "prompt_lookup": True}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Parameters:
     max_queue: int
     kv_cache_tokens: int | None
     reuse_kv_cache: bool
+    prompt_lookup: bool
     exclude_input_in_output: bool
     cancellation_check_s: float
     stats_check_s: float
@@ -53,6 +55,7 @@ class Parameters:
             max_queue=_read(values, "max_queue_size", int, 0),
             kv_cache_tokens=_read(values, "max_tokens_in_paged_kv_cache", int, None),
             reuse_kv_cache=_read(values, "enable_kv_cache_reuse", _BOOLS.__getitem__, True),
+            prompt_lookup=_read(values, "speculation", _SPECULATIONS.__getitem__, False),
             exclude_input_in_output=_read(values, "exclude_input_in_output", _BOOLS.__getitem__, False),
             cancellation_check_s=_read(values, "cancellation_check_period_ms", int, 100) / 1000,
             stats_check_s=_read(values, "stats_check_period_ms", int, 100) / 1000,

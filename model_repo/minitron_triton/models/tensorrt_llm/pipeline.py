@@ -7,6 +7,7 @@ users of the libraries here.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ from minitron.machine.memory import available_bytes, release_mapped
 
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation_request import Request
+from .speculation import NGRAM
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
@@ -30,15 +32,19 @@ _HALF, _ODD = 0xFFFFFFFF, 0x9E3779B1  # 2**32 divided by the golden ratio, made 
 _NEVER = 0  # any valid token: with ignore_eos it is not looked at, but the library wants one
 
 
-def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool) -> Any:
-    """Load the engine's model; blocks the caller for seconds to a minute."""
+def open_pipeline(engine: EngineConfig, *, kv_blocks: int, reuse_kv_cache: bool, prompt_lookup: bool = False) -> Any:
+    """Load the engine's model; blocks the caller for seconds to a minute.
+
+    ``prompt_lookup``: every request has drafts.
+    """
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = kv_blocks
     scheduler.max_num_seqs = engine.max_batch_size
     scheduler.max_num_batched_tokens = engine.max_num_tokens
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = reuse_kv_cache
-    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", engine.properties)
+    properties = engine.properties | ({"prompt_lookup": True} if prompt_lookup else {})
+    return genai.ContinuousBatchingPipeline(str(engine.folder / "openvino"), scheduler, "CPU", properties)
 
 
 def release_file(engine: EngineConfig) -> None:
@@ -103,8 +109,11 @@ def input_ids(request: Request) -> Any:
     return ov.Tensor(np.asarray(request.prompt, dtype=np.int64)[None])
 
 
-def generation_config(request: Request) -> Any:
-    """TensorRT-LLM's parameters in the pipeline's terms. Stop words and log probs are dealt with outside it."""
+def generation_config(request: Request, drafts: int = 0) -> Any:
+    """TensorRT-LLM's parameters in the pipeline's terms. Stop words and log probs are dealt with outside it.
+
+    ``drafts``: tokens drafted for a step; a pipeline with prompt lookup refuses 0, and others know no other number.
+    """
     config = genai.GenerationConfig()
     config.apply_chat_template = False
     config.max_new_tokens = request.max_new_tokens
@@ -114,6 +123,8 @@ def generation_config(request: Request) -> Any:
     config.ignore_eos = not request.end_ids
     config.min_new_tokens = request.min_tokens if request.end_ids else 0
     config.repetition_penalty = request.repetition_penalty
+    if drafts:
+        config.num_assistant_tokens, config.max_ngram_size = drafts, NGRAM
     config.do_sample = not request.is_greedy
     if config.do_sample:
         config.temperature = divisor_of_temperature(request.temperature)
@@ -150,3 +161,9 @@ def has_ended(handle: Any) -> bool:
 def was_ignored(handle: Any) -> bool:
     """Whether the pipeline gave the request up for want of cache."""
     return bool(handle.get_status() == genai.GenerationStatus.IGNORED)
+
+
+def one_line(error: object) -> str:
+    """An exception's own words, without the lines that only name places in the library's sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line)) or type(error).__name__

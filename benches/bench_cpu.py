@@ -31,19 +31,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import circling_model
 import cpu_figures
+import cpu_rounds
 import cpu_sides
 import llama_cpp_side
 import source_tree
 from cpu_builds import Built, Maker
+from cpu_rounds import Loadable
 from cpu_workload import ALL_FILLERS, Workload
 
 from minitron.machine import memory
@@ -53,15 +53,6 @@ ROOT = source_tree.ROOT
 SHAPES = {"tiny": "tiny", "1b": "1b", "4b": "minitron-4b"}
 _BESIDE_WEIGHTS_BYTES = 700_000_000  # of a process or two, and their scratch memory
 _MEMORY_SHARE = 0.9  # of what is free, for the sides
-
-
-@dataclass(frozen=True)
-class Loadable:
-    """A side before it is loaded, and the memory that it will take."""
-
-    name: str
-    load: Callable[[], AbstractContextManager[Any]]
-    needed_bytes: int
 
 
 def main() -> int:
@@ -143,23 +134,9 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
     precision, execution, head = asked
     built = maker.engines(precision, execution, head)
     sides, left_out = _sides(args, workload, built, maker.gguf(precision))
-    groups = _groups(sides, int(memory.available_bytes() * _MEMORY_SHARE))
+    groups = cpu_rounds.groups(sides, int(memory.available_bytes() * _MEMORY_SHARE))
     load_average = [os.getloadavg()]
-    rounds: list[dict[str, dict[str, float]]] = [{} for _ in range(args.rounds)]
-    load: dict[str, list[float]] = {side.name: [] for side in sides}
-    found: dict[str, dict[str, int]] = {}
-    for group, numbers in _turns(groups, args.rounds):
-        with ExitStack() as stack:
-            loaded = [stack.enter_context(side.load()) for side in group]
-            for side in loaded:
-                workload.warm(side, numbers[0])
-                load[side.name].append(side.load_s)
-            for number in numbers:
-                for side in sorted(loaded, key=lambda one: list(load).index(one.name), reverse=bool(number % 2)):
-                    rounds[number][side.name] = workload.measure(side, number)
-                    print(f"round {number + 1}, {side.name}: {json.dumps(rounds[number][side.name])}",
-                          file=sys.stderr, flush=True)  # fmt: skip
-            found |= {side.name: side.memory.bytes() for side in loaded}
+    measured = cpu_rounds.run(groups, workload, args.rounds)
     load_average.append(os.getloadavg())
     row = {
         "precision": precision,
@@ -170,12 +147,12 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
         "loaded_together": [[side.name for side in group] for group in groups],
         "load_average": load_average,
         "build": dict(zip(("server", "base"), (one.report for one in built), strict=False)),
-        "load_s": {name: cpu_figures.summary(values) for name, values in load.items()},
-        "memory_bytes": found,
+        "load_s": {name: cpu_figures.summary(values) for name, values in measured.load_s.items()},
+        "memory_bytes": measured.memory_bytes,
         "private_expected_bytes": built[0].expected_private_bytes(workload),
-        "figures": cpu_figures.summaries(rounds),
-        "ratios": cpu_figures.ratios(rounds),
-        "rounds": rounds,
+        "figures": cpu_figures.summaries(measured.rounds),
+        "ratios": cpu_figures.ratios(measured.rounds),
+        "rounds": measured.rounds,
     }
     for one in built:
         one.remove()
@@ -206,29 +183,6 @@ def _sides(
         load = partial(start, gguf, workload.model, slots=slots, longest=workload.longest, work=args.work)
         sides.append(Loadable(name, load, gguf.stat().st_size + keys_bytes + _BESIDE_WEIGHTS_BYTES))
     return sides, left_out
-
-
-def _groups(sides: Sequence[Loadable], available: int) -> list[list[Loadable]]:
-    """Sides that are loaded together, in their order: a new group where the next does not fit."""
-    groups: list[list[Loadable]] = [[]]
-    for side in sides:
-        if groups[-1] and sum(one.needed_bytes for one in groups[-1]) + side.needed_bytes > available:
-            groups.append([])
-        groups[-1].append(side)
-    return groups
-
-
-def _turns(groups: Sequence[list[Loadable]], rounds: int) -> Iterator[tuple[list[Loadable], range]]:
-    """What is loaded together, in which order, for which rounds."""
-    if len(groups) == 1:
-        middle = -(-rounds // 2)
-        halves = ((groups[0], range(middle)), (groups[0][::-1], range(middle, rounds)))
-        yield from ((group, numbers) for group, numbers in halves if numbers)
-        return
-    for number in range(rounds):
-        turn = -1 if number % 2 else 1
-        for group in groups[::turn]:
-            yield group[::turn], range(number, number + 1)
 
 
 def _write(args: argparse.Namespace, workload: Workload, rows: list[dict[str, Any]]) -> None:

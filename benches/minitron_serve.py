@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import source_tree
+
 
 @contextmanager
-def minitron_serve(repository: Path, work: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """The process and its state document (``urls``) once the server is ready; its state and log go into ``work``."""
-    words = [sys.executable, "-m", "minitron_cli", "serve", repository, "--json", "--state", work / "state"]
+def minitron_serve(
+    repository: Path,
+    work: Path,
+    tree: Path = source_tree.ROOT,
+    *,
+    while_loading: Callable[[int], AbstractContextManager[None]] = lambda pid: nullcontext(),
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """The process and its state document (``urls``) once the server is ready; its state and log go into ``work``.
+
+    ``tree``: the source tree whose server it is. ``while_loading``: entered with the pid until it is ready.
+    """
+    words = ["serve", repository, "--json", "--state", work / "state"]
     words += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    log_file = work / "server.log"
-    with log_file.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert process.stdout is not None
-            text = ""
-            while not text.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, f"the server did not start:\n{log_file.read_text(encoding='utf-8')[-2000:]}"
-                text += line
-            yield process, json.loads(text)
-        finally:
-            process.terminate()
-            process.wait()
+    log = work / "server.log"
+    with source_tree.running(tree, *words, log=log) as process:
+        with while_loading(process.pid):
+            state = source_tree.document(process, log)
+        yield process, state

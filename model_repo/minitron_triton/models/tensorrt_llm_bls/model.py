@@ -100,7 +100,8 @@ class TritonPythonModel:
             tokenizer, PromptMaker(tokenizer, values), self._engine, outputs,
             excludes_input=flag(values["exclude_input_in_output"]), pace=self._pace,
         )  # fmt: skip
-        self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in (self._watch(), self._heed())]
+        watches = (self._watch(), self._heed(values))
+        self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in watches]
         self._restarts = _tell_restarts(args["model_name"])
         family = pb_utils.MetricFamily
         self._requests = family("minitron_text_requests", "Requests that the text model works on", family.GAUGE)
@@ -178,12 +179,16 @@ class TritonPythonModel:
             for call in list(self._calls):
                 call.look()
 
-    async def _heed(self) -> None:
-        """End this process when the server has ceased to answer gRPC streams: its supervisor takes that for a crash."""
-        silences = 0
+    async def _heed(self, values: dict[str, str]) -> None:
+        """End this process when the server has ceased to answer gRPC streams: its supervisor takes that for a crash.
+
+        It is asked on a channel of its own: while other models load it does not listen yet, and a channel that was
+        refused fails requests for up to two seconds more, the first one of 'minitron serve' among them.
+        """
+        (engine, _), silences = await _connect(values), 0
         while silences < _MOST_SILENCES:
             await asyncio.sleep(_ASK_EVERY_S)
-            silences = silences + 1 if await self._engine.is_silent(_PATIENCE_S) else 0
+            silences = silences + 1 if await engine.is_silent(_PATIENCE_S) else 0
         print("tensorrt_llm_bls: the server answers no gRPC stream any more", file=sys.stderr, flush=True)
         os._exit(1)
 

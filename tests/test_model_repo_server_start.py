@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import echo_repository
+import hand_made
 from conftest import minitron
 from minitron_client.client import Client
 from minitron_triton.server import state
@@ -98,6 +99,22 @@ def test_a_process_that_dies_before_it_can_be_missed(
     code, said = one.end(timeout_s=120)
     assert code == 7
     assert "the process of a model ended while it was loaded: what the shell said" in said
+
+
+@pytest.mark.slow
+def test_an_engine_may_take_its_time_to_load(tmp_path: Path, serve: Callable[..., Supervisor]) -> None:
+    """The text model is there before it, and asks every five seconds whether the server answers: not yet."""
+    repository = hand_made.echo_repository(tmp_path)
+    model = repository / "tensorrt_llm" / "1" / "model.py"
+    begins = "    def initialize(self, args: dict[str, str]) -> None:\n"
+    assert begins in model.read_text()
+    model.write_text(model.read_text().replace(begins, begins + "        time.sleep(9)\n"))
+    one = serve(repository)
+    with Client(one.url, deadline_s=60) as client:
+        assert list(client.stream("a b", max_tokens=4))[-1].finish_reason == "length"
+    one.send(signal.SIGTERM)
+    code, said = one.end()
+    assert code == 0, said
 
 
 def test_a_detached_start_that_fails_says_why(tmp_path: Path) -> None:

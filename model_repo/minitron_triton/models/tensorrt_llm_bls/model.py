@@ -100,8 +100,8 @@ class TritonPythonModel:
             tokenizer, PromptMaker(tokenizer, values), self._engine, outputs,
             excludes_input=flag(values["exclude_input_in_output"]), pace=self._pace,
         )  # fmt: skip
-        watches = (self._watch(), self._heed(values))
-        self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in watches]
+        self._has_been_asked = False
+        self._watchers = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in (self._watch(), self._heed())]
         self._restarts = _tell_restarts(args["model_name"])
         family = pb_utils.MetricFamily
         self._requests = family("minitron_text_requests", "Requests that the text model works on", family.GAUGE)
@@ -128,6 +128,7 @@ class TritonPythonModel:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _begin(self, call: _Call, arrays: Arrays) -> None:
+        self._has_been_asked = True
         if "stop" in arrays and arrays["stop"].any():
             self._stop(call)
             return
@@ -179,16 +180,16 @@ class TritonPythonModel:
             for call in list(self._calls):
                 call.look()
 
-    async def _heed(self, values: dict[str, str]) -> None:
+    async def _heed(self) -> None:
         """End this process when the server has ceased to answer gRPC streams: its supervisor takes that for a crash.
 
-        It is asked on a channel of its own: while other models load it does not listen yet, and a channel that was
-        refused fails requests for up to two seconds more, the first one of 'minitron serve' among them.
+        Not before the first request: while other models load the server does not listen, and a channel that was refused
+        fails what comes in the two seconds after, the first request of 'minitron serve' among it.
         """
-        (engine, _), silences = await _connect(values), 0
+        silences = 0
         while silences < _MOST_SILENCES:
             await asyncio.sleep(_ASK_EVERY_S)
-            silences = silences + 1 if await engine.is_silent(_PATIENCE_S) else 0
+            silences = silences + 1 if self._has_been_asked and await self._engine.is_silent(_PATIENCE_S) else 0
         print("tensorrt_llm_bls: the server answers no gRPC stream any more", file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -1,0 +1,184 @@
+"""``minitron eval --tasks`` and ``--suite``: arguments, one subject after the other, what is shown, and the gate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron import console, files, interrupt
+from minitron.errors import Undecided, UsageError, VerdictError
+
+if TYPE_CHECKING:
+    from minitron_build.evaluate.tasks.answers import Answers
+    from minitron_build.evaluate.tasks.gate import Verdict
+    from minitron_build.evaluate.tasks.models import Opened
+    from minitron_build.evaluate.tasks.run import Asked
+
+#: What means nothing without tasks.
+FLAGS = ("data", "include", "shots", "limit", "allow_code", "url", "tokenizer", "transformers", "baseline", "tolerance",
+         "output", "html")  # fmt: skip
+
+
+def configure(group: argparse._ArgumentGroup) -> None:
+    """Declare the arguments."""
+    add = group.add_argument
+    add("--tasks", metavar="NAME,NAME", help="ask the questions of these tasks or groups of tasks")
+    add("--suite", metavar="NAME", help="or those of a suite, with its shots: minitron-card")
+    add("--data", type=Path, metavar="DIR", help="where the questions lie: DIR/DATASET/CONFIGURATION/SPLIT.jsonl")
+    add("--include", type=Path, metavar="DIR", help="folder with tasks of your own, as lm-eval's --include_path")
+    add("--shots", type=int, metavar="N", help="questions shown with their answers (default: the task's own)")
+    add("--limit", type=int, metavar="N", help="ask only the first N questions of each task")
+    add("--allow-code", action="store_true", help="run programs that the model writes, in bubblewrap or a container")
+    add("--url", metavar="URL", help="ask a running server too: its OpenAI endpoint, http://HOST:PORT/v1")
+    add("--tokenizer", type=Path, metavar="DIR", help="folder of the served model's tokenizer, for --url")
+    add("--transformers", nargs="?", const="float32", metavar="DTYPE",
+        help="run Hugging Face folders by transformers, as 'lm_eval --model hf' (needs torch; default: float32)")  # fmt: skip
+    add(
+        "--baseline",
+        metavar="RUN",
+        help="judge by a stored run (--output), or by the figures of a suite's card: 'card'",
+    )
+    add("--tolerance", type=float, metavar="SHARE",
+        help="how much worse than the baseline is good enough, as 0.01 for a point")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="store the run, with what each question was worth")
+    add("--html", type=Path, metavar="FILE", help="write a page with tables and plots")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, show, store, and judge by --baseline."""
+    from minitron_build.evaluate.tasks import gate, page
+    from minitron_build.evaluate.tasks import run as asking
+
+    _check(args)
+    asking.need_lm_eval()
+    asked = _asked(args)
+    base = gate.read_baseline(args.baseline, asked.entries) if args.baseline else None
+    document = asking.document(asked, args.suite)
+    with interrupt.by_sigterm():
+        document["subjects"] = _subjects(args, asked)
+    if args.output:
+        files.write_text(args.output, json.dumps(document, indent=1) + "\n")
+    verdicts = {} if base is None else {one["name"]: gate.judge(one["tasks"], base, args.tolerance)
+                                        for one in document["subjects"]}  # fmt: skip
+    gated = {"baseline": args.baseline, "tolerance": args.tolerance,
+             "verdicts": {name: [one.document() for one in found] for name, found in verdicts.items()}}  # fmt: skip
+    if args.html:
+        files.write_text(args.html, page.render(document, verdicts, args.baseline, args.tolerance))
+    if args.json:
+        console.emit_json(document | (gated if verdicts else {}))
+    else:
+        print(_table(document["subjects"]))
+        for name, found in verdicts.items():
+            print(f"\n{name} against {args.baseline}, tolerance {args.tolerance:g}\n{_verdicts(found)}")
+    _end(verdicts, args.tolerance)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.tasks and args.suite:
+        raise UsageError("--tasks and --suite exclude each other")
+    if not args.candidates and not args.url:
+        raise UsageError("there is nobody to ask; name a model, a checkpoint or an engine, or a server with --url")
+    if args.suite and args.shots is not None:
+        raise UsageError("a suite has its own shots; --shots goes with --tasks")
+    if (args.baseline is None) != (args.tolerance is None):
+        raise UsageError("--baseline and --tolerance go together")
+    if args.tolerance is not None and not 0 <= args.tolerance < 1:
+        raise UsageError(
+            f"--tolerance {args.tolerance:g} must be a share from 0 to below 1; 0.01 is a point of a hundred"
+        )
+    if args.baseline == "card" and not args.suite:
+        raise UsageError("--baseline card goes with the suite that has the card's figures: --suite minitron-card")
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit} leaves no question")
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    from minitron_build.evaluate.tasks import suites
+    from minitron_build.evaluate.tasks.run import Asked
+
+    entries = suites.suite(args.suite) if args.suite else suites.of_tasks(args.tasks.split(","), args.shots)
+    return Asked(entries, args.data, args.include, args.limit, args.allow_code)
+
+
+def _subjects(args: argparse.Namespace, asked: Asked) -> list[dict[str, Any]]:
+    """Each subject's description with its results, one model in memory at a time."""
+    from minitron_build.evaluate.tasks import models
+    from minitron_build.evaluate.tasks.answers import open_answers
+
+    found, noted = [], args.resume is not None
+    with open_answers(args.resume) as answers:
+        for name in args.candidates:
+            with tempfile.TemporaryDirectory(prefix="minitron-eval-", dir=args.scratch) as scratch:
+                if args.transformers:
+                    opened = models.open_transformers(name, args.transformers, noted=noted)
+                else:
+                    opened = models.open_engine(name, Path(scratch), noted=noted)
+                found.append(_ask(opened, asked, answers))
+                del opened
+        if args.url:
+            found.append(_ask(models.open_server(args.url, args.tokenizer), asked, answers))
+    return found
+
+
+def _ask(opened: Opened, asked: Asked, answers: Answers) -> dict[str, Any]:
+    from minitron_build.evaluate.tasks import run as asking
+    from minitron_build.evaluate.tasks.answers import Noted
+
+    name = opened.about["name"]
+    return opened.about | {"tasks": asking.run(Noted(opened.model, name, opened.of or name, answers), asked)}
+
+
+def _table(subjects: Sequence[dict[str, Any]]) -> str:
+    rows = [[one["name"], name, task["shots"], task["count"], metric, value, error]
+            for one in subjects for name, task in one["tasks"].items() for metric, value, error in _figures(task)]  # fmt: skip
+    return console.table(rows, ["", "task", "shots", "questions", "figure", "value", "standard error"])
+
+
+def _figures(task: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What a task is judged by, or, where that is no figure of questions, all that lm-eval gives."""
+    if task["metric"]:
+        return [(task["metric"], f"{task['value']:.4f}", f"{task['standard_error']:.4f}")]
+    figures = [(key, value) for found in task["figures"].values() for key, value in found.items()]
+    return [(key.removesuffix(",none"), f"{value:.4f}", "") for key, value in figures
+            if isinstance(value, float) and "_stderr" not in key]  # fmt: skip
+
+
+def _verdicts(found: Sequence[Verdict]) -> str:
+    rows = []
+    for one in found:
+        if one.difference is None:
+            rows.append([one.task, one.outcome, *[""] * 4, one.why])
+            continue
+        rows.append([one.task, one.outcome, f"{one.value:.4f}", f"{one.baseline:.4f}", f"{one.difference.value:+.4f}",
+                     f"{one.difference.low:+.4f} to {one.difference.high:+.4f}", _how(one)])  # fmt: skip
+    return console.table(rows, ["task", "verdict", "value", "baseline", "difference", "95 % interval", "how"])
+
+
+def _how(one: Verdict) -> str:
+    chance = f", p {one.probability:.2g}" if one.probability is not None else ""
+    return f"{one.count} questions, {one.method}{chance}" + (f"; {_more(one)}" if one.outcome == "undecided" else "")
+
+
+def _more(one: Verdict) -> str:
+    if one.needed is None:
+        return "the difference is as large as the tolerance: no number of questions would decide"
+    return f"too few questions to decide: about {one.needed} are needed"
+
+
+def _end(verdicts: dict[str, list[Verdict]], tolerance: float | None) -> None:
+    """Raise VerdictError where a task fails, and Undecided where one cannot be told and none fails."""
+    every = [(name, one) for name, found in verdicts.items() for one in found]
+    for name, one in every:
+        if one.outcome == "fail":
+            raise VerdictError(f"{name} is worse than the baseline by more than {tolerance:g}: {one.task} has {one.value:.4f}, "
+                               f"and the baseline {one.baseline:.4f}")  # fmt: skip
+    for name, one in every:
+        if one.outcome == "undecided":
+            raise Undecided(f"{name}, {one.task}: {one.count} questions: {_more(one)}")
+    if verdicts and not any(one.outcome == "pass" for _, one in every):
+        raise Undecided("no task could be judged: " + "; ".join(f"{one.task}: {one.why}" for _, one in every))

@@ -22,7 +22,7 @@ PICK = np.random.default_rng(11)
 
 
 def ids(count: int) -> list[int]:
-    return PICK.integers(5, 1000, count).tolist()
+    return [int(one) for one in PICK.integers(5, 1000, count)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def alone(folder: Path, text: list[int]) -> Rows:
 def log_softmax(logits: Rows) -> NDArray[np.float64]:
     rows = logits.astype(np.float64)
     rows -= rows.max(axis=-1, keepdims=True)
-    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    found: NDArray[np.float64] = rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    return found
 
 
 def test_what_follows_a_shared_prefix_is_what_follows_each_text_alone(
@@ -91,8 +92,9 @@ def test_groups_take_the_least_work_of_all_cuts() -> None:
         assert [one for _, group in found for one in group] == order
         assert all(one.text[: len(prefix)] == prefix and len(one.text) - len(prefix) >= one.wanted
                    for prefix, group in found if len(group) > 1 for one in group)  # fmt: skip
-        least = min(work([cut(part) for part in parts(order, cuts)])
-                    for count in range(len(order)) for cuts in itertools.combinations(range(1, len(order)), count))  # fmt: skip
+        places = range(1, len(order))
+        ways = [cuts for count in range(len(order)) for cuts in itertools.combinations(places, count)]
+        least = min(work([cut(part) for part in parts(order, cuts)]) for cuts in ways)
         assert work(found) == least
 
 

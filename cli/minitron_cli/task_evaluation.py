@@ -36,12 +36,9 @@ def configure(group: argparse._ArgumentGroup) -> None:
     add("--url", metavar="URL", help="ask a running server too: its OpenAI endpoint, http://HOST:PORT/v1")
     add("--tokenizer", type=Path, metavar="DIR", help="folder of the served model's tokenizer, for --url")
     add("--transformers", nargs="?", const="float32", metavar="DTYPE",
-        help="run Hugging Face folders by transformers, as 'lm_eval --model hf' (needs torch; default: float32)")  # fmt: skip
-    add(
-        "--baseline",
-        metavar="RUN",
-        help="judge by a stored run (--output), or by the figures of a suite's card: 'card'",
-    )
+        help="run Hugging Face folders by transformers, as lm-eval's model 'hf' (torch; default: float32)")  # fmt: skip
+    add("--baseline", metavar="RUN",
+        help="judge by a stored run (--output), or by the figures of the suite's card: 'card'")  # fmt: skip
     add("--tolerance", type=float, metavar="SHARE",
         help="how much worse than the baseline is good enough, as 0.01 for a point")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="store the run, with what each question was worth")
@@ -134,8 +131,10 @@ def _ask(opened: Opened, asked: Asked, answers: Answers) -> dict[str, Any]:
 
 
 def _table(subjects: Sequence[dict[str, Any]]) -> str:
-    rows = [[one["name"], name, task["shots"], task["count"], metric, value, error]
-            for one in subjects for name, task in one["tasks"].items() for metric, value, error in _figures(task)]  # fmt: skip
+    rows = []
+    for one in subjects:
+        for name, task in one["tasks"].items():
+            rows += [[one["name"], name, task["shots"], task["count"], *figure] for figure in _figures(task)]
     return console.table(rows, ["", "task", "shots", "questions", "figure", "value", "standard error"])
 
 
@@ -175,8 +174,10 @@ def _end(verdicts: dict[str, list[Verdict]], tolerance: float | None) -> None:
     every = [(name, one) for name, found in verdicts.items() for one in found]
     for name, one in every:
         if one.outcome == "fail":
-            raise VerdictError(f"{name} is worse than the baseline by more than {tolerance:g}: {one.task} has {one.value:.4f}, "
-                               f"and the baseline {one.baseline:.4f}")  # fmt: skip
+            raise VerdictError(
+                f"{name} is worse than the baseline by more than {tolerance:g}: {one.task} has {one.value:.4f}, "
+                f"and the baseline {one.baseline:.4f}"
+            )
     for name, one in every:
         if one.outcome == "undecided":
             raise Undecided(f"{name}, {one.task}: {one.count} questions: {_more(one)}")

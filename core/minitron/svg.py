@@ -52,7 +52,7 @@ class Bar:
 
 
 def intervals(title: str, x_name: str, bars: Sequence[Bar], marks: Sequence[tuple[float, str]] = ()) -> str:
-    """Estimates below each other with their intervals, one colour a kind; ``marks`` are vertical lines with a word each."""
+    """Estimates below each other with their intervals, one colour a kind; ``marks`` as those of ``plot``."""
     if not bars:
         return _frame(title, '<text x="280" y="170" text-anchor="middle">nothing was measured</text>')
     xs = [x for bar in bars for x in (bar.low, bar.high)] + [x for x, _ in marks]

@@ -60,7 +60,10 @@ class Answers:
 
 @contextmanager
 def open_answers(path: Path | None) -> Iterator[Answers]:
-    """Those in the file ``path``, to which new ones are added; in memory for None. Raises UsageError, InputError, OutputError."""
+    """Those in the file ``path``, to which new ones are added; in memory for None.
+
+    Raises UsageError where another run has the file, InputError, OutputError.
+    """
     if path is None:
         yield Answers()
         return

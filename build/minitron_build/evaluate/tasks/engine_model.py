@@ -1,7 +1,7 @@
 """A CPU engine as lm-eval's model: log probs of endings and whole texts, and text up to a stop text, greedily.
 
-What it does with texts is what lm-eval's own ``hf`` model does (``lm_eval/models/huggingface.py``, 0.4.13): which tokens
-stand before an empty context, what is cut off where a text is too long, where an answer ends.
+What it does with texts is what lm-eval's own ``hf`` model does (``lm_eval/models/huggingface.py``, 0.4.13): which
+tokens stand before an empty context, what is cut off where a text is too long, where an answer ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from minitron.errors import EngineError, UsageError
 from minitron.text import end_ids
-from minitron.text.tokenizer import load, token_text
+from minitron.text.end_ids import token_text
+from minitron.text.tokenizer import load
 from minitron_build.evaluate.measures import log_probabilities
 from minitron_build.evaluate.tasks.grouping import Scored, groups, several
 from minitron_build.evaluate.tasks.prefixes import Ids, PrefixEngine, common_length
@@ -157,7 +158,10 @@ class EngineModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not always in
 
 
 def _score(rows: Any, ending: list[int], before: int) -> tuple[float, bool]:
-    """What rows [row, vocabulary], of which the first stands ``before`` tokens from the end, say of an ending's tokens."""
+    """The log prob of an ending's tokens in ``rows`` [row, vocabulary], and whether they are the likeliest ones.
+
+    The first row stands ``before`` tokens from the end.
+    """
     first = len(ending) - before  # the token of the ending that the first row predicts
     begin, stop = max(first, 0), min(first + len(rows), len(ending))
     if begin >= stop:

@@ -1,8 +1,8 @@
 """Is a model good enough, task by task: not worse than a baseline by more than a tolerance.
 
-The difference from the baseline has a 95 % interval. **pass**: all of it lies above minus the tolerance; **fail**: all of
-it lies below; **undecided**: the questions are too few to tell, and so many more would do. Where both were asked the same
-questions, each is compared with itself, which takes far fewer of them.
+The difference from the baseline has a 95 % interval. **pass**: all of it lies above minus the tolerance; **fail**: all
+of it lies below; **undecided**: the questions are too few to tell, and so many more would do. Where both were asked the
+same questions, each is compared with itself, which takes far fewer of them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,11 @@ class Verdict:
 def read_baseline(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
     """The tasks of a run's one subject, by name, or the card's figures; raises InputError, UsageError."""
     if name == CARD:
-        return {entry.task: {"value": entry.card, "count": entry.questions, "metric": entry.metric, "shots": entry.shots,
-                             "questions": {}} for entry in entries if entry.card is not None}  # fmt: skip
+        return {
+            entry.task: {"value": entry.card, "count": entry.questions, "metric": entry.metric, "shots": entry.shots,
+                         "questions": {}}
+            for entry in entries if entry.card is not None
+        }  # fmt: skip
     try:
         run = json.loads(files.read_text(Path(name)))
         subjects = run["subjects"] if run["kind"] == "tasks" and run["schema"] == 1 else None
@@ -98,10 +101,8 @@ def _judge(name: str, task: Mapping[str, Any], base: Mapping[str, Any] | None, t
     difference, method, probability = _paired(task, base) if same else _unpaired(task, base)
     count, low, high = len(task["questions"]), difference.low, difference.high
     few = not _is_binary(task["questions"].values()) and count < _LEAST_FOR_BOOTSTRAP
-    if few:
-        outcome = UNDECIDED
-    else:
-        outcome = PASS if low >= -tolerance else FAIL if high < -tolerance else UNDECIDED
+    told = PASS if low >= -tolerance else FAIL if high < -tolerance else UNDECIDED
+    outcome = UNDECIDED if few else told
     needed = None
     if outcome == UNDECIDED:
         needed = _LEAST_FOR_BOOTSTRAP if few else _needed(difference, tolerance, count)

@@ -1,4 +1,4 @@
-"""What tasks are asked of: what becomes a CPU engine, a model that transformers runs, or a server; each as lm-eval's model."""
+"""What tasks are asked of, each as lm-eval's model: a CPU engine, a model that transformers runs, or a server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def open_engine(name: str, scratch: Path, *, noted: bool) -> Opened:
 
 
 def open_transformers(name: str, dtype: str, *, noted: bool) -> Opened:
-    """A Hugging Face folder, run by transformers as ``lm_eval --model hf`` does; raises ModelError, MissingDependency."""
+    """A Hugging Face folder, run by transformers as ``lm_eval --model hf`` does.
+
+    Raises ModelError, MissingDependency.
+    """
     for package in ("torch", "transformers", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"--transformers needs the package {package}: pip install 'lm-eval[hf]==0.4.13'")
@@ -66,8 +69,8 @@ def open_server(url: str, tokenizer: Path | None) -> Opened:
     """
     if not url.startswith(("http://", "https://")):
         raise UsageError(
-            f"--url {url} is no OpenAI endpoint (http://…/v1): log probs of prompts come over OpenAI's HTTP alone; over gRPC "
-            "they would be all logits of each prompt. 'minitron gateway --upstream HOST:PORT' offers it for a Triton"
+            f"--url {url} is no OpenAI endpoint (http://…/v1): log probs of prompts come over OpenAI's HTTP alone, for over "
+            "gRPC they would be all logits of each prompt; 'minitron gateway --upstream HOST:PORT' offers it for a Triton"
         )
     if tokenizer is None:
         raise UsageError("--url needs --tokenizer DIR, the folder of the served model's tokenizer")

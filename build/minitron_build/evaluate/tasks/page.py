@@ -31,9 +31,12 @@ def render(
 
 def _values(document: Mapping[str, Any]) -> str:
     """Every task that has a figure of questions, with the interval that its standard error gives."""
-    bars = [Bar(name, task["value"] - Z * task["standard_error"], task["value"], task["value"] + Z * task["standard_error"],
-                subject["name"])
-            for subject in document["subjects"] for name, task in subject["tasks"].items() if task["metric"]]  # fmt: skip
+    bars = []
+    for subject in document["subjects"]:
+        for name, task in subject["tasks"].items():
+            if task["metric"]:
+                value, half = task["value"], Z * task["standard_error"]
+                bars.append(Bar(name, value - half, value, value + half, subject["name"]))
     return intervals("What was reached, with 95 % intervals", "share, or the task's own figure", bars)
 
 

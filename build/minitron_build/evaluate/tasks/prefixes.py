@@ -1,9 +1,9 @@
 """Run a CPU engine on texts that begin alike: what they share is computed once, and they go on side by side.
 
-The engine keeps keys and values of one batch. ``beam_idx`` names, for each sequence of a step, the one of the step before
-that it goes on from: naming the first for all makes several of one. ``attention_mask`` hides columns: those that fill up
-shorter texts (on the left, so that all end in one column), and those of texts that were left. Positions are given for
-each token, so that hidden columns change no result but in the last bits.
+The engine keeps keys and values of one batch. ``beam_idx`` names, for each sequence of a step, the one of the step
+before that it goes on from: naming the first for all makes several of one. ``attention_mask`` hides columns: those that
+fill up shorter texts (on the left, so that all end in one column), and those of texts that were left. Positions are
+given for each token, so that hidden columns change no result but in the last bits.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ class PrefixEngine:
         self._next = positions[:, -1] + 1
 
     def step(self, tokens: Ids, beams: Sequence[int]) -> Logits:
-        """One more token for each text that goes on, ``beams`` of those of the step before; logits [text, vocabulary]."""
+        """One more token for each text that goes on: ``beams`` of those of the step before.
+
+        Logits [text, vocabulary].
+        """
         positions = self._next[list(beams)]
         logits = self._step([[token] for token in tokens], positions[:, None], np.ones((len(tokens), 1), np.int64),
                             beams, rows=[0])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where tasks take their questions from: JSON lines in a folder, in the dataset's own columns; nothing from the network.
+"""Where tasks take their questions from: JSON lines in a folder, in the dataset's own columns; never the network.
 
 The questions of a dataset ``NAME`` (of its configuration ``CONFIG``, where a task names one) lie at
 ``DIR/NAME/CONFIG/SPLIT.jsonl``, as ``DIR/openai/gsm8k/main/test.jsonl``. Prompts, answers and metrics are lm-eval's.
@@ -38,8 +38,10 @@ def local_task(folder: Path | None) -> type[ConfigurableTask]:
             if self.config.dataset_path in _OWN_FILES:
                 super().download(dataset_kwargs, **kwargs)
             elif folder is None:
-                raise UsageError(f"{self.config.task} asks questions of {self.config.dataset_path}; say with --data DIR "
-                                 "where they lie (docs/evaluation.md)")  # fmt: skip
+                raise UsageError(
+                    f"{self.config.task} asks questions of {self.config.dataset_path}; say with --data DIR where they lie "
+                    "(docs/evaluation.md)"
+                )
             else:
                 self.dataset = _splits(self.config, folder)
 

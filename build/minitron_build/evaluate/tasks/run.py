@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +115,7 @@ def _members(index: Any, name: str) -> list[dict[str, str]]:
 
 def _result(entry: Entry, names: Sequence[str], found: Any) -> dict[str, Any]:
     """One entry's values, of all tasks that it stands for: each question counts alike."""
-    figures = {name: {key: value for key, value in found["results"][name].items() if key not in _NO_METRIC and value != "N/A"}
-               for name in names}  # fmt: skip
+    figures = {name: _figures(found["results"][name]) for name in names}
     samples = [sample for name in names for sample in found["samples"][name]]
     metric = entry.metric_of([name for name in samples[0]["metrics"] if _is_figure(samples[0][name])])
     kept = entry.filter or samples[0]["filter"]
@@ -129,6 +128,10 @@ def _result(entry: Entry, names: Sequence[str], found: Any) -> dict[str, Any]:
         deviation = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
         result |= {"value": mean, "standard_error": (deviation / len(values)) ** 0.5}
     return result | {"figures": figures, "questions": questions}
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in _NO_METRIC and value != "N/A"}
 
 
 def _questions(samples: Sequence[Any], metric: str) -> dict[str, float]:

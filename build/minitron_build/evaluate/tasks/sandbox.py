@@ -42,8 +42,8 @@ def sandbox() -> tuple[str, ...]:
         if command and _works(command):
             return command
     raise MissingDependency(
-        "generated code runs in bubblewrap (Debian's package bubblewrap, with user namespaces allowed) or in docker with "
-        f"the image {IMAGE}, and neither works here"
+        "generated code runs in bubblewrap (Debian's package bubblewrap, with user namespaces allowed) or in docker "
+        f"(with the image {IMAGE}), and neither works here"
     )
 
 

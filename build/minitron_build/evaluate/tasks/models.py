@@ -69,8 +69,8 @@ def open_server(url: str, tokenizer: Path | None) -> Opened:
     """
     if not url.startswith(("http://", "https://")):
         raise UsageError(
-            f"--url {url} is no OpenAI endpoint (http://…/v1): log probs of prompts come over OpenAI's HTTP alone, for over "
-            "gRPC they would be all logits of each prompt; 'minitron gateway --upstream HOST:PORT' offers it for a Triton"
+            f"--url {url} is no OpenAI endpoint (http://…/v1): log probs of prompts come over OpenAI's HTTP alone, for "
+            "over gRPC they would be all logits of each prompt; 'minitron gateway --upstream HOST:PORT' offers it"
         )
     if tokenizer is None:
         raise UsageError("--url needs --tokenizer DIR, the folder of the served model's tokenizer")

@@ -38,10 +38,8 @@ def local_task(folder: Path | None) -> type[ConfigurableTask]:
             if self.config.dataset_path in _OWN_FILES:
                 super().download(dataset_kwargs, **kwargs)
             elif folder is None:
-                raise UsageError(
-                    f"{self.config.task} asks questions of {self.config.dataset_path}; say with --data DIR where they lie "
-                    "(docs/evaluation.md)"
-                )
+                dataset = self.config.dataset_path
+                raise UsageError(f"{self.config.task} asks questions of {dataset}; say with --data where they lie")
             else:
                 self.dataset = _splits(self.config, folder)
 
@@ -55,7 +53,7 @@ def _splits(config: Any, folder: Path) -> Any:
     shown = next(split for name in _SHOWN if (split := config[name]))
     needed = {asked, shown} if config.num_fewshot else {asked}
     found = datasets.DatasetDict()
-    for name in _SHOWN:
+    for name in (*_ASKED, *_SHOWN):
         split = config[name]
         if split is None or split in found:
             continue

@@ -62,7 +62,7 @@ def run(model: Any, asked: Asked) -> dict[str, Any]:
     with _quiet():
         found = simple_evaluate(
             model, tasks=[task for tasks in loaded.values() for task in tasks], task_manager=manager, limit=asked.limit,
-            bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=asked.allow_code,
+            log_samples=True, confirm_run_unsafe_code=asked.allow_code,
         )  # fmt: skip
     return {
         entry.task: _result(entry, [task.task_name for task in loaded[entry.task]], found) for entry in asked.entries

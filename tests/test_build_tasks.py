@@ -1,6 +1,6 @@
-"""``minitron eval --tasks``: lm-eval's tasks on what the toolkit makes. The judge is lm-eval's own command with its model
-"hf", in float32, on the small Minitron with the rounding that its bfloat16 checkpoint has; of the gate, that a model is
-known to be as good (itself, int8) or worse (a layer's scales spoiled).
+"""``minitron eval --tasks``: lm-eval's tasks on what the toolkit makes. The judge is lm-eval's own command with its
+model "hf", in float32, on the small Minitron with the rounding that its bfloat16 checkpoint has; of the gate, that a
+model is known to be as good (itself, int8) or worse (a layer's scales spoiled).
 
 Needs torch and lm-eval: the environment of ``make test-reference``.
 """
@@ -127,18 +127,19 @@ def test_a_cpu_engine_answers_as_transformers_does(small_engine: Callable[[str],
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions in ARC's columns, of sentences that the small Minitron was not trained on: how does it go on?"""
+    """Questions in ARC's columns: in which order do the words of a sentence go on, that was not trained on?"""
     chapters = json.loads((DATA / "small_minitron" / "held_out.json").read_text(encoding="utf-8"))
     sentences = [one.split() for one in re.split(r"(?<=[.;:?])\s+", " ".join(chapters)) if len(one.split()) >= 6]
     pick = random.Random(4)
     lines = []
     for words in sentences:
-        endings = [" ".join(words[len(words) // 2 :])]
-        endings += [" ".join(other[len(other) // 2 :]) for other in pick.sample(sentences, 3)]
+        rest = words[len(words) // 2 :]
+        endings = [" ".join(rest), *(" ".join(pick.sample(rest, len(rest))) for _ in range(3))]
         right = pick.randrange(4)
         endings[0], endings[right] = endings[right], endings[0]
-        lines.append({"id": str(len(lines)), "question": " ".join(words[: len(words) // 2]),
-                      "choices": {"text": endings, "label": ["A", "B", "C", "D"]}, "answerKey": "ABCD"[right]})  # fmt: skip
+        choices = {"text": endings, "label": ["A", "B", "C", "D"]}
+        lines.append({"id": str(len(lines)), "question": " ".join(words[: len(words) // 2]), "choices": choices,
+                      "answerKey": "ABCD"[right]})  # fmt: skip
     folder = tmp_path_factory.mktemp("data")
     place = folder / "allenai" / "ai2_arc" / "ARC-Challenge"
     place.mkdir(parents=True)
@@ -200,7 +201,7 @@ def test_too_few_questions_say_so_and_how_many_would_do(
 def test_a_killed_run_goes_on_where_it_was(
     small_engine: Callable[[str], Path], data: Path, baseline: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file of a whole run, cut in the middle of a line, as a kill leaves it: the same document, and fewer requests."""
+    """The file of a whole run, cut in the middle of a line, as a kill leaves it: the same document, fewer requests."""
     words = (small_engine("bfloat16"), "--tasks", "arc_challenge", "--shots", "2", "--data", data, "--resume",
              tmp_path / "notes")  # fmt: skip
     whole = evaluated(*words)

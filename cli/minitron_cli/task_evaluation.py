@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from minitron_build.evaluate.tasks.gate import Verdict
     from minitron_build.evaluate.tasks.models import Opened
     from minitron_build.evaluate.tasks.run import Asked
+
+log = logging.getLogger(__name__)
 
 #: What means nothing without tasks.
 FLAGS = ("data", "include", "shots", "limit", "allow_code", "url", "tokenizer", "transformers", "baseline", "tolerance",
@@ -99,6 +102,13 @@ def _asked(args: argparse.Namespace) -> Asked:
     from minitron_build.evaluate.tasks.run import Asked
 
     entries = suites.suite(args.suite) if args.suite else suites.of_tasks(args.tasks.split(","), args.shots)
+    if args.suite and not args.allow_code:
+        for entry in entries:
+            if entry.runs_code:
+                log.warning(
+                    "%s is left out: it runs programs that the model writes; --allow-code allows it", entry.task
+                )
+        entries = [entry for entry in entries if not entry.runs_code]
     return Asked(entries, args.data, args.include, args.limit, args.allow_code)
 
 

@@ -131,7 +131,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chapters = json.loads((DATA / "small_minitron" / "held_out.json").read_text(encoding="utf-8"))
     sentences = [one.split() for one in re.split(r"(?<=[.;:?])\s+", " ".join(chapters)) if len(one.split()) >= 6]
     pick = random.Random(4)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for words in sentences:
         rest = words[len(words) // 2 :]
         endings = [" ".join(rest), *(" ".join(pick.sample(rest, len(rest))) for _ in range(3))]
@@ -173,6 +173,7 @@ def test_int8_passes_the_gate_and_a_spoiled_layer_fails_it(
     code, document, _ = gated(int8, data, baseline, "--tolerance", "0.05", "--html", page)
     (verdict,) = document["verdicts"][str(int8)]
     assert code == 0 and verdict["outcome"] == "pass" and verdict["count"] > 150
+    assert document["outcomes"] == {str(int8): "pass"}
     assert verdict["method"].startswith("paired") and page.read_text().count("<svg") == 2
     broken = tmp_path / "broken"
     shutil.copytree(int8, broken, ignore=shutil.ignore_patterns("manifest.json"))
@@ -252,7 +253,7 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(
     assert code == UsageError.exit_code and "--allow-code" in err
     from minitron_build.evaluate.tasks import sandbox
 
-    monkeypatch.setattr(sandbox.shutil, "which", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     sandbox.sandbox.cache_clear()
     code, err = refused("--tasks", "minitron_humaneval", "--data", tmp_path, "--allow-code")
     assert code == MissingDependency.exit_code and "bubblewrap" in err

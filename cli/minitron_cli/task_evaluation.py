@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     verdicts = {} if base is None else {one["name"]: gate.judge(one["tasks"], base, args.tolerance)
                                         for one in document["subjects"]}  # fmt: skip
     gated = {"baseline": args.baseline, "tolerance": args.tolerance,
+             "outcomes": {name: gate.worst(found) for name, found in verdicts.items()},
              "verdicts": {name: [one.document() for one in found] for name, found in verdicts.items()}}  # fmt: skip
     if args.html:
         files.write_text(args.html, page.render(document, verdicts, args.baseline, args.tolerance))

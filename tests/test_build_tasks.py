@@ -178,9 +178,10 @@ def test_int8_passes_the_gate_and_a_spoiled_layer_fails_it(
     broken = tmp_path / "broken"
     shutil.copytree(int8, broken, ignore=shutil.ignore_patterns("manifest.json"))
     tensors = load_file(broken / "rank0.safetensors")
-    scales = tensors["transformer.layers.1.mlp.proj.per_channel_scale"]
-    factors = np.random.default_rng(2).uniform(-3, 3, scales.shape)
-    tensors["transformer.layers.1.mlp.proj.per_channel_scale"] = (scales * factors).astype(scales.dtype)
+    pick = np.random.default_rng(2)
+    for module in ("attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"):
+        name = f"transformer.layers.1.{module}.per_channel_scale"
+        tensors[name] = (tensors[name] * pick.uniform(-3, 3, tensors[name].shape)).astype(tensors[name].dtype)
     save_file(tensors, broken / "rank0.safetensors")
     code, document, err = gated(broken, data, baseline, "--tolerance", "0.05")
     (verdict,) = document["verdicts"][str(broken)]

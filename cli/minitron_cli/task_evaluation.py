@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     asking.need_lm_eval()
     asked = _asked(args)
     base = gate.read_baseline(args.baseline, asked.entries) if args.baseline else None
+    loaded = asking.load(asked)
     document = asking.document(asked, args.suite)
     with interrupt.by_sigterm():
-        document["subjects"] = _subjects(args, asked)
+        document["subjects"] = _subjects(args, lambda model: asking.run(model, asked, loaded))
     if args.output:
         files.write_text(args.output, json.dumps(document, indent=1) + "\n")
     verdicts = {} if base is None else {one["name"]: gate.judge(one["tasks"], base, args.tolerance)
@@ -113,7 +114,7 @@ def _asked(args: argparse.Namespace) -> Asked:
     return Asked(entries, args.data, args.include, args.limit, args.allow_code)
 
 
-def _subjects(args: argparse.Namespace, asked: Asked) -> list[dict[str, Any]]:
+def _subjects(args: argparse.Namespace, ask: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
     """Each subject's description with its results, one model in memory at a time."""
     from minitron_build.evaluate.tasks import models
     from minitron_build.evaluate.tasks.answers import open_answers
@@ -126,19 +127,18 @@ def _subjects(args: argparse.Namespace, asked: Asked) -> list[dict[str, Any]]:
                     opened = models.open_transformers(name, args.transformers, noted=noted)
                 else:
                     opened = models.open_engine(name, Path(scratch), noted=noted)
-                found.append(_ask(opened, asked, answers))
+                found.append(_results(opened, ask, answers))
                 del opened
         if args.url:
-            found.append(_ask(models.open_server(args.url, args.tokenizer), asked, answers))
+            found.append(_results(models.open_server(args.url, args.tokenizer), ask, answers))
     return found
 
 
-def _ask(opened: Opened, asked: Asked, answers: Answers) -> dict[str, Any]:
-    from minitron_build.evaluate.tasks import run as asking
+def _results(opened: Opened, ask: Callable[[Any], dict[str, Any]], answers: Answers) -> dict[str, Any]:
     from minitron_build.evaluate.tasks.answers import Noted
 
     name = opened.about["name"]
-    return opened.about | {"tasks": asking.run(Noted(opened.model, name, opened.of or name, answers), asked)}
+    return opened.about | {"tasks": ask(Noted(opened.model, name, opened.of or name, answers))}
 
 
 def _table(subjects: Sequence[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ A run is a JSON document; a later run is judged by it question by question (``ga
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -35,6 +36,14 @@ class Asked:
     allow_code: bool = False
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """lm-eval's index of tasks (``manager``), and its tasks of each entry, with their questions."""
+
+    manager: Any
+    tasks: dict[str, list[Any]]
+
+
 def need_lm_eval() -> None:
     """Raise MissingDependency where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
@@ -49,36 +58,30 @@ def document(asked: Asked, suite: str | None) -> dict[str, Any]:
             "limit": asked.limit, "subjects": []}  # fmt: skip
 
 
-def run(model: Any, asked: Asked) -> dict[str, Any]:
+def run(model: Any, asked: Asked, loaded: Loaded) -> dict[str, Any]:
     """Ask ``model`` (lm-eval's LM): JSON values by task, in the order in which they were named.
 
     A task has its ``metric``, the ``value`` and its standard error, ``shots``, all ``figures`` of lm-eval's, and
     ``questions``: what each was worth, by the digest of the question and its prompt; a figure that is not one of
-    questions (perplexity) has none. Raises UsageError, InputError, MissingDependency.
+    questions (perplexity) has none. Raises UsageError where a task cannot be asked of this model.
     """
     from lm_eval import simple_evaluate
 
-    manager, loaded = _load(asked)
     with _quiet():
         found = simple_evaluate(
-            model, tasks=[task for tasks in loaded.values() for task in tasks], task_manager=manager, limit=asked.limit,
-            log_samples=True, confirm_run_unsafe_code=asked.allow_code,
+            model, tasks=[task for tasks in loaded.tasks.values() for task in tasks], task_manager=loaded.manager,
+            limit=asked.limit, log_samples=True, confirm_run_unsafe_code=asked.allow_code,
         )  # fmt: skip
-    return {
-        entry.task: _result(entry, [task.task_name for task in loaded[entry.task]], found) for entry in asked.entries
-    }
+    names = {entry.task: [task.task_name for task in loaded.tasks[entry.task]] for entry in asked.entries}
+    return {entry.task: _result(entry, names[entry.task], found) for entry in asked.entries}
 
 
-def _load(asked: Asked) -> tuple[Any, dict[str, list[Any]]]:
-    """lm-eval's index of tasks, and its tasks of each entry with their questions."""
-    from lm_eval.tasks import TaskManager
-
+def load(asked: Asked) -> Loaded:
+    """The tasks with their questions, before any model is there; raises UsageError, InputError, MissingDependency."""
     from minitron_build.evaluate.tasks import sandbox
     from minitron_build.evaluate.tasks.questions import local_task
 
-    own = Path(__file__).parent / "lm_eval"
-    with _quiet():
-        manager = TaskManager(include_path=[str(own), *([str(asked.include)] if asked.include else [])])
+    manager = _manager(asked.include)
     of_data = local_task(asked.data)
     loaded = {}
     for entry in asked.entries:
@@ -100,7 +103,17 @@ def _load(asked: Asked) -> tuple[Any, dict[str, list[Any]]]:
                 )
             sandbox.sandbox()
         loaded[entry.task] = tasks
-    return manager, loaded
+    return Loaded(manager, loaded)
+
+
+@functools.cache
+def _manager(include: Path | None) -> Any:
+    """lm-eval's index of tasks, which takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    own = Path(__file__).parent / "lm_eval"
+    with _quiet():
+        return TaskManager(include_path=[str(own), *([str(include)] if include else [])])
 
 
 def _members(index: Any, name: str) -> list[dict[str, str]]:

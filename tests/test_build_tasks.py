@@ -258,3 +258,52 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(
     sandbox.sandbox.cache_clear()
     code, err = refused("--tasks", "minitron_humaneval", "--data", tmp_path, "--allow-code")
     assert code == MissingDependency.exit_code and "bubblewrap" in err
+
+
+def card_data(folder: Path) -> None:
+    """A few rows of each of the card's datasets, in its own columns (as the hub's pages of the datasets show them)."""
+    from lm_eval.tasks import TaskManager
+
+    subjects = [one.cfg["dataset_name"] for one in TaskManager().task_index.values()
+                if one.yaml_path and one.yaml_path.match("mmlu/default/*") and "dataset_name" in one.cfg]  # fmt: skip
+    assert len(subjects) == 57
+    mmlu = {"question": "How many?", "subject": "", "choices": ["one", "two", "three", "four"], "answer": 2}
+    hellaswag = {"ind": 4, "activity_label": "Rowing", "ctx_a": "A man rows.", "ctx_b": "he", "ctx": "A man rows. he",
+                 "endings": ["rests.", "swims.", "sings.", "flies."], "label": "0"}  # fmt: skip
+    winogrande = {"sentence": "Ann met Eve because _ called.", "option1": "Ann", "option2": "Eve", "answer": "1"}
+    arc = {"id": "1", "question": "What falls?", "choices": {"text": ["rain", "fire"], "label": ["A", "B"]},
+           "answerKey": "A"}  # fmt: skip
+    gsm8k = {"question": "One and one?", "answer": "It is 2.\n#### 2"}
+    xlsum = {"id": "1", "url": "u", "title": "t", "summary": "It rained.", "text": "On Monday it rained."}
+    humaneval = {"task_id": "t/0", "prompt": "def one():\n", "canonical_solution": "    return 1\n", "entry_point": "one",
+                 "test": "def check(f):\n    assert f() == 1\n"}  # fmt: skip
+    rows = {
+        **{f"cais/mmlu/{subject}": (mmlu | {"subject": subject}, "dev", "test") for subject in subjects},
+        "Rowan/hellaswag": (hellaswag, "train", "validation"),
+        "allenai/winogrande/winogrande_xl": (winogrande, "train", "validation"),
+        "allenai/ai2_arc/ARC-Challenge": (arc, "train", "test"), "openai/gsm8k/main": (gsm8k, "train", "test"),
+        "csebuetnlp/xlsum/english": (xlsum, "train", "test"), "openai/openai_humaneval": (humaneval, "test"),
+    }  # fmt: skip
+    for name, (row, *splits) in rows.items():
+        said = next(key for key in ("question", "activity_label", "sentence", "text", "task_id") if key in row)
+        for split in splits:
+            path = folder / name / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written = [row | {said: f"{row[said]} {number}"} for number in range(30)]
+            path.write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
+
+
+def test_the_card_s_suite_is_asked_offline_with_the_card_s_shots(
+    small_engine: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card_data(tmp_path)
+    document = evaluated(small_engine("bfloat16"), "--suite", "minitron-card", "--data", tmp_path, "--limit", "1",
+                         "--baseline", "card", "--tolerance", "0.7", code=Undecided.exit_code)  # fmt: skip
+    tasks = document["subjects"][0]["tasks"]
+    found = {name: (task["shots"], task["metric"], task["count"]) for name, task in tasks.items()}
+    assert found == {"mmlu": (5, "acc", 57), "hellaswag": (10, "acc_norm", 1), "winogrande": (5, "acc", 1),
+                     "arc_challenge": (25, "acc_norm", 1), "gsm8k": (5, "exact_match", 1),
+                     "minitron_xlsum_en": (3, "rougeL", 1)}  # fmt: skip
+    assert "minitron_humaneval is left out" in caplog.text
+    assert "exact_match,strict-match" in tasks["gsm8k"]["figures"]["gsm8k"]
+    assert len(tasks["mmlu"]["questions"]) == 57

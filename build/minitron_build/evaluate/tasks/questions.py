@@ -66,6 +66,10 @@ def _splits(config: Any, folder: Path) -> Any:
             )
         else:
             config[name] = None
+    if config.num_fewshot and len(found[shown]) < config.num_fewshot + (shown == asked):
+        raise InputError(
+            f"{place / shown}.jsonl holds {len(found[shown])} examples, and {config.num_fewshot} are shown"
+        )
     return found
 
 

@@ -116,14 +116,24 @@ def _manager(include: Path | None) -> Any:
         return TaskManager(include_path=[str(own), *([str(include)] if include else [])])
 
 
-def _members(index: Any, name: str) -> list[dict[str, str]]:
-    """What a name stands for, as lm-eval takes it inside a group, where settings reach all tasks."""
+def _members(index: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The tasks that a name stands for, each with what its group changes in it.
+
+    Groups are taken apart here: given to lm-eval as they are, they would pass the name of the outermost on to all tasks.
+    """
     if name not in index:
         raise UsageError(f"lm-eval has no task {name!r}; your own are found in the folder that --include names")
     kind = index[name].kind.name
-    if kind == "TAG":
-        return [{"task": one} for one in sorted(index[name].tags)]
-    return [{"group" if kind == "GROUP" else "task": name}]
+    if kind == "GROUP":
+        for child in index[name].cfg["task"]:
+            changes = dict(child) if isinstance(child, dict) else {"task": child}
+            for member in _members(index, changes.pop("task", None) or changes.pop("group")):
+                yield changes | member
+    elif kind == "TAG":
+        for one in sorted(index[name].tags):
+            yield {"task": one}
+    else:
+        yield {"task": name}
 
 
 def _result(entry: Entry, names: Sequence[str], found: Any) -> dict[str, Any]:

@@ -275,9 +275,9 @@ def card_data(folder: Path) -> None:
            "answerKey": "A"}  # fmt: skip
     gsm8k = {"question": "One and one?", "answer": "It is 2.\n#### 2"}
     xlsum = {"id": "1", "url": "u", "title": "t", "summary": "It rained.", "text": "On Monday it rained."}
-    humaneval = {"task_id": "t/0", "prompt": "def one():\n", "canonical_solution": "    return 1\n", "entry_point": "one",
-                 "test": "def check(f):\n    assert f() == 1\n"}  # fmt: skip
-    rows = {
+    humaneval = {"task_id": "t/0", "prompt": "def one():\n", "canonical_solution": "    return 1\n",
+                 "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"}  # fmt: skip
+    rows: dict[str, tuple[Any, ...]] = {
         **{f"cais/mmlu/{subject}": (mmlu | {"subject": subject}, "dev", "test") for subject in subjects},
         "Rowan/hellaswag": (hellaswag, "train", "validation"),
         "allenai/winogrande/winogrande_xl": (winogrande, "train", "validation"),

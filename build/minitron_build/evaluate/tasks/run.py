@@ -119,7 +119,7 @@ def _manager(include: Path | None) -> Any:
 def _members(index: Any, name: str) -> Iterator[dict[str, Any]]:
     """The tasks that a name stands for, each with what its group changes in it.
 
-    Groups are taken apart here: given to lm-eval as they are, they would pass the name of the outermost on to all tasks.
+    Groups are taken apart here: given to lm-eval with settings, they would name all their tasks alike.
     """
     if name not in index:
         raise UsageError(f"lm-eval has no task {name!r}; your own are found in the folder that --include names")

@@ -27,7 +27,6 @@ from minitron.model.precision import Precision
 from nemotron_reference import rounded_weights, source_weights
 
 pytestmark = pytest.mark.reference
-pytest.importorskip("lm_eval", reason="the extra 'reference' brings it")
 
 TASKS = ("verse_endings", "verse_writing", "verse_reading")
 WORDS = ("--tasks", ",".join(TASKS), "--include", ROOT / "examples" / "lm_eval")

@@ -57,6 +57,12 @@ def test_shares_of_the_same_questions_are_held_about_as_often_as_promised(
     assert 0.94 < held < 1
 
 
+def test_shares_of_the_same_questions_by_hand() -> None:
+    """98 equal answers count as 100 with one gained and one lost: the half is Z times the root of 0.02 / 100."""
+    found = statistics.difference_of_paired_shares(0, 0, 98)
+    assert [found.low, found.high] == pytest.approx([-1.959964 * math.sqrt(0.02 / 100), 1.959964 * math.sqrt(0.0002)])
+
+
 def test_mcnemar_by_hand() -> None:
     assert statistics.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 1024)
     assert statistics.mcnemar(4, 4) == 1
@@ -102,6 +108,8 @@ def test_the_three_verdicts() -> None:
     # With so many questions and the same shares the verdict is there.
     times = math.ceil(few.needed / 500)
     assert verdict(changed(10, 5) * times, BASE * times, 0.02).outcome == gate.PASS
+    worse = verdict(changed(14, 0), BASE, 0.025)  # for certain worse, but not for certain by more than that
+    assert worse.outcome == gate.UNDECIDED and worse.difference is not None and worse.difference.high < 0
     assert verdict(BASE[:5], BASE[:5], 0.01).outcome == gate.UNDECIDED  # five equal answers say little
     assert verdict(changed(10, 0), BASE, 0.02).needed is None  # it is worse by just the tolerance
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from conftest import DATA, ROOT, SMALL_MODEL, minitron_here
-from minitron.errors import InputError, MissingDependency, Undecided, UsageError, VerdictError
+from minitron.errors import InputError, MissingDependency, NotReady, Undecided, UsageError, VerdictError
 from minitron.model import shape
 from minitron.model.precision import Precision
 from nemotron_reference import rounded_weights, source_weights
@@ -243,6 +243,14 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(
     assert refused("--suite", "everything")[0] == UsageError.exit_code
     assert refused("--tasks", "gsm8k", "--baseline", "card")[0] == UsageError.exit_code
     assert refused("--tasks", "gsm8k", "--text", "x")[0] == UsageError.exit_code
+    tokenizer = ("--include", ROOT / "examples" / "lm_eval", "--tokenizer", SMALL_MODEL)
+    for url, kind in (
+        ("localhost:8001", UsageError),
+        ("grpc://127.0.0.1:9", NotReady),
+        ("http://127.0.0.1:9", NotReady),
+    ):
+        code, _, err = minitron_here("eval", "--url", url, "--tasks", "verse_writing", *tokenizer)
+        assert code == kind.exit_code and url in err
     assert refused("--limit", "3")[0] == UsageError.exit_code
     place = tmp_path / "openai" / "openai_humaneval"
     place.mkdir(parents=True)

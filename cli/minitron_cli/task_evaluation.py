@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitron import console, files, interrupt
-from minitron.errors import Undecided, UsageError, VerdictError
+from minitron import children, console, files, interrupt
+from minitron.errors import NotReady, Undecided, UsageError, VerdictError
 
 if TYPE_CHECKING:
     from minitron_build.evaluate.tasks.answers import Answers
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from minitron_build.evaluate.tasks.run import Asked
 
 log = logging.getLogger(__name__)
+
+_GRPC = "grpc://"
 
 #: What means nothing without tasks.
 FLAGS = ("data", "include", "shots", "limit", "allow_code", "url", "tokenizer", "transformers", "baseline", "tolerance",
@@ -36,7 +41,7 @@ def configure(group: argparse._ArgumentGroup) -> None:
     add("--shots", type=int, metavar="N", help="questions shown with their answers (default: the task's own)")
     add("--limit", type=int, metavar="N", help="ask only the first N questions of each task")
     add("--allow-code", action="store_true", help="run programs that the model writes, in bubblewrap or a container")
-    add("--url", metavar="URL", help="ask a running server too: its OpenAI endpoint, http://HOST:PORT/v1")
+    add("--url", metavar="URL", help="ask a running server too: http://HOST:PORT/v1 (OpenAI), grpc://HOST:PORT")
     add("--tokenizer", type=Path, metavar="DIR", help="folder of the served model's tokenizer, for --url")
     add("--transformers", nargs="?", const="float32", metavar="DTYPE",
         help="run Hugging Face folders by transformers, as lm-eval's model 'hf' (torch; default: float32)")  # fmt: skip
@@ -130,8 +135,34 @@ def _subjects(args: argparse.Namespace, ask: Callable[[Any], dict[str, Any]]) ->
                 found.append(_results(opened, ask, answers))
                 del opened
         if args.url:
-            found.append(_results(models.open_server(args.url, args.tokenizer), ask, answers))
+            with _endpoint(args.url, args.tokenizer) as url:
+                found.append(_results(models.open_server(args.url, url, args.tokenizer), ask, answers))
     return found
+
+
+@contextmanager
+def _endpoint(url: str, tokenizer: Path | None) -> Iterator[str]:
+    """The OpenAI endpoint of a server; one of gRPC gets a gateway of its own for as long as it is asked.
+
+    Over gRPC there are no log probs of a prompt, only all its logits, of which the gateway makes them.
+    """
+    if not url.startswith(_GRPC):
+        yield url
+        return
+    words = ["gateway", "--listen", "127.0.0.1:0", "--json", "--upstream", url.removeprefix(_GRPC)]
+    words += ["--tokenizer", str(tokenizer)] if tokenizer else []
+    child = subprocess.Popen([*children.COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             start_new_session=True)  # fmt: skip
+    assert child.stdout is not None and child.stderr is not None
+    try:
+        lines = list(takewhile(lambda line: not line.startswith("}"), child.stdout))
+        if child.poll() is not None or not lines:
+            *_, last = [*child.stderr, "it ended without a word"]
+            raise NotReady(f"--url {url}: {last.strip().removeprefix('minitron: error: ')}")
+        yield str(json.loads("".join(lines) + "}")["url"])
+    finally:
+        child.terminate()
+        child.communicate()
 
 
 def _results(opened: Opened, ask: Callable[[Any], dict[str, Any]], answers: Answers) -> dict[str, Any]:

@@ -62,16 +62,13 @@ def open_transformers(name: str, dtype: str, *, noted: bool) -> Opened:
     return Opened(model, {"name": name, "run_by": f"transformers, {dtype}", "kind": "model"}, of)
 
 
-def open_server(url: str, tokenizer: Path | None) -> Opened:
+def open_server(name: str, url: str, tokenizer: Path | None) -> Opened:
     """A server with OpenAI's completions at ``url``, which ends with /v1, and the tokenizer of its model.
 
-    Raises UsageError, NotReady.
+    ``name``: what the user calls it. Raises UsageError, NotReady.
     """
     if not url.startswith(("http://", "https://")):
-        raise UsageError(
-            f"--url {url} is no OpenAI endpoint (http://…/v1): log probs of prompts come over OpenAI's HTTP alone, for "
-            "over gRPC they would be all logits of each prompt; 'minitron gateway --upstream HOST:PORT' offers it"
-        )
+        raise UsageError(f"--url {url} is neither an OpenAI endpoint (http://HOST:PORT/v1) nor grpc://HOST:PORT")
     if tokenizer is None:
         raise UsageError("--url needs --tokenizer DIR, the folder of the served model's tokenizer")
     from lm_eval.models.openai_completions import LocalCompletionsAPI
@@ -82,8 +79,8 @@ def open_server(url: str, tokenizer: Path | None) -> Opened:
         base_url=f"{url.rstrip('/')}/completions", model=served["id"], tokenizer=str(tokenizer), timeout=_SECONDS,
         tokenizer_backend="huggingface", num_concurrent=_CONCURRENT, **settings,
     )  # fmt: skip
-    about = {"name": url, "run_by": f"server, model {served['id']}", "kind": "server"}
-    return Opened(model, about, f"{url} {served['id']}")
+    about = {"name": name, "run_by": f"server, model {served['id']}", "kind": "server"}
+    return Opened(model, about, f"{name} {served['id']}")
 
 
 def _served(url: str) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _endpoint(url: str, tokenizer: Path | None) -> Iterator[str]:
     try:
         lines = list(takewhile(lambda line: not line.startswith("}"), child.stdout))
         if child.poll() is not None or not lines:
-            *_, last = [*child.stderr, "it ended without a word"]
+            last = (list(child.stderr) or ["the gateway ended without a word"])[-1]
             raise NotReady(f"--url {url}: {last.strip().removeprefix('minitron: error: ')}")
         yield str(json.loads("".join(lines) + "}")["url"])
     finally:

@@ -185,7 +185,7 @@ def _figures(task: dict[str, Any]) -> list[tuple[str, str, str]]:
     if task["metric"]:
         return [(task["metric"], f"{task['value']:.4f}", f"{task['standard_error']:.4f}")]
     figures = [(key, value) for found in task["figures"].values() for key, value in found.items()]
-    return [(key.removesuffix(",none"), f"{value:.4f}", "") for key, value in figures
+    return [(key.removesuffix(",none"), f"{value:.6g}", "") for key, value in figures
             if isinstance(value, float) and "_stderr" not in key]  # fmt: skip
 
 

@@ -249,6 +249,10 @@ bench-quality: $(VENV)/.ready-dev $(REFERENCE_VENV)/.ready ## what each precisio
 	@$(BIN)/python benches/bench_quality.py --model $(MODEL) $(if $(TEXT),--text $(TEXT)) \
 	    --llama-python $(REFERENCE_VENV)/bin/python $(ARGS)
 
+.PHONY: bench-eval
+bench-eval: $(REFERENCE_VENV)/.ready ## requests an hour of 'eval --tasks': what sharing and batches gain (ARGS="--model DIR")
+	@$(REFERENCE_VENV)/bin/python benches/bench_eval.py $(ARGS)
+
 .PHONY: bench-client
 bench-client: $(VENV)/.ready-dev ## the load generator's own error, against a server with a known schedule
 	@$(BIN)/python benches/bench_client.py $(ARGS)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_client.report.svg import Series, plot
+from minitron.svg import Series, plot
 
 HERE = Path(__file__).parent
 RESULTS, PLOTS = HERE / "results", HERE.parent / "docs" / "plots"

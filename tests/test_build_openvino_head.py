@@ -18,6 +18,7 @@ from minitron_build.engines.openvino import head
 from minitron_build.engines.openvino import write as cpu
 from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.importing import ov
+from minitron_build.evaluate.tasks.prefixes import PrefixEngine
 from minitron_triton.models.tensorrt_llm import pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
@@ -188,6 +189,15 @@ def test_prompts_are_scored_with_the_whole_head(engines: Callable[[str, Precisio
     found = pipeline.PlainModel(config).infer(prompt, 0)
     whole = pipeline.PlainModel(EngineConfig.read(cpu_engines.engine("other", Precision.BFLOAT16))).infer(prompt, 0)
     np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+def test_answers_of_tasks_are_scored_with_the_whole_head(engines: Callable[[str, Precision], Path]) -> None:
+    found = []
+    for folder in (engines("other", Precision.BFLOAT16), cpu_engines.engine("other", Precision.BFLOAT16)):
+        engine = PrefixEngine(folder)
+        engine.start(cpu_engines.PROMPTS[0])
+        found += [logits for _, logits in engine.go_on([cpu_engines.PROMPTS[1]], 4)]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_the_build_takes_it_where_execution_is_fast(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, minitron
+from minitron.svg import Series, plot
 from minitron_client.bench.profile import Profile, Slo
 from minitron_client.bench.record import Record
 from minitron_client.bench.summary import Window, summarize
 from minitron_client.report import page, reading
 from minitron_client.report.comparison import compare
-from minitron_client.report.svg import Series, plot
 
 pytestmark = pytest.mark.slow
 

@@ -119,6 +119,33 @@ def test_lm_eval_scores_and_generates(gateway: Gateway, server: dict[str, Any], 
     own.close()
 
 
+def test_lm_eval_reads_and_minitron_eval_gives_the_same_figures(
+    gateway: Gateway, server: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whole texts, and all three tasks by ``minitron eval --url``, over HTTP and over gRPC."""
+    url = gateway.document["url"]
+    run(program("lm_eval"), "run", "--model", "local-completions",
+        "--model_args", f"base_url={url}/completions,model=minitron,tokenizer=models/small-minitron,num_concurrent=4",
+        "--include_path", "examples/lm_eval", "--tasks", "verse_endings,verse_writing,verse_reading",
+        "--output_path", tmp_path, "--log_samples", HF_HOME=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")  # fmt: skip
+    reading = samples(tmp_path, "verse_reading")
+    for one in reading:
+        text = f"{one['doc']['beginning']} {one['doc']['endings'][one['doc']['right']]}"
+        assert float(one["resps"][0][0]) == pytest.approx(scored("<s>", text)[0], abs=2e-3)
+    (results,) = tmp_path.rglob("results_*.json")
+    found = json.loads(results.read_text())["results"]
+    for address in (url, f"grpc://{server['urls']['grpc']}"):
+        run(os.environ["CLIENTS_PYTHON"], "-m", "minitron_cli", "eval", "--url", address, "--tokenizer", SMALL_MODEL,
+            "--tasks", ",".join(found), "--include", "examples/lm_eval", "--output", tmp_path / "run.json",
+            HF_HOME=str(tmp_path / "cache"))  # fmt: skip
+        tasks = json.loads((tmp_path / "run.json").read_text())["subjects"][0]["tasks"]
+        assert len(found) == len(tasks) == 3
+        for task, own in tasks.items():
+            assert own["count"] == 12
+            for name, value in own["figures"][task].items():
+                assert value == pytest.approx(found[task][name], rel=1e-4), name
+
+
 def samples(folder: Path, task: str) -> list[Any]:
     """What lm-eval noted of each document of a task."""
     (path,) = folder.rglob(f"samples_{task}_*.jsonl")

@@ -37,7 +37,7 @@ COMMANDS: dict[str, str] = {
     "convert": "turn a model into a TensorRT-LLM checkpoint",
     "inspect": "list the tensors of a checkpoint or a GGUF file",
     "build": "build an engine from a checkpoint",
-    "eval": "compare precisions with the unquantised model on a text: perplexity, KL divergence, agreement",
+    "eval": "measure what a precision costs: on a text against the unquantised model, or on lm-eval's tasks",
     "render": "render a Triton model repository from an engine",
     "check": "say what is wrong with a checkpoint, an engine or a model repository",
     "serve": "run Triton on a model repository, until told to stop",

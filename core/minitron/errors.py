@@ -20,6 +20,7 @@
     ├── ServerError                  7   the server did not start, or died
     │   └── NotDrained              16   it had streams left when its time to end them was over, and was killed
     ├── VerdictError                 8   a limit that the user set was not met
+    │   └── Undecided               17   whether it was met cannot be told by what was measured
     └── ClientError                  9   a request failed
         ├── NotReady                10     no server there, or its model is not ready
         ├── Rejected                11     the server is full
@@ -127,6 +128,12 @@ class VerdictError(MinitronError):
     """A limit that the user set was not met."""
 
     exit_code = 8
+
+
+class Undecided(VerdictError):
+    """Whether a limit was met cannot be told by what was measured."""
+
+    exit_code = 17
 
 
 class ClientError(MinitronError):

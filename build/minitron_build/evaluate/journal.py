@@ -56,19 +56,19 @@ class Journal:
         self._write({"window": model} | vars(window))
 
     def read(self, lines: list[bytes], comparison: dict[str, Any]) -> None:
-        """Take what a file holds; raises UsageError where it is of another comparison, InputError where it is none."""
+        """Take what a file holds; raises NotOfThisRun where it is of another comparison, or none."""
         try:
             first, *others = map(json.loads, lines)
             if first != comparison:
                 changed = [key for key in comparison if first.get(key) != comparison[key]]
-                raise UsageError(f"it holds another comparison ({', '.join(changed)} changed)")
+                raise NotOfThisRun(UsageError, f"it holds another comparison ({', '.join(changed)} changed)")
             for line in others:
                 if "model" in line:
                     self._models[line["model"]] = line["is"]
                 else:
                     self.windows(line.pop("window")).append(Window(**line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"it is no record of a comparison ({error})") from None
+            raise NotOfThisRun(InputError, f"it is no record of a comparison ({error})") from None
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is not None:
@@ -85,19 +85,38 @@ def open_journal(path: Path | None, comparison: dict[str, Any], scratch: Path) -
     if path is None:
         yield Journal(scratch / f"reference{_DISTRIBUTIONS}")
         return
+    with resumed(path) as (file, lines):
+        journal = Journal(path.with_name(path.name + _DISTRIBUTIONS), file)
+        if lines:
+            journal.read(lines, comparison)
+        else:
+            journal.begin(comparison)
+        yield journal
+
+
+@contextmanager
+def resumed(path: Path) -> Iterator[tuple[BinaryIO, list[bytes]]]:
+    """A file to append lines to, and the whole lines that an earlier run left in it.
+
+    UsageError and InputError of whoever reads them get the file's name. Raises UsageError where another run has the
+    file, OutputError.
+    """
     with _locked(path) as file:
         whole = file.read()
         end = whole.rfind(b"\n") + 1
         file.truncate(end)  # what a killed run had not written whole
-        journal = Journal(path.with_name(path.name + _DISTRIBUTIONS), file)
-        if end:
-            try:
-                journal.read(whole[:end].splitlines(), comparison)
-            except (UsageError, InputError) as error:
-                raise type(error)(f"--resume {path}: {error}; remove it, or name another file") from None
-        else:
-            journal.begin(comparison)
-        yield journal
+        try:
+            yield file, whole[:end].splitlines()
+        except NotOfThisRun as error:
+            raise error.kind(f"--resume {path}: {error}; remove it, or name another file") from None
+
+
+class NotOfThisRun(Exception):
+    """What a file holds is of another run (``kind`` UsageError), or nothing of the kind (InputError)."""
+
+    def __init__(self, kind: type[UsageError] | type[InputError], what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""``minitron eval``: what a precision or a quantisation costs, measured before a GPU is rented."""
+"""``minitron eval``: what a precision or a quantisation costs, on a text or on tasks, before a GPU is rented."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from minitron import console, interrupt
 from minitron.errors import UsageError, VerdictError
 from minitron.model import activations
 from minitron.model.activations import Activations
+from minitron_cli import task_evaluation as tasks
 
 if TYPE_CHECKING:
     from minitron_build.evaluate.compare import Report
@@ -18,29 +20,47 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("candidates", nargs="*", metavar="CANDIDATE",
-                        help="model folder, GGUF file, checkpoint or CPU engine")  # fmt: skip
-    parser.add_argument("--reference", required=True, metavar="MODEL",
-                        help="what they are compared with: any of these, unquantised")  # fmt: skip
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE",
-                        help="UTF-8 text to predict, which the model was not trained on")  # fmt: skip
-    parser.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: 512)")
-    parser.add_argument("--tokens", type=int, metavar="N", help="take only the first N tokens of the text")
-    parser.add_argument("--activations", type=Path, metavar="FILE",
-                        help="store how far the reference's activations reach, for the plan and convert")  # fmt: skip
-    parser.add_argument("--max-kl", type=float, metavar="NATS",
-                        help="fail where the mean KL divergence of a candidate is larger")  # fmt: skip
-    parser.add_argument("--scratch", type=Path, metavar="DIR",
-                        help="folder for engines and distributions (default: the system's temporary one)")  # fmt: skip
-    parser.add_argument("--resume", type=Path, metavar="FILE",
-                        help="note what is done in FILE, and go on from what an ended run noted there")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    add = parser.add_argument
+    add("candidates", nargs="*", metavar="CANDIDATE", help="model folder, GGUF file, checkpoint or CPU engine")
+    add("--scratch", type=Path, metavar="DIR",
+        help="folder for engines and distributions (default: the system's temporary one)")  # fmt: skip
+    add("--resume", type=Path, metavar="FILE",
+        help="note what is done in FILE, and go on from what an ended run noted there")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON document instead of a table")
+    _configure_text(parser.add_argument_group("on a text: perplexity, KL divergence, agreement (docs/quality.md)"))
+    tasks.configure(parser.add_argument_group("on tasks of lm-eval's (docs/evaluation.md)"))
+
+
+def _configure_text(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--reference", metavar="MODEL", help="what they are compared with: any of these, unquantised")
+    add("--text", type=Path, metavar="FILE", help="UTF-8 text to predict, which the model was not trained on")
+    add("--context", type=int, metavar="N", help="tokens of a window (default: 512)")
+    add("--tokens", type=int, metavar="N", help="take only the first N tokens of the text")
+    add("--activations", type=Path, metavar="FILE",
+        help="store how far the reference's activations reach, for the plan and convert")  # fmt: skip
+    add("--max-kl", type=float, metavar="NATS", help="fail where the mean KL divergence of a candidate is larger")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, show, and judge by --max-kl."""
+    """Compare on a text and judge by --max-kl, or ask the questions of tasks and judge by --baseline."""
+    if args.tasks or args.suite:
+        _refuse(args, ("reference", "text", "context", "tokens", "activations", "max_kl"), "tasks are not asked with")
+        return tasks.run(args)
+    _refuse(args, tasks.FLAGS, "without --tasks or --suite there is no")
+    return _compare(args)
+
+
+def _refuse(args: argparse.Namespace, flags: Sequence[str], why: str) -> None:
+    if given := [flag for flag in flags if getattr(args, flag) not in (None, False)]:
+        raise UsageError(f"{why} --{given[0].replace('_', '-')}")
+
+
+def _compare(args: argparse.Namespace) -> int:
     from minitron_build.evaluate.compare import compare
 
+    if not args.reference or not args.text:
+        raise UsageError("give --reference and --text, or the tasks to ask: --tasks or --suite")
     if not args.candidates and not args.activations:
         raise UsageError("there is no candidate to compare; name one, or give --activations to look at the reference")
     if args.tokens is not None and args.tokens < 2:

@@ -10,11 +10,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from minitron.svg import Series, plot
 from minitron_client.bench.record import METRICS, OK, Record
 from minitron_client.bench.statistics import TOO_FEW, shown
 from minitron_client.report.comparison import Difference
 from minitron_client.report.reading import Run
-from minitron_client.report.svg import Series, plot
 
 _MOST_POINTS = 1500
 _CDF_POINTS = 200

@@ -39,11 +39,51 @@ def plot(
     parts = [_axes(across, up, x_name, y_name)]
     for number, one in enumerate(series):
         parts.append(_draw(one, across, up, _COLOURS[number % len(_COLOURS)]))
-    for x, word in marks:
-        at = across.place(x)
-        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
-                     f'<text class="mark" x="{at + 4:.1f}" y="{_TOP + 12}">{escape(word)}</text>')  # fmt: skip
+    parts += [_mark(across.place(x), word) for x, word in marks]
     return _frame(title, "".join(parts) + _legend(series))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of ``intervals``: an estimate with what it is at least and at most, and a kind that has a colour."""
+
+    name: str
+    low: float
+    value: float
+    high: float
+    kind: str
+
+
+def intervals(title: str, x_name: str, bars: Sequence[Bar], marks: Sequence[tuple[float, str]] = ()) -> str:
+    """Estimates below each other with their intervals, one colour a kind; ``marks`` as those of ``plot``."""
+    if not bars:
+        return _frame(title, '<text x="280" y="170" text-anchor="middle">nothing was measured</text>')
+    xs = [x for bar in bars for x in (bar.low, bar.high)] + [x for x, _ in marks]
+    spare = 0.05 * (max(xs) - min(xs))
+    names = 7 * max(len(bar.name) for bar in bars) + 8
+    left, bottom = min(_LEFT + names, _WIDTH // 2), _HEIGHT - _BOTTOM
+    across = _Axis(min(xs) - spare, max(xs) + spare, left, _WIDTH - _RIGHT, log=False)
+    kinds = list(dict.fromkeys(bar.kind for bar in bars))
+    parts = [f'<path class="axis" d="M{left} {_TOP}V{bottom}H{_WIDTH - _RIGHT}"/>']
+    for value in across.ticks():
+        parts.append(f'<text x="{across.place(value):.1f}" y="{bottom + 16}" text-anchor="middle">{value:.6g}</text>')
+    for number, bar in enumerate(bars):
+        y, colour = _TOP + (bottom - _TOP) * (number + 0.5) / len(bars), _COLOURS[kinds.index(bar.kind) % len(_COLOURS)]
+        low, value, high = (across.place(x) for x in (bar.low, bar.value, bar.high))
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(bar.name)}</text>'
+                     f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="{colour}" stroke-width="2"/>'
+                     f'<circle cx="{value:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')  # fmt: skip
+    parts += [_mark(across.place(x), word) for x, word in marks]
+    parts.append(
+        f'<text x="{(left + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>'
+    )
+    return _frame(title, "".join(parts) + _legend([Series(kind, [], []) for kind in kinds]))
+
+
+def _mark(at: float, word: str) -> str:
+    """A vertical line with a word."""
+    return (f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+            f'<text class="mark" x="{at + 4:.1f}" y="{_TOP + 12}">{escape(word)}</text>')  # fmt: skip
 
 
 class _Axis:

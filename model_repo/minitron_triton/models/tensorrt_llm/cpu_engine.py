@@ -32,7 +32,7 @@ from minitron.machine.cpu_execution import processor_flags, row_cost
 from . import pipeline
 from .context_logits import ContextLogits, Logits
 from .engine_config import BLOCK_TOKENS, EngineConfig
-from .generation import CANCELLED, END_ID, Chunk, Generation, Times
+from .generation import CANCELLED, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
 from .speculation import LEAST, Drafts
 
@@ -347,25 +347,17 @@ class Engine:
 
     def _collect(self, generation: Generation) -> None:
         """Hand on what the last step gave to a sequence, up to where it ends."""
-        handle, request = generation.handle, generation.request
+        handle = generation.handle
         ids: list[int] = []
         log_probs: list[float] = []
         finish: str | None = None
         while finish is None and handle.can_read():
             for output in handle.read().values():
                 self._drafts += generation.count(output.generated_ids)
-                for token, log_prob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                    if token in request.end_ids:
-                        if len(generation.token_ids) < request.min_tokens:
-                            break  # see ``next_part``: the pipeline's request is over, and another one goes on
-                        finish = END_ID
-                    else:
-                        generation.token_ids.append(token)
-                        ids.append(token)
-                        log_probs.append(log_prob)
-                        finish = generation.finish_after_token()
-                    if finish:
-                        break
+                new = generation.take(output.generated_ids, output.generated_log_probs)
+                ids += new.token_ids
+                log_probs += new.log_probs
+                finish = new.finish
         if ids:
             now = time.monotonic_ns()
             generation.times.first_token_ns = generation.times.first_token_ns or now

@@ -105,6 +105,22 @@ class Generation:
         self.read += len(tokens)
         return counts
 
+    def take(self, tokens: Sequence[int], log_probs: Sequence[float]) -> Chunk:
+        """Keep the tokens of a step up to where the sequence ends, and return them.
+
+        An end id among the first ``min_tokens`` ends a part (``next_part``), not the sequence.
+        """
+        before, finish = len(self.token_ids), None
+        for token in tokens:
+            if token in self.request.end_ids:
+                finish = END_ID if len(self.token_ids) >= self.request.min_tokens else None
+                break
+            self.token_ids.append(token)
+            if finish := self.finish_after_token():
+                break
+        kept = self.token_ids[before:]
+        return Chunk(tuple(kept), tuple(log_probs[: len(kept)]), finish)
+
     @property
     def rows(self) -> int:
         """Rows that it may take in a step that reads no prompt: its next token's, and those of the drafts."""

@@ -71,7 +71,7 @@ def main() -> int:
         for execution in args.executions:
             for head in args.heads:
                 asked = (precision, execution, head)
-                if any((row["precision"], row["execution"], row["head_asked"]) == asked for row in rows):
+                if any(_asked(row) == (*asked, args.speculation) for row in rows):
                     continue
                 rows.append(_measure(args, workload, maker, *asked))
                 _write(args, workload, rows)
@@ -100,6 +100,7 @@ def _arguments() -> argparse.Namespace:
     add("--stream-prompt-tokens", type=int, default=32)
     add("--output-tokens", type=int, default=64, help="of each stream")
     add("--repeating", action="store_true", help="also one stream of text that repeats its prompt")
+    add("--speculation", default="none", help="of the server, as the recipe's serving.speculation has it")
     add("--rounds", type=int, default=5)
     add("--base", metavar="REF", help="also the toolkit of this commit")
     add("--no-wheel", action="store_true", help="leave llama.cpp's wheel out")
@@ -136,7 +137,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked: str) -> dict[str, Any]:
     """Everything about one engine: its precision, execution and head."""
     precision, execution, head = asked
-    built = maker.engines(precision, execution, head)
+    built = maker.engines(precision, execution, head, args.speculation)
     sides, left_out = _sides(args, workload, built, _gguf(args, maker, precision), precision)
     groups = cpu_rounds.groups(sides, int(memory.available_bytes() * _MEMORY_SHARE))
     load_average = [os.getloadavg()]
@@ -147,6 +148,7 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
         "execution": execution,
         "head_asked": head,
         "head": built[0].head,
+        "speculation": args.speculation,
         "left_out": left_out,
         "loaded_together": [[side.name for side in group] for group in groups],
         "load_average": load_average,
@@ -161,6 +163,11 @@ def _measure(args: argparse.Namespace, workload: Workload, maker: Maker, *asked:
     for one in built:
         one.remove()
     return row
+
+
+def _asked(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is of."""
+    return row["precision"], row["execution"], row["head_asked"], row["speculation"]
 
 
 def _gguf(args: argparse.Namespace, maker: Maker, precision: str) -> Path | None:

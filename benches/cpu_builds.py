@@ -91,21 +91,23 @@ class Maker:
         kind = peer_gguf.KINDS.get(precision)
         return peer_gguf.gguf(self._workload.model, kind, self._work) if kind else None
 
-    def engines(self, precision: str, execution: str, head: str) -> list[Built]:
+    def engines(self, precision: str, execution: str, head: str, speculation: str) -> list[Built]:
         """This tree's engine with that head and, where there is one, the base's with the head that it chooses."""
         checkpoint = self.checkpoint(precision)
-        made = [self._build(source_tree.ROOT, self._work, checkpoint, execution, head)]
+        asked = {recipe.environment_name("serving.speculation"): speculation}
+        if head != "default":
+            asked[recipe.environment_name("cpu.lm_head")] = head
+        made = [self._build(source_tree.ROOT, self._work, checkpoint, execution, asked)]
         if self._base:
             work = self._work / f"base-{self._base[:12]}"
             work.mkdir(exist_ok=True)
             tree = source_tree.checked_out(self._base, work / "tree")
-            made.append(self._build(tree, work, checkpoint, execution, "default"))
+            made.append(self._build(tree, work, checkpoint, execution, {}))
         return made
 
-    def _build(self, tree: Path, work: Path, checkpoint: Path, execution: str, head: str) -> Built:
+    def _build(self, tree: Path, work: Path, checkpoint: Path, execution: str, environment: dict[str, str]) -> Built:
         workload = self._workload
         engine, repository = (work / f"{checkpoint.name}{end}" for end in ("-engine", "-repo"))
-        environment = {} if head == "default" else {recipe.environment_name("cpu.lm_head"): head}
         for left in (engine, repository):  # by a run that was broken off; one of older code would be found built
             shutil.rmtree(left, ignore_errors=True)
         report = source_tree.run(
@@ -114,6 +116,7 @@ class Maker:
             "--max-input-len", workload.longest, **environment,
         )  # fmt: skip
         tokens = workload.kv_tokens
-        source_tree.run(tree, "render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", tokens)
+        source_tree.run(tree, "render", engine, "--output", repository, "--max-tokens-in-paged-kv-cache", tokens,
+                        **environment)  # fmt: skip
         kept = {key: report[key] for key in ("seconds", "peak_memory_bytes", "bytes")}
         return Built(tree, engine, repository, kept)

@@ -123,7 +123,8 @@ def _ratio(row: Mapping[str, Any], other: str, figure: str) -> tuple[float | Non
 def row_name(row: Mapping[str, Any]) -> str:
     """As the table calls it."""
     precision = row["precision"].removesuffix("_weight_only")
-    return f"{precision}, {row['execution']}, head {row['head']}"
+    drafts = "" if row["speculation"] == "none" else f", {row['speculation']}"
+    return f"{precision}, {row['execution']}, head {row['head']}{drafts}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

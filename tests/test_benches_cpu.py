@@ -40,7 +40,8 @@ def test_a_ratio_is_the_median_of_each_rounds_own() -> None:
 def row(**other: Any) -> dict[str, Any]:
     ratio = {"one_stream": {"median": 1.3, "least": 1.0, "greatest": 2.0}}
     return {
-        "precision": "int4_weight_only", "execution": "fast", "head": "as_is", "head_asked": "default", "speculation": "none",
+        "precision": "int4_weight_only", "execution": "fast", "head": "as_is", "head_asked": "default",
+        "speculation": "none",
         "left_out": {"base": "no --base"},
         "ratios": {"server_to_wheel": ratio, "server_to_native": {"one_stream": ratio["one_stream"] | {"median": 1.1}}},
         "figures": {"server": {"peak_private": {"median": 230.0}}},

@@ -5,8 +5,8 @@
 # lm-eval's guide to new tasks (docs/new_task_guide.md) has "task: mmlu" with "num_fewshot: 2" below it in a group's list,
 # and says that this is for all tasks of mmlu; its own group openllm does the same with mmlu, a group, and truthfulqa, a
 # tag. But the name in that entry is taken for a setting as well: all tasks are called by it, each takes the former one's
-# place, and one is left, without an error or a warning, whose figure stands for all. Here a task of two questions and
-# one of three have a tag, and are a group.
+# place, and one is left. Of a tag that is the figure, without an error or a warning. Here a task of two questions and one
+# of three have a tag, which a model is asked, and are a group, which is loaded.
 #
 # Seen:
 #     a tag in a group: 5 questions of first, second

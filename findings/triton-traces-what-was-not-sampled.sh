@@ -1,5 +1,5 @@
 #!/bin/sh
-# Triton 2.51.0 (in nvidia-pytriton 0.7.0; Python 3.8 to 3.12 with a shared libpython, x86-64 Linux): in its mode
+# Triton 2.51.0 (in nvidia-pytriton 0.7.0; wants a Python with a shared libpython): in its mode
 # "opentelemetry" it exports the spans of a request whose traceparent says that the trace is not sampled.
 #
 # The last field of a traceparent (W3C Trace Context, trace-flags, "sampled") says whether the caller may have recorded the

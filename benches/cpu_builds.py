@@ -15,7 +15,7 @@ import source_tree
 from cpu_workload import Workload
 
 from minitron import recipe
-from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
+from minitron.machine.cpu_execution import kv_element_bytes_of
 
 _ALLOWED_BYTES = 300_000_000  # what the bar of private memory allows beside weights and KV cache
 
@@ -41,12 +41,15 @@ class Built:
 
     def kv_bytes(self, workload: Workload) -> int:
         """Size of its KV cache."""
-        return int(workload.kv_tokens * EngineConfig.read(self.engine).kv_bytes_per_token)
+        return int(workload.kv_tokens * self._kv_elements() * kv_element_bytes_of(self._config()))
 
     def float16_kv_bytes(self, tokens: int) -> int:
         """What keys and values of so many tokens take in float16."""
+        return 2 * tokens * self._kv_elements()
+
+    def _kv_elements(self) -> int:
         model = self._config()["pretrained_config"]
-        return tokens * int(2 * 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"])
+        return int(2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"])
 
     def expected_private_bytes(self, workload: Workload) -> dict[str, int]:
         """What private memory should be: what a token reads of the weights, the KV cache, and a rest.

@@ -27,10 +27,20 @@ from minitron.model.precision import ROUNDED, Precision
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
 from minitron_triton.models.tensorrt_llm.generation_request import Request
-from minitron_triton.models.tensorrt_llm.speculation import NGRAM, Drafts
+from minitron_triton.models.tensorrt_llm.speculation import NGRAM, Drafts, first_count
 
 ANSWERS = Answers.load("small")
 PROMPTS, EXPECTED = ANSWERS.prompts, ANSWERS.variants[BF16].continuations
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _avx2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A processor with which streams begin with one draft and have eight in a loop."""
+    info = tmp_path_factory.mktemp("proc") / "cpuinfo"
+    info.write_text("flags : avx2\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_execution, "CPUINFO", info)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -181,21 +191,27 @@ def test_a_stream_that_is_left_in_the_middle_frees_its_room(looking: Engine, pla
 
 
 def test_as_many_drafts_as_would_have_been_fastest() -> None:
-    """By hand: a step takes 1 + cost x rows. In a loop all eight drafts are right, 9 tokens for 9 rows."""
+    """By hand, tokens over time. In a loop all drafts are right: 9 tokens for 9 rows."""
     loop, new = [1, 2, 3, 4, 5, 6] * 10, list(range(100, 160))
+    flat, steep, step = {1: 1.0, 100: 10.9}, {1: 1.0, 100: 100.0}, {1: 1.0, 4: 1.0, 5: 4.0, 100: 99.0}
 
-    def best(tokens: list[int], streams: int, cost: float) -> int:
+    def best(tokens: list[int], streams: int, times: dict[int, float], rows: int = 1, room: int = 99) -> int:
         drafts = Drafts(tokens[:20])
         assert drafts.take(tokens[20:], 100, is_first=True) == (0, 0)
-        return drafts.best_count(streams, cost)
+        return drafts.best_count([rows] * (streams - 1), times, room)
 
-    assert best(loop, 1, 0.14) == 8  # 9 / (1 + 9 x 0.14) = 4.0 against 5 / (1 + 5 x 0.14) = 2.9
-    assert best(loop, 8, 0.14) == 8  # (7 + 9) / (1 + 16 x 0.14) = 4.9 against 9 / (1 + 9 x 0.14) = 4.0
-    assert (
-        best(loop, 16, 0.14) == 1
-    )  # (15 + 9) / (1 + 24 x 0.14) = 5.5 against 17 / (1 + 17 x 0.14) = 5.0: not worth it
-    assert best(loop, 64, 1.0) == 1  # 72 / 73 against 65 / 66: the rows are all that counts
-    assert best(new, 1, 0.14) == 1
+    assert best(loop, 1, flat) == 8  # 9 / 1.8 against 4 / 1.3
+    assert best(loop, 64, flat) == 1  # (63 + 9) / 8.1 against (63 + 2) / 7.4: not worth a change
+    assert best(loop, 1, steep) == 1  # 9 / 9 against 2 / 2: the rows are all that counts
+    assert best(loop, 1, step) == 3  # 4 / 1 against 9 / 8
+    assert best(loop, 2, step, rows=2) == 1  # (1 + 2) / 1 against (1 + 4) / 5: two rows are the other's
+    assert best(new, 1, flat) == 1
+    assert best(loop, 1, flat, room=8) == 3  # nine rows are too many
+    sixteen = EngineConfig.read(cpu_engines.engine("small", BF16))
+    one = dataclasses.replace(sixteen, max_batch_size=1)
+    assert [first_count(times, one) for times in (flat, steep, step)] == [1, 1, 3]
+    assert first_count(step, dataclasses.replace(one, max_num_tokens=3)) == 2
+    assert first_count(step, sixteen) == 1
     drafts = Drafts([1, 2])
     assert not drafts.is_due
     drafts.take([3] * 24, 100, is_first=True)
@@ -207,22 +223,21 @@ def test_as_many_drafts_as_would_have_been_fastest() -> None:
     assert drafts.is_due
 
 
-def test_what_a_row_costs_follows_from_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four rows to one: 1.3 to 1.4 with AVX-512, 2.2 to 2.9 without (contract: cpu-engine.md)."""
+def test_how_long_steps_are_follows_from_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows to one: 1.1 to 1.4 with AVX-512, 2.2 to 2.9 without (contract: cpu-engine.md)."""
     info = tmp_path / "cpuinfo"
     monkeypatch.setattr(cpu_execution, "CPUINFO", info)
     assert cpu_execution.processor_flags() == frozenset()
     info.write_text("processor\t: 0\nvmx flags\t: ept\nflags\t\t: fpu avx2 avx512f avx512_vnni\n")
     flags = cpu_execution.processor_flags()
     assert flags == {"fpu", "avx2", "avx512f", "avx512_vnni"}
-
-    def four_to_one(cost: float) -> float:
-        return (1 + 4 * cost) / (1 + cost)
-
-    assert 1.3 <= four_to_one(cpu_execution.row_cost("exact", flags)) <= 1.41
-    assert 2.2 <= four_to_one(cpu_execution.row_cost("exact", {"avx2"})) <= 2.9
-    assert cpu_execution.row_cost("fast", flags) < cpu_execution.row_cost("fast", {"avx512f"})
-    assert cpu_execution.row_cost("fast", frozenset()) == cpu_execution.row_cost("exact", frozenset())
+    assert 1.1 <= cpu_execution.step_times("exact", flags)[4] <= 1.4
+    assert 2.2 <= cpu_execution.step_times("exact", {"avx2"})[4] <= 2.9
+    assert cpu_execution.step_times("fast", flags)[4] < 1.1
+    assert cpu_execution.step_times("fast", frozenset()) == cpu_execution.step_times("exact", frozenset())
+    for kinds in cpu_execution.STEP_TIMES.values():
+        for times in kinds.values():
+            assert list(times) == sorted(times) and list(times.values()) == sorted(times.values())
 
 
 @pytest.mark.server

@@ -137,7 +137,7 @@ class Serving(_Section):
     speculation: Literal["none", "prompt_lookup"] = _field(
         "none",
         "prompt_lookup: a CPU engine drafts tokens from where the text stood before, and keeps those that are right: "
-        "the same greedy tokens, faster where a text repeats itself or its prompt, and slower where it does not",
+        "the same greedy tokens, faster for one stream that repeats itself or its prompt, much slower for several",
     )
     max_logits_bytes: int = _field(
         0,

@@ -1,4 +1,4 @@
-"""How a CPU engine executes: settings of OpenVINO's CPU plugin, what its KV cache takes and what a row costs.
+"""How a CPU engine executes: settings of OpenVINO's CPU plugin, what its KV cache takes and how long steps are.
 
 Uses the standard library alone: a rendered repository holds a copy for the CPU engine.
 """
@@ -49,21 +49,27 @@ def properties(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 CPUINFO = Path("/proc/cpuinfo")
-#: What one more row costs in a step, by what the processor can do. A step reads all weights once, whatever it computes,
-#: and calculates for each row, a token of a stream: it takes 1 + cost x rows, in units of what does not depend on rows.
-#: A table, and no measurement at the start, since a server may start while its machine is busy. Four rows to one row,
-#: on two cores each: AVX-512 1.3 (int8) to 1.4 (int4) times as long, AVX2 2.2 to 2.9 times; fast on AVX-512 with VNNI
-#: 138 to 130 ms (int4, 4B shape, OpenVINO 2026.4.1).
-ROW_COSTS: Mapping[str, Mapping[str, float]] = {
-    "exact": {"avx512f": 0.14, "avx2": 1.0},
-    "fast": {"avx512_vnni": 0.02, "avx512f": 0.14, "avx2": 1.0},
+#: How long a step takes by its rows, which are tokens of streams or drafts: as many times as long as a step of one row,
+#: by what the processor can do. What lies between lies on a straight line. A table, and no measurement at the start,
+#: since a server may start while its machine is busy. Measured on two cores, least times of interleaved runs, OpenVINO
+#: 2026.4.1: AVX-512 with VNNI, the 1b shape of ``models/random_model.py``, int4 and int8, whose ratios are alike; exact
+#: has another kernel for five rows and more. AVX2: four rows took 2.2 to 2.9 times one, exact or fast.
+STEP_TIMES: Mapping[str, Mapping[str, Mapping[int, float]]] = {
+    "exact": {
+        "avx512f": {1: 1.0, 2: 1.14, 4: 1.19, 5: 2.4, 8: 3.5, 16: 3.8, 24: 4.7, 32: 6.0, 1024: 170.0},
+        "avx2": {1: 1.0, 4: 2.5, 1024: 512.5},
+    },
+    "fast": {
+        "avx512_vnni": {1: 1.0, 4: 1.03, 8: 1.25, 16: 1.65, 32: 2.6, 1024: 60.0},
+        "avx2": {1: 1.0, 4: 2.5, 1024: 512.5},
+    },
 }
 
 
-def row_cost(execution: str, flags: Container[str]) -> float:
-    """The cost of a row for a processor with these flags; that of AVX2 where nothing better is known."""
-    costs = ROW_COSTS[execution]
-    return next((cost for flag, cost in costs.items() if flag in flags), costs["avx2"])
+def step_times(execution: str, flags: Container[str]) -> Mapping[int, float]:
+    """The times for a processor with these flags; those of AVX2 where nothing better is known."""
+    known = STEP_TIMES[execution]
+    return next((times for flag, times in known.items() if flag in flags), known["avx2"])
 
 
 def processor_flags(cpuinfo: Path | None = None) -> frozenset[str]:

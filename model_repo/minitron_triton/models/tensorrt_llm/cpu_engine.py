@@ -20,21 +20,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minitron.machine.cpu_execution import processor_flags, row_cost
+from minitron.machine.cpu_execution import processor_flags, step_times
 
 from . import pipeline
 from .context_logits import ContextLogits, Logits
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation import CANCELLED, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
-from .speculation import LEAST, Drafts
+from .speculation import LEAST, Drafts, first_count
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,11 @@ class Engine:
         blocks: int,
         max_queue: int = 0,
         reuse_kv_cache: bool = True,
-        row_cost: float | None = None,
+        step_times: Mapping[int, float] | None = None,
     ) -> None:
-        """``row_cost``: of a pipeline with prompt lookup, what a row costs (``minitron.machine.cpu_execution``)."""
-        self.config, self._reuses_cache, self._row_cost = config, reuse_kv_cache, row_cost
-        if row_cost is not None and config.max_num_tokens < 1 + LEAST:
+        """``step_times``: of a pipeline with prompt lookup, how long steps are (``minitron.machine.cpu_execution``)."""
+        self.config, self._reuses_cache, self._step_times = config, reuse_kv_cache, step_times
+        if step_times is not None and config.max_num_tokens < 1 + LEAST:
             raise ValueError(f"prompt lookup needs an engine with max_num_tokens of at least {1 + LEAST}")
         self._open, self._blocks, self._max_queue = open_pipeline, blocks, max_queue
         self._changed = threading.Condition()
@@ -126,7 +126,7 @@ class Engine:
             blocks=blocks,
             max_queue=max_queue,
             reuse_kv_cache=reuse_kv_cache,
-            row_cost=row_cost(config.execution, processor_flags()) if prompt_lookup else None,
+            step_times=step_times(config.execution, processor_flags()) if prompt_lookup else None,
         )
 
     def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
@@ -242,25 +242,25 @@ class Engine:
 
     def _admit(self) -> None:
         """Let in those at the head of the queue that have room."""
-        while self._waiting and len(self._active) < self.config.max_batch_size and self._has_rows_for(1 + LEAST):
-            if self._used_blocks() + self._waiting[0].blocks > self._blocks:
+        while self._waiting and len(self._active) < self.config.max_batch_size:
+            has_no_rows = self._step_times is not None and self._free_rows() < 1 + LEAST
+            if has_no_rows or self._used_blocks() + self._waiting[0].blocks > self._blocks:
                 return
             generation = self._waiting.popleft()
             generation.times.first_scheduled_ns = time.monotonic_ns()
-            if self._row_cost is not None:
-                generation.drafts = Drafts(generation.request.prompt)
+            if self._step_times is not None:
+                generation.drafts = Drafts(generation.request.prompt, first_count(self._step_times, self.config))
             self._active[generation.id] = generation
 
-    def _has_rows_for(self, more: int) -> bool:
-        """Whether a step takes so many rows beside those of who is let in; a sequence's must not be parted."""
-        used = sum(one.rows for one in self._active.values())
-        return self._row_cost is None or used + more <= self.config.max_num_tokens
+    def _free_rows(self) -> int:
+        """Rows of a step beside those of who is let in; a sequence's with its drafts must not be parted."""
+        return self.config.max_num_tokens - sum(one.rows for one in self._active.values())
 
     def _warm_up(self) -> None:
         """Two tokens for nobody: the first inference arranges the weights in memory, which takes seconds."""
         request = Request([0, 0], min(2, self.config.max_seq_len - 2))
         if request.max_new_tokens > 0 and self._blocks > 0:
-            config = pipeline.generation_config(request, 0 if self._row_cost is None else LEAST)
+            config = pipeline.generation_config(request, 0 if self._step_times is None else LEAST)
             handle = self._pipeline.add_request(0, pipeline.input_ids(request), config)
             while self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
@@ -298,7 +298,7 @@ class Engine:
             elif generation.handle is None:
                 self._start(generation)
             elif not is_reading and generation.drafts and generation.drafts.is_due:
-                self._decide(generation, generation.drafts, len(batch))
+                self._decide(generation, generation.drafts)
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
             self._steps += 1
@@ -317,19 +317,19 @@ class Engine:
         except Exception as error:  # the library refuses it and stays whole
             generation.answer(Chunk(error=pipeline.one_line(error)))
 
-    def _decide(self, generation: Generation, drafts: Drafts, streams: int) -> None:
+    def _decide(self, generation: Generation, drafts: Drafts) -> None:
         """Go on with another number of drafts where that is faster by what came so far.
 
-        The pipeline then gets the rest as a new request, whose prompt is in the cache up to a part of a block. For the
-        length of a step there are both, and two more blocks: those that the sequence did not come to yet. What is
-        sampled stays as it is: the random numbers would begin anew.
+        The pipeline then gets the rest as a new request, whose prompt is in the cache up to a part of a block. For a
+        step there are both, in blocks that the sequence did not come to yet. Random numbers would begin anew.
         """
         left = generation.request.max_new_tokens - len(generation.token_ids)
         may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * BLOCK_TOKENS
-        count, before = drafts.best_count(streams, self._row_cost or 0), drafts.count
         with self._changed:
-            drafts.decide(count if may_change and self._has_rows_for(1 + count) else before)
-        if drafts.count != before:
+            others = [one.rows for one in self._active.values() if one is not generation]
+            best = drafts.best_count(others, self._step_times or {}, self._free_rows()) if may_change else drafts.count
+            changes = drafts.decide(best)
+        if changes:
             generation.handle.cancel()
             self._start(generation)
 

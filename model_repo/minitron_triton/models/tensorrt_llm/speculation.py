@@ -7,7 +7,8 @@ find how many are worth their rows.
 
 What the rest of the engine sees to, because the library does not:
 
-* Every request of such a pipeline has drafts: one at least (``LEAST``).
+* Every request of such a pipeline has the rows of its drafts in every step, whether any were found or not: by the time
+  that steps take. There is no request without; ``LEAST`` is the least.
 * Steps that would have more rows than ``max_num_batched_tokens`` give wrong tokens or break the pipeline.
 * ``min_new_tokens`` is not obeyed in steps with drafts.
 * The number of drafts is fixed for a request: for another one the sequence goes on in a new request.
@@ -15,19 +16,38 @@ What the rest of the engine sees to, because the library does not:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .engine_config import EngineConfig
 
 NGRAM = 3
 """The longest piece that is looked for; where it is not there, a shorter one is."""
 
 LEAST = 1
-COUNTS = (LEAST, 2, 4, 8)
-"""Drafts a step."""
+COUNTS = (LEAST, 2, 3, 8)
+"""Drafts a step. Three for one stream are four rows: with AVX-512 hardly longer than two."""
 
 #: Tokens that a decision looks back on, and tokens from a change to the next decision: twice as many each time.
 _WINDOW = 24
 #: A change has to promise so much: the new request computes part of a block of the KV cache again.
 _WORTH_A_CHANGE = 1.1
+#: So much longer may steps get by drafts of which nobody knows yet whether they are right.
+_HARDLY_LONGER = 1.05
+
+
+def first_count(times: Mapping[int, float], engine: EngineConfig) -> int:
+    """How many drafts a sequence begins with, ``times`` being those of steps by their rows.
+
+    In an engine for one sequence as many as make steps hardly longer than the least do, else the least: what comes
+    beside it would pay for more.
+    """
+    if engine.max_batch_size > 1:
+        return LEAST
+    rows = [1 + count for count in COUNTS if 1 + count <= engine.max_num_tokens]
+    durations = np.interp(rows, list(times), list(times.values()))
+    return max(row for row, time in zip(rows, durations, strict=True) if time <= _HARDLY_LONGER * durations[0]) - 1
 
 
 class Lookup:
@@ -61,8 +81,8 @@ class Lookup:
 class Drafts:
     """The drafts of one sequence: how many a step has, and what came of them."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self.count = LEAST
+    def __init__(self, prompt: Sequence[int], count: int = LEAST) -> None:
+        self.count = count
         self.drafted = self.accepted = 0
         self._lookup = Lookup(prompt)
         self._wait = _WINDOW
@@ -87,29 +107,33 @@ class Drafts:
         """Whether enough tokens came since the last change for another decision."""
         return len(self._lookup.tokens) >= self._next_decision
 
-    def best_count(self, streams: int, row_cost: float) -> int:
-        """How many drafts a step would have served best over the last tokens, with so many streams in each step.
+    def best_count(self, others: Sequence[int], times: Mapping[int, float], room: int) -> int:
+        """How many drafts a step would have served best over the last tokens, beside ``others`` with so many rows each.
 
-        A step takes 1 + ``row_cost`` x rows and gives a token to each stream, and to this one the right drafts.
+        A step of so many rows takes ``times`` (or between two of them), and gives a token to each stream, and to this
+        one the right drafts. A change needs ``room`` for the rows of the sequence once more.
         """
-        speeds = {count: self._speed(count, streams, row_cost) for count in COUNTS}
-        best = max(COUNTS, key=speeds.__getitem__)
+        possible = [self.count, *(count for count in COUNTS if 1 + count <= room)]
+        speeds = {count: self._speed(count, others, times) for count in possible}
+        best = max(sorted(possible), key=speeds.__getitem__)
         return best if speeds[best] >= _WORTH_A_CHANGE * speeds[self.count] else self.count
 
-    def _speed(self, count: int, streams: int, row_cost: float) -> float:
+    def _speed(self, count: int, others: Sequence[int], times: Mapping[int, float]) -> float:
         tokens = self._lookup.tokens
-        at = start = len(tokens) - _WINDOW
-        steps = drafted = 0
+        at = len(tokens) - _WINDOW
+        given = steps = 0
         while at < len(tokens):
             draft = self._lookup.draft(at, count)
+            right = next((n for n, (a, b) in enumerate(zip(draft, tokens[at:], strict=False)) if a != b), len(draft))
+            given += len(others) + 1 + right
             steps += 1
-            drafted += len(draft)
-            at += 1 + next((n for n, (a, b) in enumerate(zip(draft, tokens[at:], strict=False)) if a != b), len(draft))
-        gained = (at - start) / steps - 1
-        return (streams + gained) / (1 + row_cost * (streams + drafted / steps))
+            at += 1 + right
+        return given / steps / float(np.interp(sum(others) + 1 + count, list(times), list(times.values())))
 
-    def decide(self, count: int) -> None:
-        """Take ``count`` drafts from now on; the next decision is further away each time something changes."""
-        if count != self.count:
+    def decide(self, count: int) -> bool:
+        """Take ``count`` drafts from now on; return whether that is a change: the next look is then further away."""
+        changes = count != self.count
+        if changes:
             self.count, self._wait = count, 2 * self._wait
         self._next_decision = len(self._lookup.tokens) + self._wait
+        return changes

@@ -47,7 +47,7 @@ class Plot:
 
 
 def throughput(document: Mapping[str, Any]) -> str:
-    """Tokens/s against the time between two tokens of a stream, for each precision at 1, 4 and 16 streams."""
+    """Tokens/s against the time between two tokens of a stream, for each row of bench-cpu at 1, 4 and 16 streams."""
     return plot(
         "CPU engine: throughput against latency, 1, 4 and 16 streams", "ms between the tokens of a stream",
         "tokens/s of all streams", list(_by_precision(document["rows"])), x_from_zero=True,
@@ -55,16 +55,19 @@ def throughput(document: Mapping[str, Any]) -> str:
 
 
 def _by_precision(rows: list[Mapping[str, Any]]) -> Iterator[Series]:
-    """One line for each row of the server; what all rows have in common is not in its name."""
-    served = [row for row in rows if row["side"] == "server"]
-    telling = [name for name in ("execution", "head") if len({str(row.get(name)) for row in served}) > 1]
-    for row in served:
-        measured = {count: row[name] for name, count in _STREAMS.items() if row.get(name)}
-        name = ", ".join([_short(row["precision"]), *(str(row[one]) for one in telling if row.get(one))])
-        yield Series(
-            name, [count / rate * 1e3 for count, rate in measured.items()], list(measured.values()),
-            labels=list(map(str, measured)),
-        )  # fmt: skip
+    """A line for each row's server, and one for each llama.cpp beside it."""
+    for row in rows:
+        ours = ", ".join([_short(row["precision"]), row["execution"], f"{row['head']} head"])
+        for side, name in (("server", ours), *((peer, f"llama.cpp, {peer}") for peer in ("wheel", "native"))):
+            if measured := _rates(row["figures"].get(side, {})):
+                yield Series(
+                    name, [count / rate * 1e3 for count, rate in measured.items()], list(measured.values()),
+                    labels=list(map(str, measured)),
+                )  # fmt: skip
+
+
+def _rates(figures: Mapping[str, Any]) -> dict[int, float]:
+    return {count: figures[name]["median"] for name, count in _STREAMS.items() if name in figures}
 
 
 def _short(precision: str) -> str:
@@ -102,7 +105,7 @@ def front(document: Mapping[str, Any]) -> str:
 
 
 ALL = (
-    Plot("throughput", "cpu-4b.json", 'make bench-cpu ARGS="--shape 4b --json {}"', throughput),
+    Plot("throughput", "cpu-4b.json", 'make bench-cpu ARGS="--shape 4b" JSON={}', throughput),
     Plot("memory", "plan-a100-int8.json", "minitron plan --recipe a100-int8 --json > {}", memory),
     Plot("front", "front.json", "make bench-front JSON={}", front),
 )

@@ -57,7 +57,7 @@ def throughput(document: Mapping[str, Any]) -> str:
 def _by_precision(rows: list[Mapping[str, Any]]) -> Iterator[Series]:
     """A line for each row's server, and one for each llama.cpp beside it."""
     for row in rows:
-        ours = ", ".join([_short(row["precision"]), row["execution"], f"{row['head']} head"])
+        ours = f"{_short(row['precision'])}, {row['execution']}"
         for side, name in (("server", ours), *((peer, f"llama.cpp, {peer}") for peer in ("wheel", "native"))):
             if measured := _rates(row["figures"].get(side, {})):
                 yield Series(

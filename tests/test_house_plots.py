@@ -87,7 +87,7 @@ def test_throughput_is_of_all_streams_and_latency_of_one() -> None:
     assert int8 == [pytest.approx(point, rel=0.02) for point in ((400, 2.5), (1000, 4))]
     assert native == [pytest.approx(point, rel=0.02) for point in ((333, 3), (667, 6))]
     words = {text.text for text in svg.iter(f"{SVG}text")}
-    assert {"bfloat16, fast, as_is head", "int8, fast, as_is head", "llama.cpp, native", "1", "4", "16"} <= words
+    assert {"bfloat16, fast", "int8, fast", "llama.cpp, native", "1", "4", "16"} <= words
 
 
 def test_a_front_is_a_point() -> None:

@@ -136,7 +136,9 @@ def test_on_a_cpu_it_runs_whole_and_what_needs_a_gpu_is_skipped(on_cpu: OnCpu) -
     assert document["verdict"] == "PASS" and document["finished"]
     assert [line["id"] for line in document["lines"]] == list(catalogue())
     # Recipe cpu serves prompts of 512 tokens.
-    assert set(lines_of(document, "SKIPPED")) == GPU_LINES | {"behaviour.long_prompt"}
+    skipped = set(lines_of(document, "SKIPPED"))
+    # An engine may be too fast for a client to give up in the middle of its longest answer.
+    assert skipped - {"behaviour.deadline"} == GPU_LINES | {"behaviour.long_prompt"}
     assert set(lines_of(document, "PASS")) == set(catalogue()) - GPU_LINES - {"behaviour.long_prompt"}
     tokens = json.loads((on_cpu.output / "evidence" / "greedy-tokens.json").read_text())
     assert len(tokens["continuations"]) == 20

@@ -31,8 +31,11 @@ def subject(server: dict[str, Any], small_repository: Callable[[str], Path]) -> 
 
 @pytest.mark.parametrize("name", suite.CASES)
 def test_the_cpu_engine_behaves_as_documented(subject: Subject, name: str) -> None:
-    (line,) = suite.run(subject, [name])
     wanted = SKIPPED if name == "behaviour.logits" else PASS  # this engine gives none, and none are offered
+    for _ in range(3):  # its longest answer takes half a second: on a busy machine it may be over before anybody leaves
+        (line,) = suite.run(subject, [name])
+        if line.verdict == wanted or name != "behaviour.cancel":
+            break
     assert (line.verdict, line.name) == (wanted, name), line.evidence
 
 

@@ -418,7 +418,7 @@ def test_workers_are_counted_together_and_started_again(upstream: Bare, start: C
     for _ in range(6):
         gateway.complete(prompt(tokens=2), max_tokens=2)
     line = 'minitron_gateway_requests_total{endpoint="completions",status="200"}'
-    assert gateway.metric(line) == 6
+    assert within(10, lambda: gateway.metric(line) == 6)  # a worker counts behind the last byte that it sends
     import psutil
 
     def workers() -> list[Any]:

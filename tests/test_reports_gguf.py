@@ -121,7 +121,8 @@ def test_llama_cpp_ends_on_the_same(situation: Ends, write: Callable[..., Path])
     """All but the last: the version at hand knows </s> by its key only."""
     import llama_cpp
 
-    vocabulary = llama_cpp.LlamaCpp(write(*situation.changes))._model.get_vocab()
+    model = llama_cpp.LlamaCpp(write(*situation.changes))  # kept: the vocabulary is a pointer into it
+    vocabulary = model._model.get_vocab()
     ends = [token for token in range(vocabulary.n_vocab) if vocabulary.is_eog(token)]
     assert ends == sorted(situation.ends)
     assert all(vocabulary.is_control(token) for token in situation.special)

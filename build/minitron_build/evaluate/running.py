@@ -21,6 +21,7 @@ from minitron_build.engines.openvino.graph import measured_node
 from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.importing import ov
 from minitron_build.engines.openvino.ir import XML
+from minitron_build.engines.openvino.nodes import ints
 from minitron_build.engines.openvino.write import MODEL_FOLDER
 from minitron_build.evaluate.measures import Peaks, Rows, log_probabilities
 
@@ -83,7 +84,7 @@ def _measure(model: Any) -> bool:
             [_largest([nodes[measured_node(layer, kind)] for kind in kinds]) for layer in range(layers)], 0
         )
 
-    rows = [op.unsqueeze(row, _ints([0])) for row in (largest("fc"), largest("proj"), largest("attended", "residual"))]
+    rows = [op.unsqueeze(row, ints([0])) for row in (largest("fc"), largest("proj"), largest("attended", "residual"))]
     peaks = op.concat(rows, 0)
     peaks.output(0).set_names({_PEAKS})
     model.add_results([op.result(peaks)])
@@ -96,9 +97,5 @@ def _largest(nodes: list[Any]) -> Any:
     """
     infinite, sizes = op.constant(np.float32(np.inf)), [op.abs(node) for node in nodes]
     numbers = [op.select(op.less(size, infinite), size, infinite) for size in sizes]
-    each = [op.reduce_max(size, _ints([0, 1, 2]), False) for size in numbers]
-    return op.unsqueeze(functools.reduce(op.maximum, each), _ints([0]))
-
-
-def _ints(values: list[int]) -> Any:
-    return op.constant(np.asarray(values, np.int64))
+    each = [op.reduce_max(size, ints([0, 1, 2]), False) for size in numbers]
+    return op.unsqueeze(functools.reduce(op.maximum, each), ints([0]))

@@ -21,6 +21,7 @@ from minitron.model.shape import ModelShape
 from minitron_build.engines.openvino.head import Screen, screened
 from minitron_build.engines.openvino.importing import opset6, ov
 from minitron_build.engines.openvino.importing import opset13 as op
+from minitron_build.engines.openvino.nodes import ints, parameter
 
 Node = Any  # an openvino.Node; the package has no usable types
 _MASKED = np.float32(-65504)
@@ -72,12 +73,12 @@ def build_graph(shape: ModelShape, weights: Weights, *, overflow: str = "none", 
     ``overflow``: "float16" makes infinite what float16 does not hold, where TensorRT-LLM's float16 network would have
     stored it (mlp.fc, its square, mlp.proj, the residual); nothing else is rounded.
     """
-    ids, mask, positions = (_parameter(name, 2) for name in ("input_ids", "attention_mask", "position_ids"))
-    beams = _parameter("beam_idx", 1, ov.Type.i32)
+    ids, mask, positions = (parameter(name, 2) for name in ("input_ids", "attention_mask", "position_ids"))
+    beams = parameter("beam_idx", 1, ov.Type.i32)
     cos, sin = (_at(table, positions) for table in rotary_tables(shape))
-    batch = op.gather(op.shape_of(ids), _ints([0]), _ints(0))
+    batch = op.gather(op.shape_of(ids), ints([0]), ints(0))
     layers = _Layers(shape, weights, cos, sin, _mask(ids, mask), beams, batch, overflow == "float16")
-    hidden = op.gather(weights.embedding(), ids, _ints(0))
+    hidden = op.gather(weights.embedding(), ids, ints(0))
     for index in range(shape.num_layers):
         hidden = layers.held(op.add(hidden, layers.attention(index, hidden)), measured_node(index, "attended"))
         hidden = layers.held(op.add(hidden, layers.mlp(index, hidden)), measured_node(index, "residual"))
@@ -127,7 +128,7 @@ class _Layers:
         shape, layer = self.shape, f"transformer.layers.{index}"
         size, kv_size = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
         qkv = self._linear(f"{layer}.attention.qkv", self.norm(f"{layer}.input_layernorm", hidden))
-        parts = op.variadic_split(qkv, _ints(2), _ints([size, kv_size, kv_size]))
+        parts = op.variadic_split(qkv, ints(2), ints([size, kv_size, kv_size]))
         query = self._rotate(self._heads(parts.output(0), shape.num_heads))
         key = self._rotate(self._heads(parts.output(1), shape.num_kv_heads))
         value = self._heads(parts.output(2), shape.num_kv_heads)
@@ -135,7 +136,7 @@ class _Layers:
         keys = self._share(self._remember(f"{past}.keypresent.{index}.key", key))
         values = self._share(self._remember(f"{past}.valuepresent.{index}.value", value))
         mixed = op.scaled_dot_product_attention(query, keys, values, self.mask)
-        joined = op.reshape(op.transpose(mixed, _ints([0, 2, 1, 3])), _ints([0, 0, size]), True)
+        joined = op.reshape(op.transpose(mixed, ints([0, 2, 1, 3])), ints([0, 0, size]), True)
         return self._linear(f"{layer}.attention.dense", joined)
 
     def mlp(self, index: int, hidden: Node) -> Node:
@@ -162,13 +163,13 @@ class _Layers:
     def norm(self, name: str, hidden: Node) -> Node:
         """LayerNorm; the checkpoint's weight already has Nemotron's + 1."""
         weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector(f"{name}.bias")
-        normed = op.mvn(hidden, _ints([-1]), True, self.shape.norm_epsilon, "inside_sqrt")
+        normed = op.mvn(hidden, ints([-1]), True, self.shape.norm_epsilon, "inside_sqrt")
         return op.add(op.multiply(normed, weight), bias)
 
     def _heads(self, flat: Node, count: int) -> Node:
         """[batch, tokens, count * head] -> [batch, count, tokens, head]."""
-        split = op.reshape(flat, _ints([0, 0, count, self.shape.head_size]), True)
-        return op.transpose(split, _ints([0, 2, 1, 3]))
+        split = op.reshape(flat, ints([0, 0, count, self.shape.head_size]), True)
+        return op.transpose(split, ints([0, 2, 1, 3]))
 
     def _rotate(self, heads: Node) -> Node:
         """Rotary embedding of the first elements of each head, in halves (GPT-NeoX order)."""
@@ -181,10 +182,10 @@ class _Layers:
     def _remember(self, variable: str, new: Node) -> Node:
         """Append ``new`` to what the variable holds of past tokens; [batch, kv heads, past + tokens, head]."""
         kv_heads, head = self.shape.num_kv_heads, self.shape.head_size
-        empty = op.concat([self.batch, _ints([kv_heads]), _ints([0]), _ints([head])], 0)
+        empty = op.concat([self.batch, ints([kv_heads]), ints([0]), ints([head])], 0)
         nothing = op.broadcast(op.constant(np.float32(0)), empty)
         past = opset6.read_value(nothing, variable, ov.Type.f32, ov.PartialShape([-1, kv_heads, -1, head]))
-        whole = op.concat([op.gather(past, self.beam_idx, _ints(0)), new], 2)
+        whole = op.concat([op.gather(past, self.beam_idx, ints(0)), new], 2)
         self.sinks.append(opset6.assign(whole, variable))
         return whole
 
@@ -193,42 +194,30 @@ class _Layers:
         heads, group = self.shape.num_heads, self.shape.num_heads // self.shape.num_kv_heads
         if group == 1:
             return kv
-        repeated = op.broadcast(op.unsqueeze(kv, _ints(2)), _ints([1, 1, group, 1, 1]), broadcast_spec="BIDIRECTIONAL")
-        return op.reshape(repeated, _ints([0, heads, -1, self.shape.head_size]), True)
+        repeated = op.broadcast(op.unsqueeze(kv, ints(2)), ints([1, 1, group, 1, 1]), broadcast_spec="BIDIRECTIONAL")
+        return op.reshape(repeated, ints([0, heads, -1, self.shape.head_size]), True)
 
 
 def _slice(node: Node, start: int, stop: int) -> Node:
     """Elements ``start`` to ``stop`` of the last axis."""
-    return op.slice(node, _ints([start]), _ints([stop]), _ints([1]), _ints([-1]))
+    return op.slice(node, ints([start]), ints([stop]), ints([1]), ints([-1]))
 
 
 def _mask(ids: Node, attention_mask: Node) -> Node:
     """0 where a token may look, a very negative number elsewhere; [batch, 1, tokens, past + tokens]."""
     total, new = _length(attention_mask), _length(ids)
-    keys = op.range(_ints(0), total, _ints(1), output_type="i64")
-    queries = op.unsqueeze(op.range(op.subtract(total, new), total, _ints(1), output_type="i64"), _ints(1))
-    real = op.unsqueeze(op.not_equal(attention_mask, _ints(0)), _ints([1, 2]))
+    keys = op.range(ints(0), total, ints(1), output_type="i64")
+    queries = op.unsqueeze(op.range(op.subtract(total, new), total, ints(1), output_type="i64"), ints(1))
+    real = op.unsqueeze(op.not_equal(attention_mask, ints(0)), ints([1, 2]))
     allowed = op.logical_and(op.less_equal(keys, queries), real)
     return op.select(allowed, op.constant(np.float32(0)), op.constant(_MASKED))
 
 
 def _length(node: Node) -> Node:
     """The size of the second axis, a scalar."""
-    return op.gather(op.shape_of(node), _ints(1), _ints(0))
+    return op.gather(op.shape_of(node), ints(1), ints(0))
 
 
 def _at(table: npt.NDArray[np.float32], positions: Node) -> Node:
     """Rows of a rotary table for each position, with an axis for the heads: [batch, 1, tokens, rotary]."""
-    return op.unsqueeze(op.gather(op.constant(table), positions, _ints(0)), _ints(1))
-
-
-def _ints(values: int | list[int]) -> Node:
-    return op.constant(np.asarray(values, dtype=np.int64))
-
-
-def _parameter(name: str, rank: int, dtype: Any = None) -> Node:
-    """A graph input; its friendly name equals its tensor's name, or the paged pass would add a second one."""
-    node = op.parameter(ov.PartialShape([-1] * rank), dtype or ov.Type.i64)
-    node.set_friendly_name(name)
-    node.output(0).set_names({name})
-    return node
+    return op.unsqueeze(op.gather(op.constant(table), positions, ints(0)), ints(1))

@@ -1,4 +1,4 @@
-"""The output head: hidden states to logits, by the weights as they are or behind a cheap screen.
+"""The screened output head: hidden states to logits, by the 16-bit weights of the words that matter.
 
 One stream is bound by the bytes that a token reads, and of an int4 engine's more than half are the 16-bit head's. The
 screened head reads half of those. An int8 copy of the head gives every word an approximate logit and, with its rounding
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from minitron.machine.cpu_head import HIDDEN, ROWS, WEIGHTS
 from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.importing import ov
+from minitron_build.engines.openvino.nodes import ints, parameter
 
 Node = Any
 
@@ -39,7 +40,7 @@ _MOST_ROWS = 32_768
 
 @dataclass(frozen=True)
 class Screen:
-    """The cheap copy of a head: ``codes`` a node [vocab, hidden] of float32 values, ``errors`` float32 [vocab]."""
+    """The cheap copy of a head: ``weights`` a float32 node [vocab, hidden], ``errors`` float32 [vocab]."""
 
     weights: Node
     errors: npt.NDArray[np.float32]
@@ -65,39 +66,33 @@ def screened(hidden: Node, weights: Node, screen: Screen, *, proven: bool) -> tu
     words that could be the best one, which holds where products are computed in float32; else ``CANDIDATES`` of them.
     A step may have no rows: then shapes have a 0, which is why axes are put in and taken out, and never guessed.
     """
-    rows = op.parameter(ov.PartialShape([-1]), ov.Type.i64)
-    rows.set_friendly_name(ROWS)
-    rows.output(0).set_names({ROWS})
+    rows = parameter(ROWS, 1)
     hidden.set_friendly_name(HIDDEN)
     weights.set_friendly_name(WEIGHTS)
     size = hidden.output(0).get_partial_shape()[2].get_length()
-    chosen = op.gather(op.reshape(hidden, _ints([-1, 1, size]), False), rows, _ints(0))
+    chosen = op.gather(op.reshape(hidden, ints([-1, 1, size]), False), rows, ints(0))
     near = op.matmul(chosen, screen.weights, False, True)
     if proven:
         order, count = _could_be_best(chosen, near, rows, screen.errors)
     else:
-        order, count = near, _ints(min(CANDIDATES, len(screen.errors)))
+        order, count = near, ints(min(CANDIDATES, len(screen.errors)))
     candidates = op.topk(order, count, 2, "max", "none", "i32").output(1)
-    gathered = op.gather(weights, op.squeeze(candidates, _ints([1])), _ints(0))
+    gathered = op.gather(weights, op.squeeze(candidates, ints([1])), ints(0))
     exact = op.matmul(chosen, gathered, False, True)
-    return op.scatter_elements_update(near, candidates, exact, _ints(2)), rows
+    return op.scatter_elements_update(near, candidates, exact, ints(2)), rows
 
 
 def _could_be_best(chosen: Node, near: Node, rows: Node, errors: npt.NDArray[np.float32]) -> tuple[Node, Node]:
     """The upper end of each word's interval [rows, 1, vocab], and how many words a step's rows need, a scalar."""
-    length = op.sqrt(op.reduce_sum(op.multiply(chosen, chosen), _ints([2]), True))
+    length = op.sqrt(op.reduce_sum(op.multiply(chosen, chosen), ints([2]), True))
     reach = op.multiply(length, op.constant(errors[None, None]))
     upper = op.add(near, reach)
-    lower = op.reduce_max(op.subtract(near, reach), _ints([2]), True)
+    lower = op.reduce_max(op.subtract(near, reach), ints([2]), True)
     # A sum of ones is exact in float32 up to 16 million words, and 3 ms faster than one of converted truths.
     overlap = op.select(op.greater_equal(upper, lower), op.constant(np.float32(1)), op.constant(np.float32(0)))
-    possible = op.convert(op.reduce_sum(overlap, _ints([2]), False), ov.Type.i64)  # [rows, 1]
+    possible = op.convert(op.reduce_sum(overlap, ints([2]), False), ov.Type.i64)  # [rows, 1]
     least = min(CANDIDATES, len(errors))
-    needed = op.reduce_max(op.concat([possible, _ints([[least]])], 0), _ints([0, 1]), False)
-    shares = op.maximum(op.squeeze(op.shape_of(rows), _ints([0])), _ints(1))
-    most = op.maximum(op.divide(_ints(_MOST_ROWS), shares), _ints(least))
-    return upper, op.minimum(op.minimum(needed, most), _ints(len(errors)))
-
-
-def _ints(values: int | list[int] | list[list[int]]) -> Node:
-    return op.constant(np.asarray(values, dtype=np.int64))
+    needed = op.reduce_max(op.concat([possible, ints([[least]])], 0), ints([0, 1]), False)
+    shares = op.maximum(op.squeeze(op.shape_of(rows), ints([0])), ints(1))
+    most = op.maximum(op.divide(ints(_MOST_ROWS), shares), ints(least))
+    return upper, op.minimum(op.minimum(needed, most), ints(len(errors)))

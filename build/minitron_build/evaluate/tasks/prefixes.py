@@ -20,6 +20,7 @@ from minitron.machine import cpu_execution, cpu_head
 from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.importing import ov
 from minitron_build.engines.openvino.ir import XML
+from minitron_build.engines.openvino.nodes import ints, parameter
 from minitron_build.engines.openvino.write import MODEL_FOLDER
 
 Ids = Sequence[int]
@@ -129,10 +130,8 @@ def common_length(texts: Sequence[Ids]) -> int:
 def _choose_rows(model: Any) -> None:
     """Give ``model`` the input ``rows``, int64 [n]: logits are computed of these tokens of a step alone."""
     head = model.output("logits").get_node().input_value(0).get_node()
-    rows = op.parameter(ov.PartialShape([-1]), ov.Type.i64)
-    rows.set_friendly_name(_ROWS)
-    rows.output(0).set_names({_ROWS})
-    chosen = op.gather(head.input_value(0), rows, op.constant(np.int64(1)))
+    rows = parameter(_ROWS, 1)
+    chosen = op.gather(head.input_value(0), rows, ints(1))
     head.input(0).replace_source_output(chosen.output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()

@@ -19,7 +19,7 @@ EXECUTION ?= exact
 ARGS ?=
 # Tests at the same time: more than there are cores, because most of them wait for servers.
 JOBS ?= 4
-PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help
 help: ## list the targets

@@ -119,10 +119,10 @@ def greedy(ids: list[int], count: int, change: Callable[[Any, list[int]], None])
 
 def rows_of_logits(engine_folder: Path, answers: Answers, precision: Precision) -> NDArray[np.float32]:
     """Logits of an engine at the answers' places, by OpenVINO itself (not the pipeline): the model as a plain one."""
-    from minitron_build.engines.openvino.importing import ov
+    from minitron.machine.openvino import process_core
 
     xml = engine_folder / "openvino" / "openvino_model.xml"
-    compiled = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    compiled = process_core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
     whole: dict[int, NDArray[np.float32]] = {}
     rows = []
     for prompt, position in answers.places:

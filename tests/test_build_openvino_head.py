@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 import cpu_engines
 from answers import Answers
+from minitron.machine.openvino import opset13 as op
+from minitron.machine.openvino import ov, process_core
 from minitron.model.precision import Precision
 from minitron_build.checkpoint.codes import dequantize, quantize
 from minitron_build.engines.openvino import head
 from minitron_build.engines.openvino import write as cpu
-from minitron_build.engines.openvino.importing import opset13 as op
-from minitron_build.engines.openvino.importing import ov
 from minitron_build.evaluate.tasks.prefixes import PrefixEngine
 from minitron_triton.models.tensorrt_llm import pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
@@ -54,7 +54,7 @@ class Head:
         screen = head.Screen(op.constant(self.cheap), head.rounding_errors(weights, self.cheap))
         logits, rows = head.screened(hidden, op.constant(weights), screen, proven=proven)
         model = ov.Model([op.result(logits)], [hidden, rows], "head")
-        self._compiled = ov.Core().compile_model(model, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+        self._compiled = process_core().compile_model(model, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
 
     def __call__(self, hidden: Rows, rows: list[int]) -> Rows:
         found: Rows = self._compiled([hidden[None], np.array(rows, np.int64)])[0]

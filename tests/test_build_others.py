@@ -73,11 +73,11 @@ def test_an_export_is_read(
 
 
 def _logits(folder: Path, engine: Path) -> Any:
-    from minitron_build.engines.openvino.importing import ov
+    from minitron.machine.openvino import process_core
 
     cpu.build(folder, engine, cpu.CpuOptions())
     xml = engine / "openvino" / "openvino_model.xml"
-    request = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"}).create_infer_request()
+    request = process_core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"}).create_infer_request()
 
     def run(ids: list[int], past: int) -> Any:
         return request.infer({

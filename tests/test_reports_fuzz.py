@@ -286,14 +286,14 @@ class Ours:
 
     def _run(self, checkpoint: Path) -> list[list[int]]:
         import cpu_engines
+        from minitron.machine.openvino import process_core
         from minitron_build.engines.openvino import write
-        from minitron_build.engines.openvino.importing import ov
 
         built = self._scratch / "engine"
         shutil.rmtree(built, ignore_errors=True)
         write.build(checkpoint, built, write.CpuOptions())
         xml = built / "openvino" / "openvino_model.xml"
-        compiled = ov.Core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+        compiled = process_core().compile_model(str(xml), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
         return greedy(lambda ids: cpu_engines._logits(compiled, np.array(ids)))
 
 

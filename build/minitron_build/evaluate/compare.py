@@ -89,7 +89,7 @@ def compare(
 
 def _comparison(reference: str, windows: Windows) -> dict[str, Any]:
     """What must be the same for windows measured earlier to count."""
-    from minitron_build.engines.openvino.importing import VERSION as ENGINE
+    from minitron.machine.openvino import VERSION as ENGINE
 
     ids = hashlib.sha256(b"".join(window.tobytes() for window in windows)).hexdigest()
     return {"toolkit": VERSION, "engine": ENGINE, "reference": digest(reference), "text": ids,

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.machine import cpu_execution, cpu_head
+from minitron.machine.openvino import opset13 as op
+from minitron.machine.openvino import process_core
 from minitron.model.activations import KINDS
 from minitron_build.engines.openvino.graph import measured_node
-from minitron_build.engines.openvino.importing import opset13 as op
-from minitron_build.engines.openvino.importing import ov
 from minitron_build.engines.openvino.ir import XML
 from minitron_build.engines.openvino.nodes import ints
 from minitron_build.engines.openvino.write import MODEL_FOLDER
@@ -39,7 +39,7 @@ class RunningEngine:
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        core = ov.Core()
+        core = process_core()
         model = core.read_model(str(folder / MODEL_FOLDER / XML))
         self._screened = any(node.get_friendly_name() == cpu_head.ROWS for node in model.get_parameters())
         self._measures = _measure(model)

@@ -1,11 +1,11 @@
 """The screened output head of a CPU engine: the names that its graph gives to what others look for.
 
-Uses the standard library alone: a rendered repository holds a copy for the CPU engine.
+A rendered repository holds a copy for the CPU engine.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from minitron.machine.openvino import opset13, ov
 
 #: Friendly name of the hidden states [batch, tokens, hidden] that go into the head.
 HIDDEN = "head.hidden"
@@ -15,16 +15,12 @@ WEIGHTS = "head.weights"
 ROWS = "sampled_tokens_indices"
 
 
-def without_screen(model: Any, ov: Any, operations: Any) -> Any:
-    """The ``openvino.Model`` with its 16-bit head in place of the screen: logits [batch, tokens, vocab].
-
-    ``ov`` and ``operations`` are the modules ``openvino`` and one of its opsets. A model without a screen is returned
-    as it is.
-    """
+def without_screen(model: ov.Model) -> ov.Model:
+    """The model with its 16-bit head in place of the screen: logits [batch, tokens, vocab]; as it is without one."""
     nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     if ROWS not in nodes:
         return model
-    logits = operations.matmul(nodes[HIDDEN], nodes[WEIGHTS], False, True)
+    logits = opset13.matmul(nodes[HIDDEN], nodes[WEIGHTS], False, True)
     logits.output(0).set_names({"logits"})
     inputs = [node for node in model.get_parameters() if node.get_friendly_name() != ROWS]
-    return ov.Model([operations.result(logits)], model.get_sinks(), inputs, model.get_friendly_name())
+    return ov.Model([opset13.result(logits)], model.get_sinks(), inputs, model.get_friendly_name())

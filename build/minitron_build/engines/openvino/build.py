@@ -24,7 +24,7 @@ def build(
     ``tokenizer``: folder of one to take instead of the checkpoint's. Raises CheckpointError, UsageError, OutputExists,
     NoSpace, OutputError.
     """
-    from minitron_build.engines.openvino.importing import VERSION
+    from minitron.machine.openvino import VERSION
 
     cpu = effective.recipe.cpu
     with Checkpoint.open(checkpoint) as source:

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from minitron.machine.openvino import opset6, ov
+from minitron.machine.openvino import opset13 as op
 from minitron.model.shape import ModelShape
 from minitron_build.engines.openvino.head import Screen, screened
-from minitron_build.engines.openvino.importing import opset6, ov
-from minitron_build.engines.openvino.importing import opset13 as op
 from minitron_build.engines.openvino.nodes import ints, parameter
 
 Node = Any  # an openvino.Node; the package has no usable types

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.machine.cpu_head import HIDDEN, ROWS, WEIGHTS
-from minitron_build.engines.openvino.importing import opset13 as op
-from minitron_build.engines.openvino.importing import ov
+from minitron.machine.openvino import opset13 as op
+from minitron.machine.openvino import ov
 from minitron_build.engines.openvino.nodes import ints, parameter
 
 Node = Any

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from minitron_build.engines.openvino.importing import ov
+from minitron.machine.openvino import ov
 from minitron_build.engines.openvino.weights import Constant
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"

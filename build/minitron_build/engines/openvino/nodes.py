@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron_build.engines.openvino.importing import opset13 as op
-from minitron_build.engines.openvino.importing import ov
+from minitron.machine.openvino import opset13 as op
+from minitron.machine.openvino import ov
 
 
 def ints(values: int | list[int] | list[list[int]]) -> Any:

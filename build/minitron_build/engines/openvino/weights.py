@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron.machine.openvino import opset13 as op
+from minitron.machine.openvino import ov
 from minitron_build.checkpoint.codes import dequantize, quantize
 from minitron_build.checkpoint.read import HEAD, Checkpoint
 from minitron_build.engines.openvino.head import Screen, rounding_errors
-from minitron_build.engines.openvino.importing import opset13 as op
-from minitron_build.engines.openvino.importing import ov
 
 Pieces = Iterator[npt.NDArray[Any]]
 

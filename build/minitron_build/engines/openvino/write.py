@@ -75,9 +75,9 @@ def build(
     take the place of the checkpoint's. ``more_details`` go into the manifest. Raises CheckpointError for a checkpoint
     that cannot be used, UsageError for limits that cannot be, OutputExists, NoSpace, OutputError.
     """
+    from minitron.machine.openvino import VERSION
     from minitron_build.engines.openvino import ir
     from minitron_build.engines.openvino.graph import build_graph
-    from minitron_build.engines.openvino.importing import VERSION
     from minitron_build.engines.openvino.weights import CheckpointWeights
 
     with Checkpoint.open(checkpoint) as source:

@@ -34,7 +34,7 @@ def open_engine(name: str, scratch: Path, *, noted: bool) -> Opened:
 
     Raises what preparing it raises, EngineError.
     """
-    from minitron_build.engines.openvino.importing import VERSION as ENGINE
+    from minitron.machine.openvino import VERSION as ENGINE
     from minitron_build.evaluate.tasks.engine_model import EngineModel
 
     subject = prepare(name, scratch)

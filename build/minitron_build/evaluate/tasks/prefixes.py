@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.machine import cpu_execution, cpu_head
-from minitron_build.engines.openvino.importing import opset13 as op
-from minitron_build.engines.openvino.importing import ov
+from minitron.machine.openvino import opset13 as op
+from minitron.machine.openvino import process_core
 from minitron_build.engines.openvino.ir import XML
 from minitron_build.engines.openvino.nodes import ints, parameter
 from minitron_build.engines.openvino.write import MODEL_FOLDER
@@ -42,8 +42,8 @@ class PrefixEngine:
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.vocab_size = int(config["pretrained_config"]["vocab_size"])
-        core = ov.Core()
-        model = cpu_head.without_screen(core.read_model(str(folder / MODEL_FOLDER / XML)), ov, op)
+        core = process_core()
+        model = cpu_head.without_screen(core.read_model(str(folder / MODEL_FOLDER / XML)))
         _choose_rows(model)
         self._request: Any = core.compile_model(model, "CPU", cpu_execution.properties(config)).create_infer_request()
         self._forget()

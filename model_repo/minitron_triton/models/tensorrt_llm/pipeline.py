@@ -1,14 +1,10 @@
 """OpenVINO GenAI's continuous batching pipeline and OpenVINO's plain model, opened with the engine's settings: the only
 users of the libraries here.
-
-``import openvino`` queues a usage event and writes a folder into the home directory unless the module
-``openvino_telemetry`` cannot be imported; a None in ``sys.modules`` makes that so.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,16 +12,13 @@ from numpy.typing import NDArray
 
 from minitron.machine import cpu_head
 from minitron.machine.memory import available_bytes, release_mapped
+from minitron.machine.openvino import ov, process_core  # before the next: it keeps OpenVINO's analytics away
 
 from .engine_config import BLOCK_TOKENS, EngineConfig
 from .generation_request import Request
 from .speculation import NGRAM
 
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-
-import openvino as ov  # noqa: E402
-import openvino_genai as genai  # noqa: E402
-from openvino import opset13  # noqa: E402
+import openvino_genai as genai  # isort: skip
 
 _FREE_MEMORY_SHARE = 0.5
 _HALF, _ODD = 0xFFFFFFFF, 0x9E3779B1  # 2**32 divided by the golden ratio, made odd
@@ -60,9 +53,8 @@ class PlainModel:
 
     def __init__(self, engine: EngineConfig) -> None:
         """Load it; blocks the caller for seconds to a minute."""
-        core = ov.Core()
-        model = core.read_model(str(engine.folder / "openvino" / "openvino_model.xml"))
-        model = cpu_head.without_screen(model, ov, opset13)
+        core = process_core()
+        model = cpu_head.without_screen(core.read_model(str(engine.folder / "openvino" / "openvino_model.xml")))
         self._request = core.compile_model(model, "CPU", engine.properties).create_infer_request()
 
     def reset_state(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import cpu_engines
 from conftest import ROOMS, ROOT
-from minitron_build.checkpoint.spec import Precision
+from minitron.model.precision import Precision
 
 CODE = """
 import gc, signal, sys

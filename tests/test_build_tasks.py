@@ -188,6 +188,28 @@ def test_int8_passes_the_gate_and_a_spoiled_layer_fails_it(
     assert "worse than the baseline by more than 0.05" in err
 
 
+def test_an_acceptance_holds_the_gate_of_a_server(
+    server: dict[str, Any], small_repository: Callable[[str], Path], data: Path, baseline: Path, tmp_path: Path
+) -> None:
+    """Its engine is as good as itself, and not as good as one that knows every answer."""
+    perfect = json.loads(baseline.read_text(encoding="utf-8"))
+    task = perfect["subjects"][0]["tasks"]["arc_challenge"]
+    task |= {"value": 1.0, "questions": dict.fromkeys(task["questions"], 1.0)}
+    (tmp_path / "perfect.json").write_text(json.dumps(perfect), encoding="utf-8")
+    for run, verdict in ((baseline, "PASS"), (tmp_path / "perfect.json", "FAIL")):
+        words = f"--tasks arc_challenge --shots 2 --data '{data}' --limit 60 --tolerance 0.2 --baseline '{run}'"
+        code, out, err = minitron_here(
+            "accept", small_repository("bfloat16"), "--only", "tasks", "--url", server["urls"]["grpc"], "--eval", words,
+            "--output", tmp_path / "out", "--json",
+        )  # fmt: skip
+        (line,) = json.loads(out)["lines"]
+        assert (line["id"], line["status"], code) == ("tasks.gate", verdict, 8 if verdict == "FAIL" else 0), (line, err)
+    assert "worse than the baseline by more than 0.2" in line["evidence"]
+    for words, why in (("--tasks x --baseline y", "no --tolerance"), ("--url grpc://x", "--url is said by")):
+        code, _, err = minitron_here("accept", small_repository("bfloat16"), "--only", "tasks", "--eval", words)
+        assert code == UsageError.exit_code and why in err
+
+
 def test_too_few_questions_say_so_and_how_many_would_do(
     small_checkpoint: Callable[[str], Path], data: Path, baseline: Path
 ) -> None:

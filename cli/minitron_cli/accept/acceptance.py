@@ -22,7 +22,7 @@ from minitron.machine import compat, gpus_here
 from minitron.recipe import Effective
 from minitron.recipe_model import Recipe
 from minitron_cli import main
-from minitron_cli.accept import speed
+from minitron_cli.accept import quality, speed
 from minitron_cli.accept.evidence import Evidence, digest
 from minitron_cli.accept.serving import Running, Started
 from minitron_cli.accept.walk import Step, Walk
@@ -39,6 +39,7 @@ class Options:
 
     ``small``: the model that goes the whole way first, None for none. ``keep_going``: past a cheap proof that failed.
     ``only``: see ``walk.chosen``. ``tolerance`` (nats), ``new_tokens``: of the greedy outputs, None for the defaults.
+    ``tasks``: words for 'minitron eval' (``quality.words_of``).
     """
 
     reference: Path | None = None
@@ -51,6 +52,7 @@ class Options:
     only: Mapping[str, frozenset[str]] = field(default_factory=dict)
     tolerance: float | None = None
     new_tokens: int | None = None
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -119,6 +121,7 @@ class Acceptance:
             Step("bursts", ("serve",), lambda: self._bursts(served)),
             Step("speed", ("serve",), lambda: self._speed(served)),
             Step("behaviour", ("serve",), lambda: self._behaviour(served)),
+            Step("tasks", ("serve",), lambda: self._tasks(served)),
             Step("stopped", ("serve",), lambda: self._stopped(served)),
         )
         after = (
@@ -277,6 +280,14 @@ class Acceptance:
             return self.evidence.keep("behaviour", found, url=urls["grpc"], engine=engine)
 
         return self.evidence.do("behaviour", self.digest_of("repository"), work)
+
+    def _tasks(self, serving: Running) -> Sequence[Check]:
+        words, tokenizer = self.options.tasks, self.path("repository") / "tokenizer"
+
+        def work() -> Sequence[Check]:
+            return quality.judge_tasks(serving, tokenizer, words, self.evidence.folder)
+
+        return self.evidence.do("tasks", [self.digest_of("repository"), quality.inputs(words)], work)
 
     def _stopped(self, serving: Running) -> Sequence[Check]:
         return self.evidence.do(

@@ -22,7 +22,7 @@ from minitron_triton.server import state
 PARTS: dict[str, tuple[str, ...]] = {
     "checkpoint": ("checkpoint",),
     "engine": ("engine",),
-    "repository": ("engine", "audit", "tokens", "bursts", "speed", "behaviour"),
+    "repository": ("engine", "audit", "tokens", "bursts", "speed", "behaviour", "tasks"),
     "tokens": ("words",),
 }
 #: Length of prompts and answers where neither recipe nor engine asks for another.

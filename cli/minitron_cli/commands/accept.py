@@ -43,6 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how much log probs may differ (default: by activation type, float16 0.1, bfloat16 0.5)")  # fmt: skip
     add("--new-tokens", type=int, metavar="N", help="tokens of each of the prompts (default 64)")
     add("--baseline", type=Path, metavar="RUN", help="stored 16-bit latency run (default: built and measured here)")
+    add("--eval", metavar="WORDS",
+        help="ask the server tasks too, and hold the gate: words of 'minitron eval' in quotes, such as "
+        "'--tasks gsm8k --data DIR --baseline RUN --tolerance 0.01'")  # fmt: skip
     points = "the three points (default: of the recipe's workload)"
     add("--grid", nargs=3, metavar="INPUT:OUTPUT:CONCURRENCY", help=points)
     here = "ask and build with the TensorRT-LLM of this machine; serving takes the container all the same"
@@ -96,7 +99,7 @@ def _acceptance(
     args: argparse.Namespace, effective: Effective, folder: Path, only: Mapping[str, frozenset[str]],
     alone: Subject | None,
 ) -> Acceptance:  # fmt: skip
-    from minitron_cli.accept import speed
+    from minitron_cli.accept import quality, speed
     from minitron_cli.accept.acceptance import Acceptance, Options, write_recipe
     from minitron_cli.accept.evidence import Evidence
     from minitron_cli.accept.serving import end_leftovers
@@ -108,7 +111,7 @@ def _acceptance(
     options = Options(
         reference=args.reference, baseline=args.baseline, grid=tuple(args.grid or speed.grid(wanted)),
         container=args.container, small=_small(args.small, wanted), llmapi=args.llmapi, keep_going=args.keep_going,
-        only=only, tolerance=args.tolerance, new_tokens=args.new_tokens,
+        only=only, tolerance=args.tolerance, new_tokens=args.new_tokens, tasks=quality.words_of(args.eval),
     )  # fmt: skip
     acceptance = Acceptance(wanted, folder, evidence, options, alone.given if alone else {},
                             alone.running if alone else None)  # fmt: skip

@@ -196,6 +196,10 @@ drill-ends: $(VENV)/.ready-dev ## end thirty servers, half of them under load: s
 drill-bursts: $(VENV)/.ready-dev ## sixty bursts of four streams straight at tensorrt_llm: none may be held (ARGS="--bursts 20")
 	@$(BIN)/python benches/drill_bursts.py $(ARGS)
 
+.PHONY: drill-awq
+drill-awq: $(VENV)/.ready-dev ## kill -9 an int4_awq conversion of the 4B width six times: the bytes of one left alone (ARGS="--shape tiny")
+	@$(BIN)/python benches/drill_awq.py $(ARGS)
+
 .PHONY: soak
 soak: $(VENV)/.ready-dev ## half an hour of streams half of which are left in the middle (ARGS="--minutes 2")
 	@$(BIN)/python benches/soak.py $(ARGS)

@@ -27,6 +27,7 @@ from conftest import DATA, ROOMS, ROOT, SMALL_MODEL, minitron_here
 from minitron.machine import cpu_execution
 from minitron.model import shape
 from minitron_build.checkpoint.calibration.calibrate import calibrate
+from minitron_build.checkpoint.calibration.layer import Layer
 from minitron_build.checkpoint.calibration.text import CalibrationText
 from minitron_build.checkpoint.convert import convert
 from minitron_build.checkpoint.values import DTYPES
@@ -146,6 +147,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(awq: Path, tmp_path: Path) -> No
     assert code == 0, err
     assert (output / "rank0.safetensors").read_bytes() == (awq / "rank0.safetensors").read_bytes()
     assert not (tmp_path / "checkpoint.calibration").exists()
+
+
+def test_texts_that_go_through_a_layer_together_do_not_see_each_other() -> None:
+    generator = np.random.default_rng(0)
+    source = open_model(str(SMALL_MODEL), None)
+    names = {name.removeprefix("model.layers.0."): tensor for name, tensor in source.tensors().items()}
+    layer = Layer(SHAPE, {name: tensor.read(0, tensor.shape[0]).astype(np.float32) for name, tensor in names.items()})
+    source.close()
+    texts = generator.standard_normal((3, 40, SHAPE.hidden_size)).astype(np.float32)
+    together = layer(texts, lambda _name, _rows: None)
+    for number in range(3):
+        alone = layer(texts[number : number + 1], lambda _name, _rows: None)[0]
+        assert together[number] == pytest.approx(alone, rel=1e-3, abs=1e-4)
 
 
 def test_another_calibration_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ import modelopt_cases as cases
 from minitron.model.precision import Precision
 from minitron_build.checkpoint import groups
 from minitron_build.checkpoint.calibration import feedback
+from minitron_build.checkpoint.calibration.rows import by_rows
 from minitron_build.checkpoint.plan import plan_rank
 from minitron_build.checkpoint.spec import Spec
 from minitron_build.checkpoint.values import Calculator
@@ -137,3 +138,40 @@ def test_feedback_costs_less_than_rounding_to_nearest() -> None:
     assert cost(found) < 0.25 * cost(plain)
     # Inputs that have nothing to do with each other leave nothing to make up for.
     assert (feedback.quantize(weights, scales, np.eye(256, dtype=np.float32)) == plain).all()
+
+
+def test_feedback_makes_the_choice_that_its_definition_asks_for() -> None:
+    """The rule of QuIP, written out in float64 on Cholesky's factor of numpy; more inputs than a block has."""
+    generator = np.random.default_rng(1)
+    weights = generator.standard_normal((6, 640)).astype(np.float32)
+    inputs = generator.standard_normal((700, 640)).astype(np.float32)
+    gram = inputs.T @ inputs
+    scales = groups.scales_of(weights, 128)
+    scales[2, 3] = 0
+    damped = gram.astype(np.float64) + np.eye(640) * feedback.DAMPING * np.diagonal(gram).mean()
+    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    wanted, errors = np.zeros((6, 640), np.int8), np.zeros((6, 640))
+    for place in range(640):
+        scale = scales[:, place // 128].astype(np.float64)
+        owed = errors[:, :place] @ factor[:place, place] / factor[place, place]
+        wanted[:, place] = np.rint((weights[:, place] - owed) / np.where(scale > 0, scale, 1)).clip(-8, 7)
+        errors[:, place] = wanted[:, place] * scale - weights[:, place]
+    found = feedback.quantize(weights, scales, gram)
+    # One code that float32 rounds the other way may change those after it in its row.
+    assert (found == wanted).mean() > 0.99
+
+
+def test_a_gram_matrix_that_float32_cannot_factor_is_damped_until_it_can() -> None:
+    """A sum of squares has no negative eigenvalue; float32 makes one now and then, here it is there from the start."""
+    gram = np.diag(np.array([1, 1, 1, -0.05], np.float32))
+    weights = np.array([[0.4, 0.6, -1, 7]], np.float32)
+    assert feedback.quantize(weights, np.ones((1, 1), np.float32), gram).tolist() == [[0, 1, -1, 7]]
+
+
+def test_rows_on_all_cores_are_those_of_one_go_and_errors_come_through() -> None:
+    generator = np.random.default_rng(2)
+    matrix, scales = generator.standard_normal((1000, 512)), generator.standard_normal((1000, 4))
+    found = by_rows(lambda each, scale: each * scale[:, :1], np.empty((1000, 512), np.float32), matrix, scales)
+    assert (found == (matrix * scales[:, :1]).astype(np.float32)).all()
+    with pytest.raises(ValueError, match="broadcast"):
+        by_rows(lambda each: each[:, :3], np.empty((1000, 512), np.float32), matrix)

@@ -42,6 +42,9 @@ SAMPLED_ROWS = 512
 
 _ABOUT = "about.json"
 _EMBEDDED_AT_ONCE = 1 << 16
+_TOKENS_AT_ONCE = 4096
+"""Of as many sequences as make so many: larger products, and a sum of x x^T that is added to less often."""
+
 _INT8_LARGEST = np.float32(127)
 
 
@@ -165,8 +168,9 @@ class _Run:
         layer = layers.Layer(self.shape, self._weights(index))
         seen = _Statistics(self.ids.size if self.group else 0)
         states = np.load(_states(self.folder, index))
-        for sequence in states:
-            sequence[:] = layer(sequence, seen)
+        at_once = max(_TOKENS_AT_ONCE // states.shape[1], 1)
+        for start in range(0, len(states), at_once):
+            states[start : start + at_once] = layer(states[start : start + at_once], seen)
         if not np.isfinite(states).all():
             raise ModelError(
                 f"layer {index} makes hidden states of the calibration text that are not finite; the model is damaged"
@@ -185,7 +189,7 @@ class _Run:
             return found | {"found": json.dumps(summary)}
         for module, names in layers.MODULES.items():
             weights = np.concatenate([layer.weights[name] for name in names])
-            best = search(weights, seen.inputs(module), self.group, self.dtype)
+            best = search(weights, seen.take_inputs(module), self.group, self.dtype)
             found[f"{module}.factors"] = best.factors
             ends = np.cumsum([len(layer.weights[name]) for name in names])[:-1]
             for name, scales, codes in zip(names, np.split(best.scales, ends), np.split(best.codes, ends), strict=True):
@@ -238,13 +242,15 @@ class _Statistics:
             self._counts[name] = before + len(rows)
             self._sums[name] = self._sums.get(name, 0) + np.abs(rows).sum(axis=0, dtype=np.float64)
             self._samples.setdefault(name, []).append(rows[-before % self._step :: self._step].copy())
-            gram = self._grams.setdefault(name, np.zeros((rows.shape[1],) * 2, np.float32))
-            gram += rows.T @ rows
+            gram = rows.T @ rows
+            if name in self._grams:
+                gram += self._grams[name]
+            self._grams[name] = gram
 
-    def inputs(self, module: str) -> Inputs:
-        """What is known of a module's inputs."""
+    def take_inputs(self, module: str) -> Inputs:
+        """What is known of a module's inputs, once."""
         mean = (self._sums[module] / self._counts[module]).astype(np.float32)
-        return Inputs(mean, np.concatenate(self._samples[module]), self._grams[module])
+        return Inputs(mean, np.concatenate(self._samples.pop(module)), self._grams.pop(module))
 
 
 def _keep(path: Path, save: Callable[[BinaryIO], None]) -> None:

@@ -28,45 +28,46 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a model of ``shape`` with its ``weights``; called with the hidden states of one text."""
+    """A layer of a model of ``shape`` with its ``weights``; called with the hidden states of texts of one length."""
 
     shape: ModelShape
     weights: Mapping[str, Floats]
 
     def __call__(self, hidden: Floats, seen: Seen) -> Floats:
-        """Hidden states [tokens, hidden] after the layer, of those before it."""
-        hidden = hidden + self._attention(self._norm("input_layernorm", hidden), seen)
-        return hidden + self._mlp(self._norm("post_attention_layernorm", hidden), seen)
+        """Hidden states [texts, tokens, hidden] after the layer, of those before it."""
+        rows = hidden.reshape(-1, hidden.shape[2])
+        rows = rows + self._attention(self._norm("input_layernorm", rows), len(hidden), seen)
+        rows += self._mlp(self._norm("post_attention_layernorm", rows), seen)
+        return rows.reshape(hidden.shape)
 
     def _mlp(self, normed: Floats, seen: Seen) -> Floats:
         seen("fc", normed)
-        rectified = np.maximum(normed @ self.weights[FC].T, np.float32(0))
+        rectified = normed @ self.weights[FC].T
+        np.maximum(rectified, np.float32(0), out=rectified)
         np.multiply(rectified, rectified, out=rectified)
         seen("proj", rectified)
         return np.asarray(rectified @ self.weights[PROJ].T)
 
-    def _attention(self, normed: Floats, seen: Seen) -> Floats:
-        shape, tokens = self.shape, len(normed)
+    def _attention(self, normed: Floats, texts: int, seen: Seen) -> Floats:
+        shape, tokens = self.shape, len(normed) // texts
         seen("qkv", normed)
-        query, key, value = (normed @ self.weights[name].T for name in QKV)
+        query, key, value = (
+            (normed @ self.weights[name].T).reshape(texts, tokens, -1, shape.head_size) for name in QKV
+        )
         query, key = self._rotated(query), self._rotated(key)
         seen("keys", key)
         seen("values", value)
-        group = shape.num_heads // shape.num_kv_heads
-        by_kv_head = query.reshape(tokens, shape.num_kv_heads, group, shape.head_size)
-        mixed = np.empty_like(by_kv_head)
-        hidden_from = ~np.tri(tokens, dtype=bool)
-        for head in range(shape.num_kv_heads):
-            keys, values = (_head(kv, head, shape.head_size) for kv in (key, value))
-            for member in range(group):
-                scores = by_kv_head[:, head, member] @ keys.T
-                scores *= np.float32(shape.head_size**-0.5)
-                scores[hidden_from] = -np.inf
+        query *= np.float32(shape.head_size**-0.5)
+        later = np.where(np.tri(tokens, dtype=bool), np.float32(0), np.float32(-np.inf))
+        mixed, group = np.empty_like(query), shape.num_heads // shape.num_kv_heads
+        for text in range(texts):
+            for head in range(shape.num_heads):
+                scores = query[text, :, head] @ key[text, :, head // group].T
+                scores += later
                 scores -= scores.max(axis=1, keepdims=True)
                 np.exp(scores, out=scores)
-                scores /= scores.sum(axis=1, keepdims=True)
-                mixed[:, head, member] = scores @ values
-        joined = mixed.reshape(tokens, -1)
+                mixed[text, :, head] = scores @ value[text, :, head // group] / scores.sum(axis=1, keepdims=True)
+        joined = mixed.reshape(len(normed), -1)
         seen("dense", joined)
         return np.asarray(joined @ self.weights[DENSE].T)
 
@@ -76,17 +77,11 @@ class Layer:
         scaled = centred / np.sqrt(variance) * self.weights[f"{name}.weight"]
         return np.asarray(scaled + self.weights[f"{name}.bias"])
 
-    def _rotated(self, flat: Floats) -> Floats:
-        """Turn the first elements of every head of ``flat`` [tokens, heads * head], in halves (GPT-NeoX order)."""
+    def _rotated(self, heads: Floats) -> Floats:
+        """Turn the first elements of every head of [texts, tokens, heads, head], in halves (GPT-NeoX order)."""
         size, half = self.shape.rotary_size, self.shape.rotary_size // 2
-        heads = flat.reshape(len(flat), -1, self.shape.head_size)
         inverse = np.float32(1) / (self.shape.rotary_base ** (np.arange(half) / half)).astype(np.float32)
-        angles = np.arange(len(flat), dtype=np.float32)[:, None, None] * inverse
+        angles = np.arange(heads.shape[1], dtype=np.float32)[:, None, None] * inverse
         cos, sin = np.cos(angles), np.sin(angles)
         first, second = heads[..., :half], heads[..., half:size]
-        turned = [first * cos - second * sin, second * cos + first * sin, heads[..., size:]]
-        return np.asarray(np.concatenate(turned, axis=2).reshape(flat.shape))
-
-
-def _head(flat: Floats, head: int, size: int) -> Floats:
-    return flat[:, head * size : (head + 1) * size]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin, heads[..., size:]], axis=3)

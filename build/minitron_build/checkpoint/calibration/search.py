@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from minitron_build.checkpoint import groups
 from minitron_build.checkpoint.calibration import feedback
+from minitron_build.checkpoint.calibration.rows import by_rows
 from minitron_build.checkpoint.rounding import rounded
 
 Floats = npt.NDArray[np.float32]
@@ -71,23 +73,21 @@ def search(weights: Floats, inputs: Inputs, group: int, dtype: np.dtype[Any]) ->
     """
     strength, factors, plain = _strongest(weights, inputs, group, dtype)
     turned = divided(weights, factors, dtype)
-    gram = inputs.gram * factors[:, None] * factors
+    gram = inputs.gram * factors
+    gram *= factors[:, None]
     scales = clipped(turned, gram, group, dtype)
     codes = feedback.quantize(turned, scales, gram)
+    off = by_rows(partial(_off, factors=factors), turned, weights, codes, scales)
     size = _squares(inputs.sample @ weights.T) or 1.0
-    error = _error(weights, codes, scales, factors, inputs.sample)
-    return Found(factors, scales, codes, strength, error / size, plain / size)
+    return Found(factors, scales, codes, strength, _squares(inputs.sample @ off.T) / size, plain / size)
 
 
 def _strongest(weights: Floats, inputs: Inputs, group: int, dtype: np.dtype[Any]) -> tuple[float, Floats, float]:
     """The strength that costs least when codes are to nearest, its factors, and what no factors cost."""
-    tried = []
+    tried, off = [], np.empty_like(weights)
     for strength, factors in _candidates(inputs.mean, dtype):
-        turned = divided(weights, factors, dtype)
-        scales = rounded(groups.scales_of(turned, group), dtype)
-        tried.append(
-            (_error(weights, groups.quantize(turned, scales), scales, factors, inputs.sample), strength, factors)
-        )
+        by_rows(partial(_off_when_nearest, factors=factors, group=group, dtype=dtype), off, weights)
+        tried.append((_squares(inputs.sample @ off.T), strength, factors))
     _, strength, factors = min(tried, key=lambda each: each[0])
     return strength, factors, tried[0][0]
 
@@ -131,12 +131,18 @@ def _candidates(mean: Floats, dtype: np.dtype[Any]) -> Iterator[tuple[float, Flo
         yield strength, rounded(factors / np.sqrt(factors.max() * factors.min()), dtype)
 
 
-def _error(weights: Floats, codes: groups.Codes, scales: Floats, factors: Floats, sample: Floats) -> float:
-    """Sum of squares of what ``codes`` change in the outputs of ``weights`` for ``sample``."""
+def _off(weights: Floats, codes: groups.Codes, scales: Floats, factors: Floats) -> Floats:
+    """What ``codes`` change in ``weights``."""
     off = groups.dequantize(codes, scales)
     off *= factors
     off -= weights
-    return _squares(sample @ off.T)
+    return off
+
+
+def _off_when_nearest(weights: Floats, factors: Floats, group: int, dtype: np.dtype[Any]) -> Floats:
+    turned = divided(weights, factors, dtype)
+    scales = rounded(groups.scales_of(turned, group), dtype)
+    return _off(weights, groups.quantize(turned, scales), scales, factors)
 
 
 def _squares(values: Floats) -> float:

@@ -15,7 +15,10 @@ from minitron_client import client
 #: Inside Triton these stand alone in a version folder: they import what lies beside them there, and the text code.
 SELF_CONTAINED = ROOT / "model_repo" / "minitron_triton" / "models"
 TEXT = ROOT / "core" / "minitron" / "text"
-COPIED = ("minitron.text", "minitron.machine.memory", "minitron.machine.cpu_execution", "minitron.machine.cpu_head")
+COPIED = (
+    "minitron.text",
+    *(f"minitron.machine.{name}" for name in ("memory", "cpu_execution", "cpu_head", "cpu_memory")),
+)
 
 
 def imported(path: Path) -> set[str]:

@@ -244,6 +244,10 @@ bench-cpu: ## the server beside the bare pipeline, llama.cpp and another commit'
 	@$(BIN)/python benches/bench_cpu.py --native-environment $(NATIVE_VENV) --torch-environment $(REFERENCE_VENV) \
 	    $(if $(JSON),--json $(JSON)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
+.PHONY: bench-memory
+bench-memory: $(VENV)/.ready-dev ## what a CPU server was predicted to take of the memory, beside what it takes (ARGS="--models DIR")
+	@$(BIN)/python benches/bench_memory.py $(ARGS)
+
 .PHONY: bench-fast
 bench-fast: $(VENV)/.ready-dev ## settings of fast mode in alternating runs: what core/minitron/data/cpu_machines.yaml rests on
 	@$(BIN)/python benches/bench_fast.py $(ARGS)

@@ -15,7 +15,7 @@ import source_tree
 from cpu_workload import Workload
 
 from minitron import recipe
-from minitron.machine.cpu_execution import kv_element_bytes_of
+from minitron.machine import cpu_memory
 
 _ALLOWED_BYTES = 300_000_000  # what the bar of private memory allows beside weights and KV cache
 
@@ -41,7 +41,7 @@ class Built:
 
     def kv_bytes(self, workload: Workload) -> int:
         """Size of its KV cache."""
-        return int(workload.kv_tokens * self._kv_elements() * kv_element_bytes_of(self._config()))
+        return cpu_memory.read(self.engine).kv_bytes(workload.kv_tokens)
 
     def float16_kv_bytes(self, tokens: int) -> int:
         """What keys and values of so many tokens take in float16."""
@@ -52,17 +52,8 @@ class Built:
         return int(2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"])
 
     def expected_private_bytes(self, workload: Workload) -> dict[str, int]:
-        """What private memory should be: what a token reads of the weights, the KV cache, and a rest.
-
-        The embedding is not in it, of which a token reads a row of a mapped file.
-        """
-        model = self._config()["pretrained_config"]
-        hidden, heads, kv_heads = (model[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-        linear = hidden * (2 * heads + 2 * kv_heads) * model["head_size"] + 2 * hidden * model["intermediate_size"]
-        kind = str((model.get("quantization") or {}).get("quant_algo"))
-        bits = 4 if kind.startswith("W4") else 8 if kind.startswith("W8") else 16
-        weights = model["num_hidden_layers"] * linear * bits // 8
-        weights += model["vocab_size"] * hidden * (2 if self.head == "as_is" else 1)
+        """What private memory should be: what a step multiplies with, the KV cache, and a rest."""
+        weights = cpu_memory.read(self.engine).weight_bytes
         return {"weights": weights, "kv_cache": self.kv_bytes(workload), "other": _ALLOWED_BYTES}
 
     def remove(self) -> None:

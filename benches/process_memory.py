@@ -18,11 +18,12 @@ class MemoryWatch:
 
     ``private`` is anonymous memory, resident at one moment, of all of them together: the kernel keeps no peak of it, so
     it is looked at. ``peak`` is the sum of each one's own peak of all resident memory, mapped files included, so that
-    what two of them map counts twice (proc(5), status: RssAnon, VmHWM).
+    what two of them map counts twice (proc(5), status: RssAnon, VmHWM). With ``each_page_once`` it is what all of them
+    had at one moment, each page once (proc(5), smaps_rollup: Pss), a look at which stops a process of 4 GB for 0.2 s.
     """
 
-    def __init__(self, pid: int) -> None:
-        self._root = pid
+    def __init__(self, pid: int, *, each_page_once: bool = False) -> None:
+        self._root, self._each_page_once = pid, each_page_once
         self.private = self.peak = 0
 
     def look(self) -> None:
@@ -33,7 +34,8 @@ class MemoryWatch:
             return
         found = [values for pid in every if (values := _status(pid))]
         self.private = max(self.private, sum(values["RssAnon"] for values in found))
-        self.peak = max(self.peak, sum(values["VmHWM"] for values in found))
+        each = map(_proportional, every) if self._each_page_once else (values["VmHWM"] for values in found)
+        self.peak = max(self.peak, sum(each))
 
     @contextmanager
     def watching(self, every_s: float) -> Iterator[None]:
@@ -66,3 +68,12 @@ def _status(pid: int) -> dict[str, int]:
         return {}
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
     return {key: values[key] for key in ("RssAnon", "VmHWM")} if "RssAnon" in values else {}
+
+
+def _proportional(pid: int) -> int:
+    """Pss in bytes; 0 of a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)

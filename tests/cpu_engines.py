@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from answers import Answers, dtype_of, make_model
+from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.model import shape
 from minitron.model.precision import Precision
 from minitron_build.checkpoint.convert import convert
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
-from minitron_triton.models.tensorrt_llm.engine_config import BLOCK_TOKENS
 from minitron_triton.models.tensorrt_llm.generation import Chunk
 from minitron_triton.models.tensorrt_llm.generation_request import Request
 from nemotron_reference import checkpoint_weights, logits

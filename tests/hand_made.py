@@ -47,7 +47,8 @@ def engine_folder(
         "version": "openvino 2026.4.1" if cpu else "1.2.1",
         "pretrained_config": {
             "architecture": "NemotronForCausalLM", "vocab_size": size, "dtype": "bfloat16",
-            "num_hidden_layers": 2, "num_key_value_heads": 2, "head_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_size": 32,
+            "hidden_size": 128, "intermediate_size": 256,
             "logits_dtype": logits_dtype, "mapping": {"world_size": tp, "tp_size": tp, "pp_size": 1},
         },
         "build_config": {

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import cpu_engines
 from conftest import ROOT, minitron
 from minitron import recipe
-from minitron.errors import MachineError, UsageError
-from minitron.machine import compat, gpus_here
+from minitron.errors import MachineError, RepositoryError, UsageError
+from minitron.machine import compat, gpus_here, memory
+from minitron.model.precision import Precision
 from minitron_cli.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
 from minitron_triton.server import bundled
 
@@ -239,3 +241,20 @@ def test_an_image_without_the_engine_path_points_to_llmapi() -> None:
         compat.check_can_build(gone)
     with pytest.raises(UsageError, match="--backend llmapi"):
         compat.check_engine({"tensorrt_llm": "1.2.1", "architecture": "sm80"}, "engine", gone)
+
+
+def test_memory_of_a_recipe_and_of_an_engine(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 weights as executed of the published model are 4.19 GB (docs/plan.md), twice that while it loads."""
+    engine = cpu_engines.engine("small", Precision.INT8_WEIGHT_ONLY)
+    wanted = recipe.load("cpu", {}).recipe
+    monkeypatch.setattr(memory, "available_bytes", lambda: 6_000_000_000)
+    found = of(diagnose(wanted, Path.cwd()), "memory")
+    assert found.level == WARN and "at its peak" in found.message and "load slowly" in found.remedy
+    assert of(diagnose(wanted, Path.cwd(), engine), "memory").level == OK
+    monkeypatch.setattr(memory, "available_bytes", lambda: 50_000_000)
+    found = of(diagnose(wanted, Path.cwd(), engine), "memory")
+    assert found.level == FAIL and "a smaller model" in found.remedy
+    with pytest.raises(RepositoryError, match="no CPU engine's config"):
+        diagnose(wanted, Path.cwd(), tmp_path)
+    done = minitron("doctor", "--recipe", "a100-int8", "--engine", str(engine), check=False)
+    assert done.returncode == UsageError.exit_code and "--engine is of target cpu" in done.stderr

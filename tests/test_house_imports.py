@@ -17,7 +17,7 @@ SELF_CONTAINED = ROOT / "model_repo" / "minitron_triton" / "models"
 TEXT = ROOT / "core" / "minitron" / "text"
 COPIED = (
     "minitron.text",
-    *(f"minitron.machine.{name}" for name in ("memory", "cpu_execution", "cpu_head", "openvino")),
+    *(f"minitron.machine.{name}" for name in ("memory", "cpu_execution", "cpu_head", "cpu_memory", "openvino")),
 )
 
 

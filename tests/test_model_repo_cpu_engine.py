@@ -19,12 +19,13 @@ import pytest
 
 import cpu_engines
 from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
-from minitron.machine import cpu_machines
+from minitron.machine import cpu_machines, cpu_memory
+from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.model.precision import Precision
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm import pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
-from minitron_triton.models.tensorrt_llm.engine_config import BLOCK_TOKENS, EngineConfig
+from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
 from minitron_triton.models.tensorrt_llm.generation import Chunk
 from minitron_triton.models.tensorrt_llm.generation_request import Refused, Request
 
@@ -390,14 +391,14 @@ def test_fast_execution_is_another_arithmetic(tmp_path: Path) -> None:
 def test_the_cache_is_what_the_limits_can_need_or_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cpu_engines.engine("other", BF16)
     config = EngineConfig.read(folder)
-    weights = (folder / "openvino" / "openvino_model.bin").stat().st_size
+    beside = cpu_memory.read(folder).engine_bytes
     assert config.kv_bytes_per_token == 2 * 3 * 2 * 64 * 4  # keys and values, layers, kv heads, head size, float32
     assert pipeline.kv_blocks(config, tokens=100) == 3
     assert pipeline.kv_blocks(config, tokens=None) == 16 * 512 // BLOCK_TOKENS
     sequence = 512 * config.kv_bytes_per_token
-    monkeypatch.setattr(pipeline, "available_bytes", lambda: weights + int(4 * sequence))
+    monkeypatch.setattr(pipeline, "available_bytes", lambda: beside + int(4 * sequence))
     assert pipeline.kv_blocks(config, tokens=None) == 2 * 512 // BLOCK_TOKENS  # half of what is left
-    monkeypatch.setattr(pipeline, "available_bytes", lambda: weights + int(1.9 * sequence))
+    monkeypatch.setattr(pipeline, "available_bytes", lambda: beside + int(1.9 * sequence))
     with pytest.raises(ValueError, match=f"512 tokens needs {sequence:,.0f} bytes"):
         pipeline.kv_blocks(config, tokens=None)
 

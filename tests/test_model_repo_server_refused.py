@@ -17,6 +17,7 @@ import pytest
 import echo_repository
 import hand_made
 from conftest import minitron_here
+from minitron.artifacts import manifest
 from minitron.errors import MachineError, MissingDependency, NotEnoughMemory, PortBusy, RepositoryError, UsageError
 from minitron.machine import memory
 from minitron_triton.repository.check import check
@@ -127,31 +128,65 @@ def test_too_little_shared_memory(echo: Path, monkeypatch: pytest.MonkeyPatch) -
         bundled.check_machine(Served.read(echo))
 
 
-def cpu_engine(folder: Path, execution: str) -> Path:
-    """The config of an engine of the 4B shape (Minitron-4B-Base's config.json) and a weight file of 3000 bytes."""
+def cpu_engine(folder: Path, execution: str = "exact", lm_head: str = "as_is") -> Path:
+    """The config of an engine of the 4B shape (Minitron-4B-Base's config.json, int8), and a weight file of its size."""
     (folder / "openvino").mkdir(parents=True)
-    (folder / "openvino" / "openvino_model.bin").write_bytes(bytes(3000))
-    model = {"num_hidden_layers": 32, "num_key_value_heads": 8, "head_size": 128}
-    config = {"pretrained_config": model, "build_config": {"max_seq_len": 100}, "cpu": {"execution": execution}}
+    with open(folder / "openvino" / "openvino_model.bin", "wb") as file:
+        # By hand: 32 layers x 3,072 x (5,120 + 3,072 + 2 x 9,216), embedding and head of 256,000 x 3,072 in 16 bits.
+        file.truncate(2_617_245_696 + 2 * 1_572_864_000)
+    model = {
+        "num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8, "head_size": 128,
+        "vocab_size": 256_000, "hidden_size": 3072, "intermediate_size": 9216,
+    }  # fmt: skip
+    limits = {"max_seq_len": 100, "max_batch_size": 1, "max_num_tokens": 256}
+    config = {"pretrained_config": model, "build_config": limits, "cpu": {"execution": execution, "lm_head": lm_head}}
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def cpu_repository(folder: Path, **options: int) -> Path:
+    """A repository of it, as far as its memory goes."""
+    folder.mkdir()
+    made_from = manifest.Input("engine", "x", "0" * 64)
+    manifest.write(folder, "repository", made_from, arguments={"options": options}, details={})
+    cpu_engine(folder / "engine")
     return folder
 
 
 def test_memory_of_an_engine(tmp_path: Path) -> None:
     # 2 x 32 layers x 8 heads x 128 x 4 bytes = 262,144 bytes per token in float32; 76 kB in 8 bits (measured).
-    exact = cpu_memory.need(cpu_engine(tmp_path / "exact", "exact"))
-    assert (exact.weight_bytes, exact.kv_bytes, exact.max_seq_len) == (3000, 26_214_400, 100)
-    fast = cpu_memory.need(cpu_engine(tmp_path / "fast", "fast"))
-    assert fast.kv_bytes == pytest.approx(7_600_000, rel=0.01)
+    exact = cpu_memory.sizes(cpu_engine(tmp_path / "exact"))
+    assert (exact.weight_bytes, exact.kv_bytes(100)) == (4_190_109_696, 26_214_400)
+    fast = cpu_memory.sizes(cpu_engine(tmp_path / "fast", "fast"))
+    assert fast.kv_bytes(100) == pytest.approx(7_600_000, rel=0.01)
+    with pytest.raises(RepositoryError, match="is no CPU engine's config"):
+        cpu_memory.sizes(tmp_path)
 
 
-def test_an_engine_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = cpu_engine(tmp_path / "engine", "exact")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 26_217_400)
-    cpu_memory.check(engine)  # to the byte
-    monkeypatch.setattr(memory, "available_bytes", lambda: 26_217_399)
-    with pytest.raises(NotEnoughMemory, match=r"3\.0 kB for its weights and 26\.2 MB .* 100 tokens"):
-        cpu_memory.check(engine)
+def test_a_repository_says_its_cache_and_its_processes(tmp_path: Path) -> None:
+    plain = cpu_memory.of_repository(cpu_repository(tmp_path / "plain"), 24 << 30)
+    assert plain.kv_cache == 128 * 262_144  # one sequence of 100 tokens, in whole blocks of 32
+    options = {"max_tokens_in_paged_kv_cache": 4096, "preprocessing_instances": 3, "postprocessing_instances": 2}
+    more = cpu_memory.of_repository(cpu_repository(tmp_path / "more", **options), 24 << 30)
+    assert more.kv_cache == 4096 * 262_144
+    assert more.text == 2 * plain.text  # six processes with a tokenizer, three without the options
+    assert more.weights == plain.weights
+
+
+def test_an_engine_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = cpu_repository(tmp_path / "repository")
+    needed = cpu_memory.of_repository(repository, 24 << 30)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed.total)
+    cpu_memory.check(repository)  # to the byte
+    assert not caplog.text
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed.private)
+    cpu_memory.check(repository)
+    assert "loading takes 9." in caplog.text
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed.private - 1)
+    with pytest.raises(NotEnoughMemory, match=r"4\.19 GB for its weights, 33\.6 MB for its KV cache .* are free"):
+        cpu_memory.check(repository)
 
 
 def test_a_control_group_may_leave_less_memory(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from minitron.machine.gpus_here import GpuHere
 from minitron.model import shape
 from minitron.model.precision import Precision
 from minitron.recipe_model import Recipe
+from minitron_build.plan import engine_plan, model
+from minitron_triton.server import cpu_memory
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _BASE = ("numpy", "ml-dtypes", "jinja2", "tritonclient", "tokenizers", "huggingface-hub", "pydantic", "pyyaml")
@@ -62,11 +64,19 @@ class Diagnosis:
         return not any(check.level == FAIL for check in self.checks)
 
 
-def diagnose(recipe: Recipe, folder: Path) -> Diagnosis:
-    """Check this machine for ``recipe``, working in ``folder``. Raises UsageError for a target that is not known."""
+def diagnose(recipe: Recipe, folder: Path, engine: Path | None = None) -> Diagnosis:
+    """Check this machine for ``recipe``, or for the CPU engine that was built by it, working in ``folder``.
+
+    Raises UsageError for a recipe that cannot be, RepositoryError for an engine that is none.
+    """
     image = compat.image(recipe.container.image_tag)
     on_cpu = recipe.target == "cpu"
-    base = [_python(), *_libraries(_BASE, FAIL, "pip install minitron-trtllm"), _memory(recipe), _disk(recipe, folder)]
+    base = [
+        _python(),
+        *_libraries(_BASE, FAIL, "pip install minitron-trtllm"),
+        _memory(recipe, engine),
+        _disk(recipe, folder),
+    ]
     served = [_shm(), *_ports(recipe)]
     cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _system()]
     gpu = list(_gpu(recipe, image))
@@ -129,12 +139,33 @@ def _weight_bytes(recipe: Recipe) -> int:
     return 2 * tables + (published.parameters - tables) * bits // 8
 
 
-def _memory(recipe: Recipe) -> Check:
-    available, weights = memory.available_bytes(), _weight_bytes(recipe)
-    needed = 2 * weights if recipe.target == "cpu" else weights
+def _memory(recipe: Recipe, engine: Path | None) -> Check:
+    available = memory.available_bytes()
+    if recipe.target == "cpu":
+        return _cpu_memory(recipe, engine, available)
+    weights = _weight_bytes(recipe)
     message = f"{human_bytes(available)} available, {human_bytes(weights)} of weights in this recipe"
-    remedy = f"about {human_bytes(needed)} are comfortable; 'minitron plan' says exactly; a smaller model needs less"
-    return _judge(available >= needed, "memory", message, remedy, otherwise=WARN)
+    remedy = f"about {human_bytes(weights)} are comfortable; a smaller model needs less"
+    return _judge(available >= weights, "memory", message, remedy, otherwise=WARN)
+
+
+def _cpu_memory(recipe: Recipe, engine: Path | None, available: int) -> Check:
+    """Whether a CPU server fits, of the engine where there is one; a recipe's may never be built here."""
+    if engine:
+        needed = cpu_memory.of_engine(engine, available, tokenizer=engine / "tokenizer", options={})
+    else:
+        planned = engine_plan.plan(recipe, model.look_up(recipe.model), capacity_bytes=available)
+        assert planned.memory.cpu_peak
+        needed = planned.memory.cpu_peak
+    message = (
+        f"{human_bytes(available)} available; a server will take {human_bytes(needed.total)} at its peak, "
+        f"{human_bytes(needed.private)} of it private with {human_bytes(needed.kv_cache)} of KV cache"
+    )
+    if needed.private > available or not needed.kv_cache:
+        remedy = "a smaller model or limits.max_seq_len, int8 or int4 weights need less"
+        return Check("memory", FAIL if engine else WARN, message, remedy)
+    remedy = "it will load slowly, as parts of the weights' file are read more than once"
+    return _judge(needed.total <= available, "memory", message, remedy, otherwise=WARN)
 
 
 def _disk(recipe: Recipe, folder: Path) -> Check:

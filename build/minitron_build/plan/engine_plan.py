@@ -87,6 +87,10 @@ class EnginePlan:
             part["lm_head_share_of_total"] = round(part["lm_head"] / part["matrices"], 4)
             part["lm_head_share_of_reads"] = round(part["lm_head"] / (part["layers"] + part["lm_head"]), 4)
         raw["fits"] = self.fits
+        del raw["memory"]["cpu_peak"]
+        if peak := self.memory.cpu_peak:
+            sums = {"private": peak.private, "loading": peak.loading, "total": peak.total}
+            raw["memory"]["peak"] = asdict(peak) | sums
         return raw | {"precision": self.precision.value, "notes": list(self.notes), "remedies": list(self.remedies)}
 
     def identity(self) -> dict[str, Any]:
@@ -225,11 +229,12 @@ def _plan(case: _Case) -> EnginePlan:
 
 
 def _memory(case: _Case, limits: Limits) -> MemoryPlan:
-    typical = lengths(case.recipe.workload, case.shape).typical_total
+    typical, serving = lengths(case.recipe.workload, case.shape).typical_total, case.recipe.serving
     if case.gpu is None:
         return memory.on_cpu(
             case.shape, case.held[case.precision.value], limits, kv_element_bytes=case.kv_element_bytes,
-            typical_tokens=typical, margin=case.recipe.memory.activation_margin, capacity_bytes=case.capacity_bytes,
+            typical_tokens=typical, capacity_bytes=case.capacity_bytes, screened=_head(case.recipe) == "screened",
+            text_models=1 + serving.preprocessing_instances + serving.postprocessing_instances,
         )  # fmt: skip
     return memory.on_gpu(
         case.shape, case.precision, case.parallel, limits,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from minitron.machine import cpu_memory
+from minitron.machine.cpu_memory import Peak, Sizes
 from minitron.model.precision import Precision
 from minitron.model.shape import ModelShape
 from minitron.recipe_model import Memory
@@ -18,16 +20,15 @@ from minitron_build.plan.weights import (
     stage_bytes,
 )
 
-#: About what the CPU engine was seen to hold beside weights and cache (graph, runtime, tokenizer, buffers), bytes.
-_CPU_RUNTIME_BYTES = 500_000_000
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes on the fullest device. ``activation_bytes`` and ``runtime_bytes`` are estimates; None where not known.
 
-    ``free_bytes`` is what is left for the KV cache; ``kv_bytes_per_token`` and ``sequences_that_fit`` (of the longest
-    kind; ``typical_sequences_that_fit`` of the median one) follow from it and the largest fraction that may be taken.
+    Of a CPU server the weights are those that it packs, the activations its step's, and ``cpu_peak`` is all that it
+    takes with a cache for a full batch, as far as that fits. ``free_bytes`` is what is left for the KV cache;
+    ``kv_bytes_per_token`` and ``sequences_that_fit`` (of the longest kind; ``typical_sequences_that_fit`` of the median
+    one) follow from it and the largest fraction that may be taken.
     """
 
     capacity_bytes: int | None
@@ -39,6 +40,7 @@ class MemoryPlan:
     kv_tokens: int | None
     sequences_that_fit: int | None
     typical_sequences_that_fit: int | None
+    cpu_peak: Peak | None = None
 
 
 def activation_bytes(shape: ModelShape, limits: Limits, tp: int, margin: float, element_bytes: int = 2) -> int:
@@ -128,23 +130,39 @@ def on_cpu(
     *,
     kv_element_bytes: float,
     typical_tokens: int,
-    margin: float,
     capacity_bytes: int | None,
+    screened: bool,
+    text_models: int,
 ) -> MemoryPlan:
-    """This machine's memory; ``weights`` as the CPU engine holds them, ``capacity_bytes`` None where not asked.
+    """This machine's memory (``minitron.machine.cpu_memory``); ``capacity_bytes`` None where not asked.
 
-    *Estimate*: resident weights are twice the matrices that are multiplied with (the file's mapped pages and the
-    plugin's packed copy), which is within 0.3 GB of what was measured for every precision of the 4B shape with openvino
-    2026.4.1.
+    ``weights`` as steps multiply with them; ``text_models``: processes with a tokenizer.
     """
-    resident = 2 * weights.read_per_token
-    activation = activation_bytes(shape, limits, 1, margin, element_bytes=4)
-    kv_bytes = kv_bytes_per_token(shape, element_bytes=kv_element_bytes)
+    rows = qkv_rows(shape, 1)
+    sizes = Sizes(
+        weight_bytes=weights.read_per_token + weights.small,
+        layers=shape.num_layers,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        computed_per_token=cpu_memory.computed_per_token(shape.hidden_size, rows, shape.intermediate_size),
+        kv_bytes_per_token=kv_bytes_per_token(shape, element_bytes=kv_element_bytes),
+        screened=screened,
+        max_batch_size=limits.max_batch_size,
+        max_seq_len=limits.max_seq_len,
+        max_num_tokens=limits.max_num_tokens,
+    )  # fmt: skip
+    least = cpu_memory.peak(sizes, 0, text_models=text_models)
+    runtime, kv_bytes = least.engine + least.text + least.server, int(sizes.kv_bytes_per_token)
+    full = limits.max_batch_size * sizes.sequence_tokens
     if capacity_bytes is None:
-        return MemoryPlan(None, resident, activation, _CPU_RUNTIME_BYTES, None, kv_bytes, None, None, None)
-    free = max(0, capacity_bytes - resident - activation - _CPU_RUNTIME_BYTES)
+        peak = cpu_memory.peak(sizes, full, text_models=text_models)
+        return MemoryPlan(
+            None, least.weights, least.step, runtime, None, kv_bytes, None, None, None, peak
+        )  # fmt: skip
+    free = max(0, capacity_bytes - least.private)
     tokens = free // kv_bytes
     return MemoryPlan(
-        capacity_bytes, resident, activation, _CPU_RUNTIME_BYTES, free, kv_bytes, tokens,
+        capacity_bytes, least.weights, least.step, runtime, free, kv_bytes, tokens,
         tokens // limits.tokens_per_sequence, tokens // typical_tokens,
+        cpu_memory.peak(sizes, min(full, tokens), text_models=text_models),
     )  # fmt: skip

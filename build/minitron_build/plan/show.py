@@ -67,13 +67,25 @@ def _memory(plan: EnginePlan) -> str:
     if need.capacity_bytes is not None and need.free_bytes is not None:
         rows.insert(0, ("memory", human_bytes(need.capacity_bytes)))
         rows += [
-            ("weights" if plan.gpu else "weights, file and packed copy (estimate)", human_bytes(need.weight_bytes)),
-            ("activations (estimate, margin included)", human_bytes(need.activation_bytes)),
-            ("runtime and workspace (estimate)", human_bytes(need.runtime_bytes)),
+            ("weights" if plan.gpu else "weights as executed", human_bytes(need.weight_bytes)),
+            (
+                "activations (estimate, margin included)" if plan.gpu else "buffers of a step",
+                human_bytes(need.activation_bytes),
+            ),
+            (
+                "runtime and workspace (estimate)" if plan.gpu else "processes of the server",
+                human_bytes(need.runtime_bytes),
+            ),
             ("left for the KV cache", human_bytes(need.free_bytes)),
             ("KV cache tokens that fit", f"{need.kv_tokens:,}"),
             (f"sequences of {longest} tokens that fit", f"{need.sequences_that_fit:,}"),
             ("sequences of median length that fit", f"{need.typical_sequences_that_fit:,}"),
+        ]
+    if peak := need.cpu_peak:
+        cache = human_bytes(peak.kv_cache)
+        rows += [
+            (f"private memory with {cache} of KV cache", human_bytes(peak.private)),
+            ("peak: that, or while it loads with the weights' file", human_bytes(peak.total)),
         ]
     if plan.logits_bytes:
         rows.append(("logits that a full batch may ask for (host memory)", human_bytes(plan.logits_bytes)))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from minitron import console, recipe
-from minitron.errors import MachineError
+from minitron.errors import MachineError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser, "target", "precision", "tensor_parallel", "pipeline_parallel",
         "serving.grpc_port", "serving.http_port", "serving.metrics_port", "container.image_tag",
     )  # fmt: skip
+    parser.add_argument("--engine", type=Path, metavar="DIR", help="whether the memory holds this CPU engine, too")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
 
 
@@ -23,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from minitron_cli.doctor import diagnose
 
     effective = recipe.from_args(args)
-    found = diagnose(effective.recipe, Path.cwd())
+    if args.engine and effective.recipe.target != "cpu":
+        raise UsageError(f"--engine is of target cpu, and recipe {effective.name} of {effective.recipe.target}")
+    found = diagnose(effective.recipe, Path.cwd(), args.engine)
     if args.json:
         console.emit_json({
             "recipe": effective.name, "target": effective.recipe.target, "ok": found.healthy,

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from minitron import console, recipe
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(_shell_line(make(served, options, wanted, folder, mark), options, args.api_key_file))
         return 0
-    container.check_machine(served) if contained else bundled.check_machine(served)
+    check = container.check_machine if contained else partial(bundled.check_machine, gateway=args.openai is not None)
+    check(served)
     if options.api_key:
         log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
     if triton_flags.secrets(options.triton_flags):

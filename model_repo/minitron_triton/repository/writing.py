@@ -21,7 +21,7 @@ _CORE = Path(minitron.__file__).parent
 #: What the models import of ``core``, and so hold a copy of.
 _FROM_CORE = (
     "__init__.py",
-    *(f"machine/{name}.py" for name in ("__init__", "memory", "cpu_execution", "cpu_head", "openvino")),
+    *(f"machine/{name}.py" for name in ("__init__", "memory", "cpu_execution", "cpu_head", "cpu_memory", "openvino")),
     "text/*.py",
 )
 _WITH_COPY = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")

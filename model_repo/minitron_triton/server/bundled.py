@@ -91,8 +91,11 @@ def _find_libpython(version: str) -> Path:
     )
 
 
-def check_machine(served: Served) -> None:
-    """Refuse what cannot work here; raises MachineError, MissingDependency, NotEnoughMemory, RepositoryError."""
+def check_machine(served: Served, *, gateway: bool = False) -> None:
+    """Refuse what cannot work here, with a gateway beside it where there will be one.
+
+    Raises MachineError, MissingDependency, NotEnoughMemory, RepositoryError.
+    """
     if served.world_size != 1:
         raise RepositoryError(f"{served.folder} is for {served.world_size} ranks; the bundled server runs one")
     if served.root.resolve() != served.folder.resolve():
@@ -100,7 +103,7 @@ def check_machine(served: Served) -> None:
             f"{served.folder} was rendered to lie at {served.root}; render it again for where it is (or move it back)"
         )
     if served.engine.is_dir():
-        cpu_memory.check(served.engine)
+        cpu_memory.check(served.folder, gateway=gateway)
     free = shutil.disk_usage(_SHM).free if _SHM.is_dir() else 0
     if free < LEAST_SHM_BYTES:
         raise MachineError(

@@ -8,16 +8,15 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from minitron.errors import MinitronError, ServerError
 from minitron_triton.server import leftovers, readiness
 from minitron_triton.server.launch import RESTARTS_VARIABLE, Launch, Options, Served
 from minitron_triton.server.leftovers import Process
+from minitron_triton.server.loading import Packing, Progress
 from minitron_triton.server.server_log import ServerLog
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,8 @@ class Running:
         Raises Crashed, another ServerError or PortBusy where it does not become ready.
         """
         deadline, next_look = time.monotonic() + options.ready_timeout_s, 0.0
-        with _Progress(len(served.models)) as progress:
+        packing = None if self._container else Packing.of(served, self.mark)
+        with Progress(len(served.models), packing) as progress:
             while not readiness.is_ready(options.probe_host, port, served.models):
                 self.log.new_errors()  # the message of a failed start holds them
                 self.log.check_loading()
@@ -87,6 +87,8 @@ class Running:
                     raise Crashed(f"tritonserver hangs since signal {self.log.struck} (log: {self.log.path})")
                 if now >= next_look:  # /proc is read through for it, which takes 10 ms
                     self._check_processes()
+                    if packing:
+                        packing.find()
                     next_look = now + _LOOK_S
                 if now > deadline:
                     raise ServerError(
@@ -162,33 +164,3 @@ def start_child(
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 (there are no threads yet)
         )  # fmt: skip
-
-
-class _Progress:
-    """How many models are loaded: a bar on a terminal, a line for each change elsewhere."""
-
-    def __init__(self, models: int) -> None:
-        self._models, self._shown = models, -1
-        self._bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._models, desc="loading models", leave=False, bar_format=_BAR)
-        return self
-
-    def show(self, loaded: int) -> None:
-        if self._bar is not None:
-            self._bar.n = loaded
-            self._bar.refresh()
-        elif loaded != self._shown:
-            log.info("loading models: %d of %d", loaded, self._models)
-        self._shown = loaded
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-_BAR = "{desc}: {n_fmt} of {total_fmt}, {elapsed}"

@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 
 from minitron.machine.cpu_execution import processor_flags, step_times
+from minitron.machine.cpu_memory import BLOCK_TOKENS
 
 from . import pipeline
 from .context_logits import ContextLogits, Logits
-from .engine_config import BLOCK_TOKENS, EngineConfig
+from .engine_config import EngineConfig
 from .generation import CANCELLED, Chunk, Generation, Times
 from .generation_request import Refused, Request, check
 from .speculation import LEAST, Drafts, first_count

@@ -6,10 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron.machine.cpu_execution import kv_element_bytes_of, properties
-
-BLOCK_TOKENS = 32
-"""Tokens per block of the KV cache, fixed by OpenVINO's CPU plugin."""
+from minitron.machine.cpu_execution import properties
+from minitron.machine.cpu_memory import kv_bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class EngineConfig:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             limits, model = raw["build_config"], raw["pretrained_config"]
-            elements = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_size"]
             return cls(
                 folder=folder,
                 vocab_size=model["vocab_size"],
@@ -43,7 +40,7 @@ class EngineConfig:
                 max_num_tokens=limits["max_num_tokens"],
                 execution=raw["cpu"]["execution"],
                 properties=properties(raw),
-                kv_bytes_per_token=elements * kv_element_bytes_of(raw),
+                kv_bytes_per_token=kv_bytes_per_token(raw),
             )
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.text.log_probs import log_softmax
 
 from .context_logits import Logits
-from .engine_config import BLOCK_TOKENS
 from .generation_request import Request
 from .speculation import Drafts
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from minitron.machine.cpu_memory import BLOCK_TOKENS
+
 from .cpu_engine import Stats
-from .engine_config import BLOCK_TOKENS
 
 _GAUGES = {
     "nv_trt_llm_request_metrics": ("request_type", "TRT LLM request metrics"),

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron.machine import cpu_head
+from minitron.machine import cpu_head, cpu_memory
+from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.machine.memory import available_bytes, release_mapped
 from minitron.machine.openvino import ov, process_core  # before the next: it keeps OpenVINO's analytics away
 
-from .engine_config import BLOCK_TOKENS, EngineConfig
+from .engine_config import EngineConfig
 from .generation_request import Request
 from .speculation import NGRAM
 
 import openvino_genai as genai  # isort: skip
 
-_FREE_MEMORY_SHARE = 0.5
 _HALF, _ODD = 0xFFFFFFFF, 0x9E3779B1  # 2**32 divided by the golden ratio, made odd
 _NEVER = 0  # any valid token: with ignore_eos it is not looked at, but the library wants one
 
@@ -77,23 +77,20 @@ class PlainModel:
 def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
     """Blocks of the KV cache: for ``tokens`` where given, else for every sequence at full length if memory allows it.
 
-    At most half of the memory that the weights leave is taken. Raises ValueError with the bytes needed where not even
+    At most half of the memory that the engine leaves is taken. Raises ValueError with the bytes needed where not even
     one sequence of full length fits.
     """
-    sequence = -(-engine.max_seq_len // BLOCK_TOKENS)
     if tokens is not None:
         return max(1, tokens // BLOCK_TOKENS)
-    block_bytes = engine.kv_bytes_per_token * BLOCK_TOKENS
-    weight_bytes = (engine.folder / "openvino" / "openvino_model.bin").stat().st_size
-    free = available_bytes() - weight_bytes
-    fitting = int(free * _FREE_MEMORY_SHARE / block_bytes)
-    if fitting < sequence:
+    sizes, available = cpu_memory.read(engine.folder), available_bytes()
+    if not (found := sizes.kv_tokens(available)):
         raise ValueError(
-            f"the KV cache of one sequence of {engine.max_seq_len} tokens needs {sequence * block_bytes:,.0f} bytes, "
-            f"and beside {weight_bytes:,} for the weights {max(free, 0):,} are left; set max_tokens_in_paged_kv_cache, "
-            "or build with a smaller --max-seq-len"
+            f"the KV cache of one sequence of {engine.max_seq_len} tokens needs "
+            f"{sizes.kv_bytes(sizes.sequence_tokens):,} bytes, and beside {sizes.engine_bytes:,} for the engine "
+            f"{max(available - sizes.engine_bytes, 0):,} are left, half of which it may take; set "
+            "max_tokens_in_paged_kv_cache, or build with a smaller --max-seq-len"
         )
-    return min(engine.max_batch_size * sequence, fitting)
+    return found // BLOCK_TOKENS
 
 
 def input_ids(request: Request) -> Any:

@@ -196,15 +196,15 @@ def test_an_acceptance_holds_the_gate_of_a_server(
     task = perfect["subjects"][0]["tasks"]["arc_challenge"]
     task |= {"value": 1.0, "questions": dict.fromkeys(task["questions"], 1.0)}
     (tmp_path / "perfect.json").write_text(json.dumps(perfect), encoding="utf-8")
-    for run, verdict in ((baseline, "PASS"), (tmp_path / "perfect.json", "FAIL")):
-        words = f"--tasks arc_challenge --shots 2 --data '{data}' --limit 60 --tolerance 0.2 --baseline '{run}'"
+    for run, tolerance, verdict in ((baseline, 0.2, "PASS"), (tmp_path / "perfect.json", 0.001, "FAIL")):
+        words = f"--tasks arc_challenge --shots 2 --data '{data}' --tolerance {tolerance} --baseline '{run}'"
         code, out, err = minitron_here(
             "accept", small_repository("bfloat16"), "--only", "tasks", "--url", server["urls"]["grpc"], "--eval", words,
             "--output", tmp_path / "out", "--json",
         )  # fmt: skip
         (line,) = json.loads(out)["lines"]
         assert (line["id"], line["status"], code) == ("tasks.gate", verdict, 8 if verdict == "FAIL" else 0), (line, err)
-    assert "worse than the baseline by more than 0.2" in line["evidence"]
+    assert "worse than the baseline by more than 0.001" in line["evidence"]
     for words, why in (("--tasks x --baseline y", "no --tolerance"), ("--url grpc://x", "--url is said by")):
         code, _, err = minitron_here("accept", small_repository("bfloat16"), "--only", "tasks", "--eval", words)
         assert code == UsageError.exit_code and why in err

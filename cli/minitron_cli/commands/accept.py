@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Go the way; exit code 8 where a check failed."""
-    from minitron_cli.accept import subject, walk
+    from minitron_cli.accept import quality, subject, walk
 
     effective = recipe.from_args(args)
     if effective.recipe.backend == "llmapi":
@@ -79,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(_shown(args.price))
         return 0
-    only = walk.chosen(args.only)
+    only, tasks = walk.chosen(args.only), quality.words_of(args.eval)
     alone = subject.find(args, effective, only)
     folder = args.output or (alone.folder if alone else _folder(effective))
     if args.compare:
         return _compare(folder, args.compare, as_json=args.json)
     with children.only_user_of(folder, "acceptance"), interrupt.by_sigterm():
-        acceptance = _acceptance(args, effective, folder, only, alone)
+        acceptance = _acceptance(args, effective, folder, only, alone, tasks)
         whole = _walk(acceptance, _about(effective, acceptance), folder, partly=bool(acceptance.options.only))
     console.emit_json(whole) if args.json else print(_result(whole, folder))
     return VerdictError.exit_code if whole["verdict"] == "FAIL" else 0
@@ -97,9 +97,9 @@ def _folder(effective: Effective) -> Path:
 
 def _acceptance(
     args: argparse.Namespace, effective: Effective, folder: Path, only: Mapping[str, frozenset[str]],
-    alone: Subject | None,
+    alone: Subject | None, tasks: tuple[str, ...],
 ) -> Acceptance:  # fmt: skip
-    from minitron_cli.accept import quality, speed
+    from minitron_cli.accept import speed
     from minitron_cli.accept.acceptance import Acceptance, Options, write_recipe
     from minitron_cli.accept.evidence import Evidence
     from minitron_cli.accept.serving import end_leftovers
@@ -111,7 +111,7 @@ def _acceptance(
     options = Options(
         reference=args.reference, baseline=args.baseline, grid=tuple(args.grid or speed.grid(wanted)),
         container=args.container, small=_small(args.small, wanted), llmapi=args.llmapi, keep_going=args.keep_going,
-        only=only, tolerance=args.tolerance, new_tokens=args.new_tokens, tasks=quality.words_of(args.eval),
+        only=only, tolerance=args.tolerance, new_tokens=args.new_tokens, tasks=tasks,
     )  # fmt: skip
     acceptance = Acceptance(wanted, folder, evidence, options, alone.given if alone else {},
                             alone.running if alone else None)  # fmt: skip

@@ -1,8 +1,9 @@
 """The sides of ``bench_cpu`` that run this project: a process with the bare pipeline, and ``minitron serve`` of this
 tree or of another commit's. llama.cpp's are in ``llama_cpp_side``, torch's in ``torch_side``.
 
-Each has a ``name``, ``load_s``, ``memory`` (a ``MemoryWatch``) and ``ask(prompts, tokens)``: all prompts at once, so
-many tokens for each; the answer has ``ttft_s`` of the first token of any, ``seconds`` to the last, and ``tokens``.
+Each has a ``name``, ``load_s`` from the start of its process to its first token, ``memory`` (a ``MemoryWatch``) and
+``ask(prompts, tokens)``: all prompts at once, so many tokens for each; the answer has ``ttft_s`` of the first token of
+any, ``seconds`` to the last, and ``tokens``.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ class Side(Protocol):
 class Child:
     """A child process with an engine; a line of JSON goes in for each measurement, and one comes out."""
 
-    def __init__(self, name: str, child: subprocess.Popen[str]) -> None:
+    def __init__(self, name: str, child: subprocess.Popen[str], began: float) -> None:
+        """``began``: when it was started; it is loaded when it has printed its first line."""
         self.name, self._child = name, child
         self.memory = MemoryWatch(child.pid)
         with self.memory.watching(LOADING_S):
-            self.load_s: float = self._read()["load_s"]
+            self._read()
+        self.load_s = time.perf_counter() - began
 
     def ask(self, prompts: list[str], tokens: int) -> Any:
         assert self._child.stdin is not None
@@ -64,9 +67,10 @@ class Child:
 def child(name: str, script: str, *words: object, python: Path = Path(sys.executable)) -> Iterator[Child]:
     """The side ``name``, loaded and warm, in a process of its own that runs ``script``."""
     argv = [str(python), script, *map(str, words)]
+    began = time.perf_counter()
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield Child(name, process)
+        yield Child(name, process, began)
     finally:
         process.kill()
         process.wait()
@@ -172,13 +176,12 @@ def main() -> int:
     from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
     from minitron_triton.models.tensorrt_llm.generation_request import Request
 
-    began = time.perf_counter()
     engine = EngineConfig.read(Path(sys.argv[1]))
     blocks = pipeline.kv_blocks(engine, int(sys.argv[2]))
     opened = pipeline.open_pipeline(engine, kv_blocks=blocks, reuse_kv_cache=True)
     tokenizer = Tokenizer.from_file(str(engine.folder / "tokenizer" / "tokenizer.json"))
     _generate(opened, [Request([0, 0], 2)], 0)
-    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
+    print(json.dumps({"ready": True}), flush=True)
     for number, line in enumerate(sys.stdin, 1):
         asked = json.loads(line)
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]

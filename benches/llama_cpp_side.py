@@ -139,7 +139,6 @@ def main() -> int:
     with open(sys.argv[5], "wb") as log:  # llama.cpp writes to both
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    began = time.perf_counter()
     server = _open(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]))
 
     def stream(prompt: list[int], tokens: int) -> _Chunks:
@@ -148,7 +147,7 @@ def main() -> int:
         return chunks
 
     _generate(stream, [[0, 0]], 2)
-    print(json.dumps({"load_s": time.perf_counter() - began}), file=answers, flush=True)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]

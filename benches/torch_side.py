@@ -34,13 +34,12 @@ def main() -> int:
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
-    began = time.perf_counter()
     torch.set_grad_enabled(False)
     tokenizer = Tokenizer.from_file(str(Path(sys.argv[1]) / "tokenizer.json"))
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
     _quantise(model)
     _generate(model, [[0, 0]], 2)
-    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in asked["prompts"]]

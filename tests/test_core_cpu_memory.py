@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import serving
 from minitron.machine import cpu_memory
 from minitron.machine.cpu_memory import Sizes, peak
 from minitron.model.precision import Precision
+from minitron_client import Client
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.render import render
 from minitron_triton.server import cpu_memory as of_servers
@@ -57,11 +59,13 @@ def test_the_peak_is_loading_or_what_is_private() -> None:
 
 
 def test_each_process_of_text_has_its_tokenizer() -> None:
-    one, three = (peak(SIZES, 0, tokenizer_bytes=1_000_000, text_models=count).text for count in (1, 3))
-    assert three == 3 * one
-    assert peak(SIZES, 0, tokenizer_bytes=2_000_000, text_models=1).text - one == 16_000_000
+    one, three = (peak(SIZES, 0, tokenizer_bytes=1_000_000, text_models=count) for count in (1, 3))
+    assert (one.ensemble, three.ensemble) == (0, 32_000_000)  # 16 times the file for each, from the first request on
+    assert three.text - one.text == 40_000_000
+    assert (three.private - one.private, three.loading - one.loading) == (72_000_000, 40_000_000)
+    assert peak(SIZES, 0, tokenizer_bytes=2_000_000, text_models=1).text - one.text == 16_000_000
     beside = peak(SIZES, 0, tokenizer_bytes=1_000_000, text_models=3, gateway=True)
-    assert beside.text > 4 * one
+    assert beside.text - three.text > 36_000_000  # a process, and its tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +78,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_real_server_takes_what_was_predicted(repository: Path) -> None:
-    """Private memory of all its processes once it is warm (proc(5), status: RssAnon); its cache is hardly used yet."""
+    """Private memory of all its processes (proc(5), status: RssAnon) after a full batch, and another; no ensemble."""
     expected = of_servers.of_repository(repository, 1 << 34)
     with serving.server(repository) as state:
+        with Client(state["urls"]["grpc"], deadline_s=60) as client:
+
+            def ask(number: int) -> None:
+                assert list(client.stream(f"{number} " + "In the beginning " * 20, max_tokens=8))[-1].finish_reason
+
+            with ThreadPoolExecutor(16) as asking:
+                list(asking.map(ask, range(32)))
         pids = [state["process"].pid, *(one.pid for one in leftovers.processes(state["mark"]))]
         found = sum(map(_private, dict.fromkeys(pids)))
-    assert expected.private - expected.kv_cache - expected.step == pytest.approx(found, rel=0.1)
+    assert expected.private - expected.ensemble == pytest.approx(found, rel=0.1)
 
 
 def _private(pid: int) -> int:

@@ -169,7 +169,8 @@ def test_a_repository_says_its_cache_and_its_processes(tmp_path: Path) -> None:
     options = {"max_tokens_in_paged_kv_cache": 4096, "preprocessing_instances": 3, "postprocessing_instances": 2}
     more = cpu_memory.of_repository(cpu_repository(tmp_path / "more", **options), 24 << 30)
     assert more.kv_cache == 4096 * 262_144
-    assert more.text == 2 * plain.text  # six processes with a tokenizer, three without the options
+    assert more.ensemble == 5 / 2 * plain.ensemble  # three and two processes, one of each without the options
+    assert more.text > plain.text
     assert more.weights == plain.weights
 
 
@@ -183,7 +184,7 @@ def test_an_engine_that_does_not_fit(
     assert not caplog.text
     monkeypatch.setattr(memory, "available_bytes", lambda: needed.private)
     cpu_memory.check(repository)
-    assert "loading takes 9." in caplog.text
+    assert "loading takes 8.8" in caplog.text
     monkeypatch.setattr(memory, "available_bytes", lambda: needed.private - 1)
     with pytest.raises(NotEnoughMemory, match=r"4\.19 GB for its weights, 33\.6 MB for its KV cache .* are free"):
         cpu_memory.check(repository)

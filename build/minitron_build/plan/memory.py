@@ -152,7 +152,7 @@ def on_cpu(
         max_num_tokens=limits.max_num_tokens,
     )  # fmt: skip
     least = cpu_memory.peak(sizes, 0, text_models=text_models)
-    runtime, kv_bytes = least.engine + least.text + least.server, int(sizes.kv_bytes_per_token)
+    runtime, kv_bytes = least.engine + least.text + least.ensemble + least.server, int(sizes.kv_bytes_per_token)
     full = limits.max_batch_size * sizes.sequence_tokens
     if capacity_bytes is None:
         peak = cpu_memory.peak(sizes, full, text_models=text_models)

@@ -103,21 +103,23 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes by part. ``text``: the models with a tokenizer and the gateway; ``server``: supervisor and Triton;
-    ``looked_at`` is mapped while it loads."""
+    """Bytes by part. ``text``: the models of text and the gateway; ``ensemble``: the tokenizers of preprocessing and
+    postprocessing, from their first request on; ``server``: supervisor and Triton; ``looked_at`` is mapped while it
+    loads."""
 
     weights: int
     kv_cache: int
     step: int
     engine: int
     text: int
+    ensemble: int
     server: int
     looked_at: int
 
     @property
     def private(self) -> int:
         """Anonymous memory of all processes, with a full KV cache: what has to fit."""
-        return self.weights + self.kv_cache + self.step + self.engine + self.text + self.server
+        return self.weights + self.kv_cache + self.step + self.engine + self.text + self.ensemble + self.server
 
     @property
     def loading(self) -> int:
@@ -135,11 +137,12 @@ def peak(
 ) -> Peak:
     """What a server of that engine takes at its peak.
 
-    ``tokenizer_bytes``: size of tokenizer.json, None where it is not at hand. ``text_models``: processes that have a
-    tokenizer: the text model, and each instance of preprocessing and postprocessing. ``gateway``: one beside it.
+    ``tokenizer_bytes``: size of tokenizer.json, None where it is not at hand. ``text_models``: the text model, and each
+    instance of preprocessing and postprocessing. ``gateway``: one beside it.
     """
-    tokenizer = sizes.vocab_size * _TOKENIZER_BYTES_PER_WORD if tokenizer_bytes is None else tokenizer_bytes
-    texts = (text_models + gateway) * (_TEXT_BYTES + _TOKENIZER_FACTOR * tokenizer) + gateway * _GATEWAY_BYTES
+    file_bytes = sizes.vocab_size * _TOKENIZER_BYTES_PER_WORD if tokenizer_bytes is None else tokenizer_bytes
+    tokenizer = _TOKENIZER_FACTOR * file_bytes
+    texts = text_models * _TEXT_BYTES + tokenizer + gateway * (_TEXT_BYTES + tokenizer + _GATEWAY_BYTES)
     engine = sizes.engine_bytes - sizes.weight_bytes - sizes.step_bytes
     return Peak(
         weights=sizes.weight_bytes,
@@ -147,6 +150,7 @@ def peak(
         step=sizes.step_bytes,
         engine=engine,
         text=texts,
+        ensemble=(text_models - 1) * tokenizer,
         server=_SERVER_BYTES,
         looked_at=sizes.looked_at_bytes,
     )

@@ -54,7 +54,7 @@ def check(repository: Path, *, gateway: bool = False) -> None:
     """Raise NotEnoughMemory, with the numbers, where a server cannot fit; a warning where it cannot load at ease."""
     free = memory.available_bytes()
     needed = of_repository(repository, free, gateway=gateway)
-    others = needed.step + needed.engine + needed.text + needed.server
+    others = needed.private - needed.weights - needed.kv_cache
     if needed.private > free:
         raise NotEnoughMemory(
             f"the server will need {human_bytes(needed.private)}: {human_bytes(needed.weights)} for its weights, "

@@ -6,6 +6,7 @@ and characters spread over several tokens get lost. tensorrt_llm_bls has neither
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ class TritonPythonModel:
     """``OUTPUT`` is [rows], rank 1 as upstream's, one text for each sequence and beam."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the tokenizer; a failure here fails the load of the model."""
-        values = parameters(args)
-        self._tokenizer = TextTokenizer(
-            values["tokenizer_dir"], skip_special_tokens=flag(values.get("skip_special_tokens", "true"))
-        )
+        """Take the parameters in."""
+        self._values = parameters(args)
+
+    @functools.cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        """Loaded for the first request, as that of preprocessing is."""
+        skip_special_tokens = flag(self._values.get("skip_special_tokens", "true"))
+        return TextTokenizer(self._values["tokenizer_dir"], skip_special_tokens=skip_special_tokens)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests in their order."""

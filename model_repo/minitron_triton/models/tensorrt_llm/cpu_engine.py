@@ -262,10 +262,9 @@ class Engine:
         request = Request([0, 0], min(2, self.config.max_seq_len - 2))
         if request.max_new_tokens > 0 and self._blocks > 0:
             config = pipeline.generation_config(request, 0 if self._step_times is None else LEAST)
-            handle = self._pipeline.add_request(0, pipeline.input_ids(request), config)
+            _handle = self._pipeline.add_request(0, pipeline.input_ids(request), config)
             while self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
-            del handle
 
     def _run(self) -> None:
         while True:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare(folder, args.compare, as_json=args.json)
     with children.only_user_of(folder, "acceptance"), interrupt.by_sigterm():
-        acceptance = _acceptance(args, effective, folder, only, alone, tasks)
+        acceptance = _acceptance(args, effective, folder, only, alone, tasks=tasks)
         whole = _walk(acceptance, _about(effective, acceptance), folder, partly=bool(acceptance.options.only))
     console.emit_json(whole) if args.json else print(_result(whole, folder))
     return VerdictError.exit_code if whole["verdict"] == "FAIL" else 0
@@ -97,7 +97,7 @@ def _folder(effective: Effective) -> Path:
 
 def _acceptance(
     args: argparse.Namespace, effective: Effective, folder: Path, only: Mapping[str, frozenset[str]],
-    alone: Subject | None, tasks: tuple[str, ...],
+    alone: Subject | None, *, tasks: tuple[str, ...],
 ) -> Acceptance:  # fmt: skip
     from minitron_cli.accept import speed
     from minitron_cli.accept.acceptance import Acceptance, Options, write_recipe

@@ -135,11 +135,11 @@ def test_on_a_cpu_it_runs_whole_and_what_needs_a_gpu_is_skipped(on_cpu: OnCpu) -
     document = json.loads((on_cpu.output / "acceptance.json").read_text())
     assert document["verdict"] == "PASS" and document["finished"]
     assert [line["id"] for line in document["lines"]] == list(catalogue())
-    # Recipe cpu serves prompts of 512 tokens.
+    # Recipe cpu serves prompts of 512 tokens; no tasks were given.
     skipped = set(lines_of(document, "SKIPPED"))
     # An engine may be too fast for a client to give up in the middle of its longest answer.
-    assert skipped - {"behaviour.deadline"} == GPU_LINES | {"behaviour.long_prompt"}
-    assert set(lines_of(document, "PASS")) == set(catalogue()) - GPU_LINES - {"behaviour.long_prompt"}
+    assert skipped - {"behaviour.deadline"} == GPU_LINES | {"behaviour.long_prompt", "tasks.gate"}
+    assert set(lines_of(document, "PASS")) == set(catalogue()) - skipped
     tokens = json.loads((on_cpu.output / "evidence" / "greedy-tokens.json").read_text())
     assert len(tokens["continuations"]) == 20
     page = (on_cpu.output / "acceptance.html").read_text()
@@ -263,8 +263,8 @@ def a100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A100]:
 def test_on_an_a100_of_doubles_every_line_passes(a100: A100) -> None:
     document = json.loads((a100.output / "acceptance.json").read_text())
     assert lines_of(document, "FAIL") == {}
-    # The CPU engine in the slot gives no logits, and there is no double of the LLM API behind Triton.
-    assert set(lines_of(document, "SKIPPED")) == {"behaviour.logits", "llmapi.answers"}
+    # The CPU engine in the slot gives no logits, no tasks were given, and nothing plays the LLM API behind Triton.
+    assert set(lines_of(document, "SKIPPED")) == {"behaviour.logits", "tasks.gate", "llmapi.answers"}
     evidence = lines_of(document, "PASS")
     assert evidence["small.answers"].endswith("every log prob finite")
     assert "weights by the plan" in evidence["build.done"]
@@ -422,7 +422,7 @@ def test_a_server_that_runs_is_held_alone(on_cpu: OnCpu, tmp_path: Path, monkeyp
         document = json.loads(done.stdout)
         assert (done.returncode, document["verdict"], document["finished"]) == (0, "PASS", False)
         wanted = {name for name, entry in catalogue().items()
-                  if entry.step in ("engine", "audit", "tokens", "bursts", "speed", "behaviour")}  # fmt: skip
+                  if entry.step in ("engine", "audit", "tokens", "bursts", "speed", "behaviour", "tasks")}  # fmt: skip
         assert {line["id"] for line in document["lines"]} == wanted
         assert document["numbers"]["runtime.kv_cache_tokens"] and "speed.16:8:1.tokens_per_s" in document["numbers"]
         assert not (tmp_path / "out" / "acceptance.json").exists()  # a part is no acceptance

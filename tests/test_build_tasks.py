@@ -205,7 +205,13 @@ def test_an_acceptance_holds_the_gate_of_a_server(
         (line,) = json.loads(out)["lines"]
         assert (line["id"], line["status"], code) == ("tasks.gate", verdict, 8 if verdict == "FAIL" else 0), (line, err)
     assert "worse than the baseline by more than 0.001" in line["evidence"]
-    for words, why in (("--tasks x --baseline y", "no --tolerance"), ("--url grpc://x", "--url is said by")):
+    assert not list((tmp_path / "out").rglob("eval-answers*"))  # or another engine at that address would have them
+    for words, why in (
+        ("--tasks x --baseline y", "no --tolerance"),
+        ("--url grpc://x", "--url is said by"),
+        ("--tasks 'x", "No closing quotation"),
+        ("--baseline x --tolerance 1 --nonsense", "--nonsense"),
+    ):
         code, _, err = minitron_here("accept", small_repository("bfloat16"), "--only", "tasks", "--eval", words)
         assert code == UsageError.exit_code and why in err
 

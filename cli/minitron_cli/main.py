@@ -102,10 +102,15 @@ def call(*words: str | Path, effective: Effective | None = None) -> int:
 
     ``effective``: the recipe, whose layers are applied already; then neither the environment nor the words change it.
     """
-    argv = [str(word) for word in words]
-    args = _parser(argv).parse_args(argv)
+    args = parsed(*words)
     args.effective = effective
     return int(args.run(args))
+
+
+def parsed(*words: str | Path) -> argparse.Namespace:
+    """The arguments of a subcommand; where they are none, the process ends as it does for a user who typed them."""
+    argv = [str(word) for word in words]
+    return _parser(argv).parse_args(argv)
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

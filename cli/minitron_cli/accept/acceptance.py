@@ -282,12 +282,12 @@ class Acceptance:
         return self.evidence.do("behaviour", self.digest_of("repository"), work)
 
     def _tasks(self, serving: Running) -> Sequence[Check]:
-        words, tokenizer = self.options.tasks, self.path("repository") / "tokenizer"
+        words, repository, of = self.options.tasks, self.path("repository"), self.digest_of("repository")
 
         def work() -> Sequence[Check]:
-            return quality.judge_tasks(serving, tokenizer, words, self.evidence.folder)
+            return quality.judge_tasks(serving, repository, of, words, self.evidence.folder)
 
-        return self.evidence.do("tasks", [self.digest_of("repository"), quality.inputs(words)], work)
+        return self.evidence.do("tasks", [of, quality.inputs(words)], work)
 
     def _stopped(self, serving: Running) -> Sequence[Check]:
         return self.evidence.do(

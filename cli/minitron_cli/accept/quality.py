@@ -19,31 +19,46 @@ _OURS = ("--url", "--tokenizer", "--output", "--resume", "--json")
 
 
 def words_of(given: str | None) -> tuple[str, ...]:
-    """``--eval``'s words for 'minitron eval', none without it; raises UsageError where they hold no gate."""
+    """``--eval``'s words for 'minitron eval', none without it, looked at before a server is.
+
+    Raises UsageError where they hold no gate; ends the process where 'minitron eval' has no such arguments.
+    """
     if given is None:
         return ()
-    words = shlex.split(given)
+    try:
+        words = shlex.split(given)
+    except ValueError as error:
+        raise UsageError(f"--eval: {error} in {given!r}") from None
     names = {word.partition("=")[0] for word in words}
     if ours := sorted(names & set(_OURS)):
         raise UsageError(f"--eval: {ours[0]} is said by the acceptance")
     if missing := [flag for flag in ("--baseline", "--tolerance") if flag not in names]:
         raise UsageError(f"--eval has no {missing[0]}, and without a gate there is nothing to hold")
+    main.parsed("eval", *words)
     return tuple(words)
 
 
 def inputs(words: Sequence[str]) -> list[Any]:
     """What a verdict depends on beside the engine."""
-    return [*words, *(digest(Path(word)) for word in words if Path(word).is_file())]
+    paths = (Path(word.rpartition("=")[2]) for word in words)
+    return [*words, *(digest(path) for path in paths if path.is_file())]
 
 
-def judge_tasks(serving: Running, tokenizer: Path, words: Sequence[str], folder: Path) -> list[Check]:
-    """Ask the server over gRPC; the run and what each question got are kept in ``folder``."""
+def judge_tasks(serving: Running, repository: Path, of: str, words: Sequence[str], folder: Path) -> list[Check]:
+    """Ask the server over gRPC; the run is kept in ``folder``.
+
+    ``of``: digest of ``repository``. Answers lie beside the run until it is judged, under that name: an address says
+    nothing about who answers there, and those of another engine, or of a run that was judged, are not for this one.
+    """
     if not words:
         return [Check(_CHECK, SKIPPED, "no tasks were given (--eval)")]
     url = f"grpc://{serving.urls()['grpc']}"
-    kept = ("--output", folder / "eval.json", "--resume", folder / "eval-answers.jsonl")
+    answers, problems = folder / f"eval-answers-{of[:16]}.jsonl", []
+    kept = ("--output", folder / "eval.json", "--resume", answers)
     try:
-        main.call("eval", *words, "--url", url, "--tokenizer", tokenizer, *kept)
+        main.call("eval", *words, "--url", url, "--tokenizer", repository / "tokenizer", *kept)
     except VerdictError as found:  # worse, or not to be told
-        return [judge(_CHECK, [str(found)], "")]
-    return [judge(_CHECK, [], f"no task is worse than the baseline by more than its tolerance: {shlex.join(words)}")]
+        problems = [str(found)]
+    answers.unlink(missing_ok=True)
+    within = f"no task is worse than the baseline by more than its tolerance: {shlex.join(words)}"
+    return [judge(_CHECK, problems, within)]

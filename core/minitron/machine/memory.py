@@ -45,11 +45,18 @@ def peak_bytes() -> int:
 
     VmHWM where /proc has it (proc(5)): unlike ru_maxrss it does not begin with what the parent process had.
     """
+    found = status_bytes("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if found is None else found
+
+
+def status_bytes(key: str, process: int | str = "self") -> int | None:
+    """A figure of a process's status (proc(5): VmHWM, RssAnon); None where it has ended, or there is no /proc."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        found = None
-    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return None
+    found = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def release_mapped(path: Path) -> None:

@@ -7,15 +7,14 @@ But it packs into private memory of the engine's process, which grows by what is
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from minitron.console import human_bytes
 from minitron.errors import RepositoryError
 from minitron.machine.cpu_memory import Sizes
+from minitron.machine.memory import status_bytes
 from minitron_triton.server import cpu_memory, leftovers
 from minitron_triton.server.launch import Served
 
@@ -50,13 +49,9 @@ class Packing:
             self._pid = process.pid
 
     def bytes(self) -> int:
-        """Packed so far (proc(5), status: RssAnon)."""
-        try:
-            status = Path(f"/proc/{self._pid}/status").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return 0
-        found = re.search(r"RssAnon:\s+(\d+) kB", status)
-        return min(self.total, max(0, int(found[1]) * 1024 - self._before)) if found else 0
+        """Packed so far."""
+        private = status_bytes("RssAnon", self._pid) if self._pid else None
+        return 0 if private is None else min(self.total, max(0, private - self._before))
 
 
 class Progress:

@@ -1,6 +1,7 @@
-"""Which server ``bench`` and ``generate`` ask where nobody says: made-up state folders, and this process as supervisor.
+"""Which server ``bench``, ``generate`` and ``accept`` ask where nobody says.
 
-Expected addresses and tokenizers are those that the folders were made with.
+State folders are made up, with this process as supervisor. Expected addresses and tokenizers are those that the
+folders were made with.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from minitron_triton.server.leftovers import Process
 from minitron_triton.server.state import State
 
 
-def put(states: Path, repository: Path, grpc: str, phase: str = "ready") -> None:
+def put(states: Path, repository: Path, grpc: str, phase: str = "ready", name: str | None = None) -> None:
     """A server of ``minitron serve``, as far as its state tells."""
     me = Process.of(os.getpid())
     assert me is not None
-    name = repository.name
+    name = name or repository.name
     urls = {"grpc": grpc, "http": "127.0.0.1:1", "metrics": "127.0.0.1:2"}
     State(states / name, name, repository, "tensorrt_llm_bls", me, phase, urls, 30).create()
 
@@ -64,3 +65,16 @@ def test_the_tokenizer_is_that_of_its_repository(bare: Bare, tmp_path: Path, nam
     words = ("--url", bare.url) if named else ()
     code, _, said = minitron_here("bench", "--grid", "2:2:1", "--state", tmp_path / "states", *words)
     assert code == 3 and f"{repository}/tokenizer/tokenizer.json is no tokenizer" in said
+
+
+def test_accept_chooses_by_the_same_rule(tmp_path: Path) -> None:
+    """Of two it asks, also where both serve one repository; one that is not ready is none."""
+    repository = tmp_path / "repository"
+    accept = ("accept", "--only", "server", "--state", tmp_path / "states")
+    put(tmp_path / "states", repository, "127.0.0.1:3", phase="starting")
+    code, _, said = minitron_here(*accept)
+    assert code == 10 and "no server is ready here" in said
+    put(tmp_path / "states", repository, "127.0.0.1:4", name="a")
+    put(tmp_path / "states", repository, "127.0.0.1:5", name="b")
+    code, _, said = minitron_here(*accept)
+    assert code == 2 and "2 servers run here" in said and "its DIR or --url" in said

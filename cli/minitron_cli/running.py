@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minitron.errors import UsageError
+from minitron.errors import NotReady, UsageError
 from minitron_client.bench.requests import found_tokenizer
 from minitron_client.client.endpoint import DEFAULT_URL
 from minitron_triton.server import state
@@ -27,22 +27,45 @@ def choose(args: argparse.Namespace) -> Path | None:
 
     Without a server of 'minitron serve' it is the default address. Raises UsageError where several run.
     """
-    servers = [one for one in state.servers(args.state or state.home(), args.repository) if not one.ended]
     if args.url is not None:
         if args.repository is not None:
             raise UsageError("give --url or --repository, not both")
-        servers = [one for one in servers if _url(one) == args.url.replace("localhost", "127.0.0.1")]
-        return found_tokenizer(servers[0].repository) if servers else None
-    servers = [one for one in servers if one.phase == "ready"] or servers
+        wanted = args.url.replace("localhost", "127.0.0.1")
+        found = next((one for one in _living(args.state, None) if address(one) == wanted), None)
+    else:
+        found = find(args.state, args.repository)
+        if found is None and args.repository is not None:
+            raise UsageError(f"no server of {args.repository} runs here; start it with 'minitron serve', or give --url")
+        args.url = address(found) if found else DEFAULT_URL
+    return found_tokenizer(found.repository) if found else None
+
+
+def find(parent: Path | None, repository: Path | None, flags: str = "--url or --repository") -> State | None:
+    """The server of 'minitron serve', or that of ``repository``: the only one, or the only one that is ready.
+
+    ``parent``: the servers' state folder, None: the user's. Raises UsageError where ``flags`` have to choose.
+    """
+    living = _living(parent, repository)
+    servers = [one for one in living if one.phase == "ready"] or living
     if len(servers) > 1:
-        known = "; ".join(f"{one.repository} at {_url(one)}" for one in servers)
-        raise UsageError(f"{len(servers)} servers run here ({known}); choose with --url or --repository")
-    if not servers and args.repository is not None:
-        raise UsageError(f"no server of {args.repository} runs here; start it with 'minitron serve', or give --url")
-    args.url = _url(servers[0]) if servers else DEFAULT_URL
-    return found_tokenizer(servers[0].repository) if servers else None
+        known = "; ".join(f"{one.repository} at {address(one)}" for one in servers)
+        raise UsageError(f"{len(servers)} servers run here ({known}); choose with {flags}")
+    return servers[0] if servers else None
 
 
-def _url(server: State) -> str:
-    """As this machine reaches it, where it listens on every address."""
+def ready(parent: Path | None, repository: Path | None) -> State:
+    """The same for an acceptance, where it is ready; raises NotReady else."""
+    found = find(parent, repository, "its DIR or --url")
+    if found is None or found.phase != "ready":
+        which = f"of {repository} " if repository else ""
+        raise NotReady(f"no server {which}is ready here; 'minitron serve' starts one")
+    return found
+
+
+def address(server: State) -> str:
+    """Of its gRPC, as this machine reaches it where it listens on every address."""
     return server.urls["grpc"].replace("0.0.0.0", "127.0.0.1")
+
+
+def _living(parent: Path | None, repository: Path | None) -> list[State]:
+    return [one for one in state.servers(parent or state.home(), repository) if not one.ended]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron import children, recipe
-from minitron.errors import MachineError, NotReady, ServerError, UsageError
+from minitron.errors import MachineError, NotReady, ServerError
+from minitron_cli import running
 from minitron_cli.accept.evidence import Evidence
 from minitron_client.client.endpoint import Endpoint
 from minitron_triton.server import state, stopping
@@ -114,7 +115,7 @@ class Started(Running):
     def state(self) -> State:
         """Its state; starts it where it is not."""
         self.urls()
-        return _newest_ready(self._states, self._repository)
+        return running.ready(self._states, self._repository)
 
     def end(self) -> str:
         """SIGTERM, and how the server ended; raises ServerError where it had to be killed or ended badly."""
@@ -142,25 +143,6 @@ class Started(Running):
                 self._keep_log(document)
                 for server in state.servers(self._states, self._repository):
                     stopping.stop(server)
-
-
-def find(parent: Path, repository: Path | None) -> State:
-    """The newest server of ``repository`` that is ready, or the only one; raises NotReady, UsageError."""
-    if repository is not None:
-        return _newest_ready(parent, repository)
-    ready = [one for one in state.servers(parent) if one.phase == "ready"]
-    if len(ready) > 1:
-        raise UsageError(f"{len(ready)} servers run here; name a repository ('minitron status' lists them)")
-    if not ready:
-        raise NotReady("no server is ready here; 'minitron serve' starts one")
-    return ready[0]
-
-
-def _newest_ready(parent: Path, repository: Path) -> State:
-    ready = [one for one in state.servers(parent, repository) if one.phase == "ready"]
-    if not ready:
-        raise NotReady(f"no server of {repository} is ready here; 'minitron serve' starts one")
-    return ready[-1]
 
 
 def end_leftovers(evidence: Evidence) -> None:

@@ -13,10 +13,11 @@ from minitron.checks import of_step
 from minitron.errors import UsageError
 from minitron.recipe import Effective
 from minitron.recipe_model import Limits, Recipe
+from minitron_cli import running
 from minitron_cli.accept import serving
 from minitron_client.client.arguments import security
 from minitron_client.client.endpoint import Endpoint
-from minitron_triton.server import state
+from minitron_triton.server.state import State
 
 #: What each kind can be asked, in the order of an acceptance.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -56,7 +57,7 @@ def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, froz
         return None
     found = None
     if path is None:
-        found = serving.find(args.state or state.home(), None)
+        found = running.ready(args.state, None)
         path = found.repository
     kind = "tokens" if path.is_file() else manifest.stage_of(path)
     asked = dict(_asked(kind, only, path))
@@ -75,8 +76,8 @@ def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, froz
     wanted = _as_built(effective.recipe, manifest.read(engine, "engine").details)
     if kind == "engine":
         return Subject({"engine": path}, wanted, asked, folder)
-    running = _running(args, path, found) if set(asked) & set(_OF_THE_SERVER) else None
-    return Subject({"repository": path, "engine": engine}, wanted, asked, folder, running)
+    server = _running(args, path, found) if set(asked) & set(_OF_THE_SERVER) else None
+    return Subject({"repository": path, "engine": engine}, wanted, asked, folder, server)
 
 
 def _asked(kind: str, only: Mapping[str, frozenset[str]], path: Path) -> Mapping[str, frozenset[str]]:
@@ -99,11 +100,11 @@ def _as_built(wanted: Recipe, details: Mapping[str, Any]) -> Recipe:
     })  # fmt: skip
 
 
-def _running(args: argparse.Namespace, repository: Path, found: state.State | None) -> serving.Running:
+def _running(args: argparse.Namespace, repository: Path, found: State | None) -> serving.Running:
     """The server of ``repository`` that --url names, or that 'minitron serve' started here."""
     urls = {"grpc": args.url, "http": args.http_url, "metrics": args.metrics_url}
     if args.url is None:
-        found = found or serving.find(args.state or state.home(), repository)
+        found = found or running.ready(args.state, repository)
         urls = found.urls | {name: url for name, url in urls.items() if url}
     url = str(urls["grpc"])
     return serving.Running({name: known for name, known in urls.items() if known}, Endpoint(url, *security(args)),

@@ -335,6 +335,7 @@ def test_a_folder_without_config_is_an_error(tmp_path: Path) -> None:
         ("bfloat16", "int8_weight_only", "auto", ("int8_weight_only", "bfloat16")),
         ("bfloat16", "int4_weight_only", "float16", ("int4_weight_only", "float16")),
         ("bfloat16", "float16", "auto", ("float16", "float16")),
+        ("bfloat16", "auto", "float16", ("float16", "float16")),
     ],
 )
 def test_auto_follows_the_model(own: str | None, precision: Any, dtype: Any, resolved: tuple[str, str]) -> None:

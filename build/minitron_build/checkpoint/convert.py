@@ -20,7 +20,7 @@ from minitron.console import Progress
 from minitron.errors import ModelError, UsageError
 from minitron.model import tokenizer_files
 from minitron.model.activations import Activations
-from minitron.model.precision import DTYPES, WRITTEN, Precision
+from minitron.model.precision import AUTO, DTYPES, WRITTEN, Precision, resolved
 from minitron.model.shape import ModelShape
 from minitron_build.checkpoint.calibration.calibrate import calibrate
 from minitron_build.checkpoint.calibration.text import CalibrationText, Ids
@@ -35,7 +35,6 @@ from minitron_build.sources.opening import open_model
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 _SMALL_FILES_BYTES = 1 << 20
 _HASHED_AT_ONCE_BYTES = 4 << 20
 
@@ -95,7 +94,7 @@ def convert(
     }  # fmt: skip
     source = open_model(str(model), revision)
     try:
-        chosen, kept = resolve(source.shape(), precision, dtype)
+        chosen, kept = _resolve(source.shape(), precision, dtype)
         spec = Spec(source.shape(), chosen, kept, tp, pp, use_parallel_embedding, embedding_sharding_dim,
                     quantize_at_build, group_size or chosen.default_group_size,
                     None if kv_cache == AUTO else kv_cache.upper())  # fmt: skip
@@ -109,19 +108,15 @@ def convert(
     return Conversion(output, record, tensors, before, after, time.monotonic() - started)
 
 
-def resolve(shape: ModelShape, precision: str, dtype: str) -> tuple[Precision, str]:
-    """What "auto" means for a model of ``shape``; raises UsageError for names that are not known."""
-    own = "bfloat16" if shape.dtype == "bfloat16" else "float16"
-    name = own if precision == AUTO else precision
-    chosen = next((kind for kind in WRITTEN if kind.value == name), None)
-    if chosen is None:
+def _resolve(shape: ModelShape, precision: str, dtype: str) -> tuple[Precision, str]:
+    """What is asked for, with "auto" resolved; raises UsageError for names that are not known."""
+    if precision not in (AUTO, *(kind.value for kind in WRITTEN)):
         known = ", ".join(kind.value for kind in WRITTEN)
         raise UsageError(f"precision {precision!r} is not known; take {AUTO}, {known}")
     if dtype not in (AUTO, *DTYPES):
         raise UsageError(f"dtype {dtype!r} is not known; take {AUTO}, {', '.join(DTYPES)}")
-    if dtype == AUTO:
-        dtype = own if chosen.is_weight_only else chosen.value
-    return chosen, dtype
+    found, kept = resolved(precision, dtype, shape.dtype)
+    return Precision(found), kept
 
 
 def _refuse_to_replace_the_model(model: Path, output: Path) -> None:

@@ -11,7 +11,7 @@ from minitron.errors import ModelError, UsageError
 from minitron.model import activations
 from minitron.model import shape as shapes
 from minitron.model.activations import Activations
-from minitron.model.precision import Precision
+from minitron.model.precision import Precision, resolved
 from minitron.model.shape import ModelShape
 from minitron.recipe_model import Model, Recipe
 
@@ -51,15 +51,9 @@ def look_up(model: Model) -> PlannedModel:
 
 
 def precision_of(recipe: Recipe, shape: ModelShape) -> tuple[Precision, str]:
-    """Precision and activation type with "auto" resolved: the model's own type, float32 and unknown as float16.
-
-    The rule of TensorRT-LLM's converter (models/convert_utils.py, 1.x).
-    """
-    own = shape.dtype if shape.dtype in ("float16", "bfloat16") else "float16"
-    if recipe.precision in ("float16", "bfloat16"):
-        return Precision(recipe.precision), recipe.precision
-    dtype = own if recipe.dtype == "auto" else recipe.dtype
-    return Precision(dtype if recipe.precision == "auto" else recipe.precision), dtype
+    """Precision and activation type of a recipe, with "auto" resolved."""
+    precision, dtype = resolved(recipe.precision, recipe.dtype, shape.dtype)
+    return Precision(precision), dtype
 
 
 def _published(name: str) -> ModelShape:

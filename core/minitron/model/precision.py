@@ -69,3 +69,17 @@ WRITTEN = (*ROUNDED, Precision.INT4_AWQ)
 GROUP_SIZES = (64, 128)
 #: Activation types that the toolkit writes; the names are those of TensorRT-LLM's config.json.
 DTYPES = ("float16", "bfloat16")
+#: What stands for the model's own type.
+AUTO = "auto"
+
+
+def resolved(precision: str, dtype: str, stored: str | None) -> tuple[str, str]:
+    """``precision`` and ``dtype`` with "auto" resolved, for a model whose config.json says ``stored``.
+
+    The model's own type, and float16 for float32 or where nothing is said: the rule of TensorRT-LLM's converter
+    (``infer_dtype`` of models/convert_utils.py, 1.x).
+    """
+    own = stored if stored in DTYPES else "float16"
+    if dtype == AUTO:
+        dtype = precision if precision in DTYPES else own
+    return (dtype if precision == AUTO else precision), dtype

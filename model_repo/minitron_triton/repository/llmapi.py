@@ -19,6 +19,7 @@ from minitron.artifacts.problem import Problem, error
 from minitron.errors import RepositoryError, UsageError
 from minitron.machine import compat
 from minitron.model import shape, tokenizer_files, weight_files
+from minitron.model.precision import resolved
 from minitron.recipe_model import Recipe
 from minitron_triton.repository import config_text, tensors, writing
 from minitron_triton.repository.differences import differences
@@ -81,12 +82,10 @@ def render(
 
 
 def _dtype(recipe: Recipe, stored: str | None) -> str:
-    wanted = recipe.precision if recipe.precision != "auto" else recipe.dtype
-    if recipe.is_weight_only:
+    wanted, dtype = resolved(recipe.precision, recipe.dtype, stored)
+    if wanted != dtype:
         raise UsageError(f"precision {wanted} needs a TensorRT engine; the LLM API takes float16 or bfloat16")
-    if wanted == "auto":
-        return stored if stored in ("float16", "bfloat16") else "bfloat16"
-    return wanted
+    return dtype
 
 
 def _weights(model: Path) -> list[str]:

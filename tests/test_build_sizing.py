@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from conftest import minitron_here
+from minitron.model.shape import ModelShape
+from minitron_build.plan import traffic
 from minitron_build.plan.limits import Limits
 from minitron_build.plan.roofline import Machine
-from minitron_build.plan.simulation import Arrival, Step, roofline_steps, simulate
+from minitron_build.plan.simulation import Arrival, Step, StepTime, roofline_steps, simulate
 from random_model import SHAPES
 
 LIMITS = Limits(max_batch_size=2, max_input_len=64, max_seq_len=128, max_num_tokens=16)
@@ -115,6 +117,36 @@ def test_the_command_says_how_many(tmp_path: Path) -> None:
     assert code == 0 and found["servers"] >= 2 and found["gateway_workers"] >= 1
     assert found["tried"][-1]["good"] >= 0.95
     assert math.isclose(found["tried"][-1]["tokens_per_s"], 6000, rel_tol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "bytes_per_token"),
+    [
+        (("--recipe", "a100-int8"), 131_072),
+        (("--recipe", "a100-int8", "--kv-cache", "int8"), 65_536),
+        (("--recipe", "a100-int8", "--tp", "2"), 131_072),
+        (("--recipe", "cpu", "--execution", "exact"), 262_144),
+        (("--recipe", "cpu", "--execution", "exact", "--kv-cache", "int8"), 76_000),
+        (("--recipe", "cpu", "--execution", "fast"), 76_000),
+    ],
+)
+def test_a_simulated_step_reads_the_planned_kv_cache(
+    words: tuple[str, ...], bytes_per_token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of 32 layers, 8 heads and 128 elements, of all ranks: 65,536 elements of 2, 1 or 4 bytes;
+    OpenVINO's 8 bits with their scales were measured as 76,000 bytes."""
+    read: list[int] = []
+
+    def spied(shape: ModelShape, machine: Machine, *, matrix_bytes: int, kv_bytes: int) -> StepTime:
+        read.append(kv_bytes)
+        return roofline_steps(shape, machine, matrix_bytes=matrix_bytes, kv_bytes=kv_bytes)
+
+    monkeypatch.setattr(traffic, "roofline_steps", spied)
+    if "cpu" in words:
+        words += ("--bandwidth", "20")
+    code, _, said = minitron_here("plan", *words, "--traffic", "steady-poisson", "--slo", "100000,10000")
+    assert code == 0, said
+    assert read == [bytes_per_token]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Roofline:
 class EnginePlan:
     """All that is decided before building. ``document()`` is what manifests and ``--json`` hold.
 
-    ``weights``: bytes of the undivided model for every precision.
+    ``weights``: bytes of the undivided model for every precision. ``kv_element_bytes``: of a key's or value's element.
     ``fits``: whether at least one sequence does. ``gateway``: what it takes in front.
     ``logits_bytes``: host memory that a full batch may fill with logits.
     ``remedies``: what would hold the whole workload where this does not.
@@ -62,6 +62,7 @@ class EnginePlan:
     execution: str | None
     lm_head: str
     weights: dict[str, WeightBytes]
+    kv_element_bytes: float
     limits: Limits
     kv_cache_free_gpu_mem_fraction: float | None
     memory: MemoryPlan
@@ -216,6 +217,7 @@ def _plan(case: _Case) -> EnginePlan:
         execution=None if gpu else recipe.cpu.execution,
         lm_head="as_is" if gpu else _head(recipe),
         weights=case.held,
+        kv_element_bytes=case.kv_element_bytes,
         limits=limits,
         kv_cache_free_gpu_mem_fraction=memory.kv_cache_fraction(needed, limits, recipe.memory) if gpu else None,
         memory=needed,

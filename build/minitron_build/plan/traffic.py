@@ -13,7 +13,6 @@ from typing import Any
 
 from minitron import console
 from minitron.errors import UsageError
-from minitron.machine import cpu_execution
 from minitron_build.plan import gateway, weights
 from minitron_build.plan.engine_plan import EnginePlan
 from minitron_build.plan.roofline import Machine
@@ -107,10 +106,9 @@ def size(
             f"the traffic has requests of {longest} tokens and the engine takes {plan.limits.max_seq_len}: give the "
             "recipe's workload the lengths of the traffic"
         )
-    element = 2 if plan.gpu else cpu_execution.KV_ELEMENT_BYTES[plan.execution or "exact"]
     bound = roofline_steps(
         plan.model.shape, machine, matrix_bytes=plan.weights[plan.precision.value].read_per_token,
-        kv_bytes=weights.kv_bytes_per_token(plan.model.shape, element_bytes=element),
+        kv_bytes=weights.kv_bytes_per_token(plan.model.shape, element_bytes=plan.kv_element_bytes),
     )  # fmt: skip
     kv_tokens = _kv_tokens(plan)
     tried: list[Result] = []

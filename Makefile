@@ -207,6 +207,10 @@ soak: $(VENV)/.ready-dev ## half an hour of streams half of which are left in th
 PACKAGES = core/minitron build/minitron_build model_repo/minitron_triton clients/minitron_client clients/minitron_gateway \
   cli/minitron_cli
 
+# Pages of the Python API. The modules of tasks import lm-eval, which is an extra of its own.
+API = PYTHONWARNINGS=ignore $(BIN)/pdoc --output-directory out/api \
+  minitron minitron_build '!minitron_build.evaluate.tasks' minitron_triton minitron_client minitron_gateway
+
 .PHONY: check
 check: $(VENV)/.ready-dev ## lint, types, import direction, docs
 	@$(BIN)/ruff check .
@@ -215,6 +219,7 @@ check: $(VENV)/.ready-dev ## lint, types, import direction, docs
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=6 --score=n $(PACKAGES)
 	@! $(BIN)/vulture | grep -v '^tests/'  # what a test defines, pytest calls; what it uses is used
+	@$(API)
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_house_*.py
 
 .PHONY: format
@@ -224,7 +229,7 @@ format: $(VENV)/.ready-dev ## format the code
 .PHONY: docs
 docs: $(VENV)/.ready-dev ## write what docs/ has from the code anew, and pages of the Python API into out/api
 	@$(BIN)/python tools/write_docs.py
-	@PYTHONWARNINGS=ignore $(BIN)/pdoc --output-directory out/api minitron minitron_build minitron_triton minitron_client minitron_gateway
+	@$(API)
 	@echo "The API's pages: out/api/index.html"
 
 # --- images -------------------------------------------------------------------------------------------------------

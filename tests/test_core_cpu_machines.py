@@ -10,8 +10,10 @@ import pytest
 import cpu_engines
 from minitron.machine import cpu_machines
 from minitron.machine.cpu_execution import KV_ELEMENT_BYTES
+from minitron_build.evaluate.running import RunningEngine
 from minitron_cli.main import main
 
+GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # As /proc/cpuinfo of such machines begins its line of flags (shortened).
 ZEN4 = "flags\t\t: fpu vme de sse sse2 avx avx2 avx512f avx512_vnni avx512_bf16\n"
 ZEN3 = "flags\t\t: fpu vme de sse sse2 avx avx2\n"
@@ -42,7 +44,7 @@ def test_build_takes_the_row_and_says_so(
 ) -> None:
     """And another row is another engine: what was built for one machine is not taken for the other's."""
     row = cpu_machines.rows()[0]
-    other = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64", "KV_CACHE_PRECISION": "u8"}
+    other = {GROUPS: "64", "KV_CACHE_PRECISION": "u8"}
     engine = tmp_path / "engine"
     words = ["build", str(cpu_engines.checkpoint("other", cpu_engines.BF16)), "--target", "cpu", "--execution", "fast"]
     for properties in (row.properties, other):
@@ -51,3 +53,6 @@ def test_build_takes_the_row_and_says_so(
         assert main([*words, "--output", str(engine), "--force"]) == 0
         assert "a machine: it is so" in capsys.readouterr().out
         assert json.loads((engine / "config.json").read_text())["cpu"]["properties"] == properties
+        # OpenVINO's own word: what eval measures runs with them too (it once had no groups where the server had 128).
+        compiled = RunningEngine(engine)._request.get_compiled_model()
+        assert str(compiled.get_property(GROUPS)) == properties[GROUPS]

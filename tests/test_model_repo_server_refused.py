@@ -5,6 +5,7 @@ Ports and limits are Triton's documentation's; numbers are worked out by hand be
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -20,6 +21,8 @@ from conftest import minitron_here
 from minitron.artifacts import manifest
 from minitron.errors import MachineError, MissingDependency, NotEnoughMemory, PortBusy, RepositoryError, UsageError
 from minitron.machine import memory
+from minitron.recipe_model import Recipe
+from minitron_cli import doctor
 from minitron_triton.repository.check import check
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.render import render
@@ -125,6 +128,19 @@ def test_too_little_shared_memory(echo: Path, monkeypatch: pytest.MonkeyPatch) -
     usage = type("Usage", (), {"free": 5 << 20})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MachineError, match=r"/dev/shm has 5 MiB free.*--shm-size"):
+        bundled.check_machine(Served.read(echo))
+
+
+@pytest.mark.parametrize(("mebibytes", "enough"), [(31, False), (32, True)])
+def test_doctor_and_serve_want_as_much_shared_memory(
+    mebibytes: int, enough: bool, echo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 MiB, as docs/serving.md says. doctor once wanted 64."""
+    usage = type("Usage", (), {"free": mebibytes << 20, "total": 1 << 40})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    found = {one.subject: one.level for one in doctor.diagnose(Recipe(target="cpu"), echo).checks}
+    assert found["shared memory"] == (doctor.OK if enough else doctor.FAIL)
+    with contextlib.nullcontext() if enough else pytest.raises(MachineError, match="/dev/shm has 31 MiB free"):
         bundled.check_machine(Served.read(echo))
 
 

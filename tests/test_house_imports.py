@@ -45,6 +45,9 @@ def test_the_text_code_needs_what_that_image_has() -> None:
     for path in TEXT.glob("*.py"):
         foreign = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"minitron"}
         assert foreign <= {"numpy", "tokenizers", "transformers", "grpc", "tritonclient"}, path
+        # The messages of the protocol that it speaks, and none of Triton's clients (import-linter sees whole packages).
+        of_triton = {name for name in imported(path) if name.startswith("tritonclient")}
+        assert of_triton <= {"tritonclient.grpc.service_pb2"}, path
 
 
 def test_the_client_s_names_are_those_of_its_package() -> None:

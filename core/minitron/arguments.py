@@ -35,3 +35,14 @@ class Parser(argparse.ArgumentParser):
         if self.rest is not None:
             setattr(found[0], self.rest, rest)
         return found  # type: ignore[no-any-return]
+
+
+def complete_with(action: argparse.Action, names: Sequence[str]) -> None:
+    """Let a shell complete ``names`` where they fit, and files (argcomplete looks for the attribute ``completer``)."""
+
+    def completer(prefix: str, **_: Any) -> list[str]:
+        from argcomplete.completers import FilesCompleter
+
+        return [*(name for name in names if name.startswith(prefix)), *FilesCompleter()(prefix)]
+
+    action.completer = completer  # type: ignore[attr-defined]

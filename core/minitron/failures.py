@@ -50,7 +50,12 @@ _TEXTS: _Texts = (
 # The same of what gRPC itself says of the connection; this comes first.
 _LINE_TEXTS: _Texts = (
     ("handshake failed", NotReady, "check the TLS settings of both sides (--tls, --tls-ca, --tls-cert)"),
-    ("failed to connect", NotReady, "check that the server runs, its gRPC port, and TLS on both sides"),
+    (
+        "failed to connect",
+        NotReady,
+        "check that the server runs (what 'minitron serve' started, 'minitron status' lists), "
+        "its gRPC port, and TLS on both sides",
+    ),
     ("errors resolving", NotReady, "check the host name"),
     ("dns resolution failed", NotReady, "check the host name"),
     ("http2 header with status", NotReady, "what answers there is no gRPC server"),

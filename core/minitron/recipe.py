@@ -30,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from minitron import documents
+from minitron.arguments import complete_with
 from minitron.errors import InputError, UsageError
 from minitron.recipe_model import Recipe
 
@@ -92,9 +93,8 @@ _BY_PATH = dict(fields())
 def add_flags(parser: argparse.ArgumentParser, *paths: str) -> None:
     """Declare ``--recipe`` and a flag for each field named; all default to None, which means: not given."""
     if not any(action.dest == "recipe" for action in parser._actions):
-        parser.add_argument(
-            "--recipe", metavar="NAME|FILE", help=f"recipe to take values from: {', '.join(shipped())}, or a YAML file"
-        )
+        about = f"recipe to take values from: {', '.join(shipped())}, or a YAML file"
+        complete_with(parser.add_argument("--recipe", metavar="NAME|FILE", help=about), shipped())
     for path in paths:
         info = _BY_PATH[path]
         about = f"{info.description} (recipe: {path})".replace("%", "%%")

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from minitron import errors, files
+from minitron.arguments import complete_with
 from minitron.console import emit_json
 from minitron.errors import UsageError, VerdictError
 from minitron.version import VERSION
@@ -86,7 +87,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--baseline", type=Path, metavar="RUN", help="stored run that this one must not be worse than (exit code 8)")
     add("--tolerance", type=float, metavar="SHARE", help=f"how much worse is allowed (default {_TOLERANCE})")
     add = parser.add_argument_group("a load: any of these makes it one").add_argument
-    add("--profile", metavar="NAME|FILE", help=f"what to do: {', '.join(profiles.shipped())}, or a file of yours")
+    about = f"what to do: {', '.join(profiles.shipped())}, or a file of yours"
+    complete_with(add("--profile", metavar="NAME|FILE", help=about), profiles.shipped())
     add("--capacity", action="store_true",
         help="search the highest rate whose share of good requests stays above --goodput")  # fmt: skip
     add("--goodput", type=float, metavar="SHARE", help=f"share of good requests (default {_GOODPUT})")

@@ -167,7 +167,7 @@ class Gateway:
 
 def application(gateway: Gateway) -> Starlette:
     """The routes."""
-    document = openapi.document(gateway.settings.model)
+    document = openapi.document(gateway.settings.model, keyed=bool(gateway.settings.keys))
 
     async def described(request: Request) -> Response:
         return _json(document)
@@ -369,7 +369,8 @@ def _problem(error: Exception) -> Problem:
 
 async def _refused(request: Request, error: Exception) -> Response:
     problem = _problem(error)
-    return Response(problem.body(), problem.status, media_type="application/json")
+    headers = {name.decode(): value.decode() for name, value in problem.headers()}
+    return Response(problem.body(), problem.status, headers, media_type="application/json")
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

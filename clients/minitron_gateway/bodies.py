@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from minitron.text.completion import Sampling
 
@@ -17,6 +17,9 @@ _INT32 = 2**31 - 1
 _INT64 = 2**63
 #: Below it a temperature is greedy: that is its limit, and engines divide by it.
 _LEAST_TEMPERATURE = 1e-5
+#: What is closer to 0 is 0, or has lost its digits, in the engine's float32.
+_LEAST_FLOAT32 = 1.2e-38
+_OPENAI_MAX_TOKENS = 16  # the default of /v1/completions
 MOST_STOPS = 16
 MOST_CHOICES = 128
 
@@ -30,9 +33,43 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-def _texts(value: Any) -> Any:
-    """One text or several are several."""
-    return [value] if isinstance(value, str) else value
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        _IDS_SCHEMA,
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
+    ]
+}
+_STOP = {"type": "string", "minLength": 1}
+_STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MOST_STOPS}, {"type": "null"}]}
+_TOKEN_IDS = Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})
+
+
+def _prompt(value: Any) -> Any:
+    """One message for what is none of the four, where pydantic would list what is wrong with each."""
+    if isinstance(value, str) or _are_ids(value):
+        return value
+    if isinstance(value, list) and value and (all(isinstance(one, str) for one in value) or all(map(_are_ids, value))):
+        return value
+    raise ValueError("must be a text, a list of token ids, or a list of either")
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+def _stop(value: Any) -> Any:
+    """The same for stop texts; one text or several are several."""
+    texts = [value] if isinstance(value, str) else value
+    if texts is None:
+        return None
+    if not (isinstance(texts, list) and len(texts) <= MOST_STOPS and all(isinstance(one, str) for one in texts)):
+        raise ValueError(f"must be a text, or a list of up to {MOST_STOPS} texts")
+    if not all(texts):
+        raise ValueError("a stop text is empty")
+    return texts
 
 
 class _Body(BaseModel):
@@ -44,16 +81,16 @@ class _Body(BaseModel):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Annotated[list[str], BeforeValidator(_texts), Field(max_length=MOST_STOPS)] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_stop), WithJsonSchema(_STOP_SCHEMA)] = None
     seed: Annotated[int, Field(ge=-_INT64, lt=2 * _INT64)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: Annotated[float | None, WithJsonSchema({"enum": [0, None]})] = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    repetition_penalty: Annotated[float, Field(ge=_LEAST_FLOAT32, le=100)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], _TOKEN_IDS] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = None
     ignore_eos: bool | None = None
     user: str | None = None
@@ -71,13 +108,6 @@ class _Body(BaseModel):
         for key in value or {}:
             if not (key.isascii() and key.isdigit() and len(key) < 10):
                 raise ValueError(f"{key[:20]!r} is no token id")
-        return value
-
-    @field_validator("stop")
-    @classmethod
-    def _whole_stops(cls, value: list[str] | None) -> list[str] | None:
-        if value and not all(value):
-            raise ValueError("a stop text is empty")
         return value
 
     @model_validator(mode="after")
@@ -112,15 +142,23 @@ class _Body(BaseModel):
         return self.choices
 
     @property
-    def is_plainly_greedy(self) -> bool:
-        """Whether each token is the one with the highest log prob."""
-        moved = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.min_tokens
-        return self._temperature == 0 and not moved and (self.repetition_penalty or 1) == 1
+    def moved_by(self) -> list[str]:
+        """What of the parameters makes that a chosen token need not be the one with the highest log prob."""
+        asked = {
+            "a temperature above 0": self._temperature > 0,
+            "min_tokens": bool(self.min_tokens),
+            "logit_bias": bool(self.logit_bias),
+            "presence_penalty": bool(self.presence_penalty),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "repetition_penalty": (self.repetition_penalty or 1) != 1,
+        }
+        return [what for what, is_asked in asked.items() if is_asked]
 
     @property
     def _temperature(self) -> float:
         temperature = 1.0 if self.temperature is None else self.temperature
-        return 0.0 if temperature < _LEAST_TEMPERATURE or self.top_p == 0 else temperature
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return 0.0 if temperature < _LEAST_TEMPERATURE or top_p < _LEAST_FLOAT32 else temperature
 
     def sampling(self, max_tokens: int, *, log_probs: bool) -> Sampling:
         """What the engine is asked; without a seed one by chance, for the engine's own default is always the same."""
@@ -142,33 +180,10 @@ class _Body(BaseModel):
         )
 
 
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "integer"}},
-        {"type": "array", "items": {"type": "string"}},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-    ]
-}
-
-
-def _prompt(value: Any) -> Any:
-    """One message for what is none of the four, where pydantic would list what is wrong with each."""
-    if isinstance(value, str) or _are_ids(value):
-        return value
-    if isinstance(value, list) and value and (all(isinstance(one, str) for one in value) or all(map(_are_ids, value))):
-        return value
-    raise ValueError("must be a text, a list of token ids, or a list of either")
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
-
-
 class CompletionBody(_Body):
     """``/v1/completions``."""
 
-    prompt: Annotated[Any, BeforeValidator(_prompt), Field(json_schema_extra=_PROMPT_SCHEMA)]
+    prompt: Annotated[Any, BeforeValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     echo: bool | None = None
@@ -181,6 +196,7 @@ class CompletionBody(_Body):
             raise ValueError(f"best_of: {self.best_of} is less than n ({self.choices})")
         if self.streams and self.sequences > self.choices:
             raise ValueError("best_of: the best are known at the end; it cannot be streamed")
+        _check_least(self, self.most_tokens)
         if not (self.echo and self.max_tokens == 0):  # a prompt's tokens have all of them
             _check_alternatives(self, "logprobs", self.logprobs or 0)
         return self
@@ -189,6 +205,11 @@ class CompletionBody(_Body):
     def sequences(self) -> int:
         """Sequences that are generated for each prompt, of which the best ``choices`` are answered."""
         return self.best_of or self.choices
+
+    @property
+    def most_tokens(self) -> int:
+        """How long an answer may be."""
+        return _OPENAI_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one, each a text or ids."""
@@ -233,13 +254,26 @@ class ChatBody(_Body):
     def _can_be_done(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
+        _check_least(self, self.most_tokens)
         _check_alternatives(self, "top_logprobs", self.top_logprobs or 0)
         return self
 
+    @property
+    def most_tokens(self) -> int | None:
+        """How long the answer may be, None: what is left of the model's length."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def _check_least(body: _Body, most: int | None) -> None:
+    if most is not None and (body.min_tokens or 0) > most:
+        raise ValueError(f"min_tokens: {body.min_tokens} is more than the {most} tokens that may come (max_tokens)")
+
 
 def _check_alternatives(body: _Body, name: str, count: int) -> None:
-    if count > 1 or (count and not body.is_plainly_greedy):
+    moved = " and ".join(body.moved_by)
+    if count > 1 or (count and moved):
         raise ValueError(
-            f"{name}: tensorrt_llm gives the log prob of the chosen token alone; ask for 0, or for 1 with temperature "
-            "0 and no penalties, where the chosen token is the likeliest"
+            f"{name}: tensorrt_llm gives the log prob of the chosen token alone"
+            f"{f', which need not be the likeliest with {moved}' if moved else ''}; ask for 0, or for 1 with "
+            "temperature 0 and without min_tokens, logit_bias and penalties, where the chosen token is the likeliest"
         )

@@ -18,7 +18,6 @@ from minitron_gateway.shapes import DONE, Answer, ChatAnswer
 
 #: Characters from which on a text is tokenized in a thread, so that it holds up no other stream.
 _LONG = 10_000
-_OPENAI_MAX_TOKENS = 16  # the default of /v1/completions
 _SEEDS = 2**64
 
 
@@ -129,10 +128,10 @@ async def of_completion(
 ) -> Generation:
     """What ``/v1/completions`` is asked; raises Problem, RequestError."""
     asked = body.prompts()
-    _check_count(len(asked) * body.sequences, most_sequences)
+    _check_count(body, len(asked), most_sequences)
     rows = [await _encode(one, tokenizer, prompts) for one in asked]
     sampling = body.sampling(
-        _OPENAI_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        body.most_tokens,
         log_probs=body.logprobs is not None or body.sequences > body.choices,
     )
     return Generation(
@@ -151,9 +150,9 @@ async def of_chat(body: ChatBody, tokenizer: TextTokenizer, prompts: PromptMaker
             400, "this model's tokenizer has no chat template, as that of a base model; ask /v1/completions",
             code="no_chat_template",
         )  # fmt: skip
-    _check_count(body.sequences, most_sequences)
+    _check_count(body, 1, most_sequences)
     ids = await asyncio.to_thread(tokenizer.encode_chat, [message.plain() for message in body.messages])
-    max_tokens = body.max_completion_tokens or body.max_tokens or max(prompts.room_for(len(ids)), 1)
+    max_tokens = body.most_tokens or max(prompts.room_for(len(ids)), 1)
     return Generation(
         [ids],
         body.sampling(max_tokens, log_probs=bool(body.logprobs)),
@@ -163,9 +162,13 @@ async def of_chat(body: ChatBody, tokenizer: TextTokenizer, prompts: PromptMaker
     )  # fmt: skip
 
 
-def _check_count(sequences: int, most: int) -> None:
+def _check_count(body: ChatBody | CompletionBody, prompts: int, most: int) -> None:
+    sequences = prompts * body.sequences
     if sequences > most:
-        raise Problem(400, f"{sequences} sequences (prompts times n or best_of) in one request: at most {most} may be")
+        raise Problem(
+            400, f"{sequences} sequences (prompts times n or best_of) in one request: at most {most} may be",
+            param="prompt" if prompts > 1 else "n" if body.sequences == body.choices else "best_of",
+        )  # fmt: skip
 
 
 async def _encode(prompt: str | list[int], tokenizer: TextTokenizer, prompts: PromptMaker) -> list[int]:

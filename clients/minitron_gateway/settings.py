@@ -11,11 +11,29 @@ from minitron.text.engine import Address
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may take of one worker: bytes of a body, sequences of a request, sequences in flight."""
+    """What clients may take of one worker: bytes of a body, sequences of a request, sequences in flight.
+
+    A request may have as many sequences as may be in flight, at most: what is alone always fits.
+    """
 
     body_bytes: int = 8 << 20
     sequences: int = 128
     streams: int = 1024
+
+    @classmethod
+    def shared(cls, body_bytes: int, sequences: int | None, streams: int, workers: int) -> Limits:
+        """Those of each of ``workers``, with its share of ``streams``; raises UsageError where that is too small.
+
+        ``sequences`` None: the default, or the share where it is less.
+        """
+        share, least = streams // workers, sequences or 1
+        if share < least:
+            raise UsageError(
+                f"--max-prompts {least} sequences of a request do not fit into a worker's share of --max-streams "
+                f"{streams}, which is {share}: raise --max-streams to {least * workers}, or lower --max-prompts"
+                f"{' or --workers' if workers > 1 else ''}"
+            )
+        return cls(body_bytes, sequences or min(cls.sequences, share), share)
 
 
 @dataclass(frozen=True)
@@ -59,4 +77,5 @@ class Settings:
     @property
     def url(self) -> str:
         """Where clients find it."""
-        return f"http{'s' if self.cert else ''}://{self.host}:{self.port}/v1"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.cert else ''}://{host}:{self.port}/v1"

@@ -19,7 +19,7 @@ from minitron.text.engine import Address, EngineClient, EngineError, EngineUnrea
 from minitron.text.tensors import Arrays, Tensors
 from minitron_gateway.metrics import Metrics
 from minitron_gateway.names import Names
-from minitron_gateway.problems import kind_of
+from minitron_gateway.problems import kind_of, lost
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Upstreams:
     async def batches(
         self, inputs: Arrays, outputs: Sequence[str], request_id: str
     ) -> AsyncGenerator[list[Tensors], None]:
-        """See EngineClient."""
+        """See EngineClient; raises Problem where the server is lost in the middle."""
         timing = self._metrics.timing()
         try:
             async with contextlib.aclosing(self._retried(inputs, outputs, request_id)) as batches:
@@ -157,7 +157,7 @@ class Upstreams:
                 if kind is NotReady:
                     self._set(upstream, ready=False)
                 if begun:
-                    raise
+                    raise (lost() if kind is NotReady else error) from None
                 raise _BeforeFirst(error) from error
 
     def _choose(self, without: _Upstream | None) -> _Upstream | None:

@@ -54,8 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     client(
         "--max-body", type=int, default=Limits.body_bytes, metavar="BYTES", help="largest body (default %(default)s)"
     )
-    client("--max-prompts", type=int, default=Limits.sequences, metavar="N",
-        help="most prompts of a request, times its n or best_of (default %(default)s)")  # fmt: skip
+    client("--max-prompts", type=int, metavar="N",
+        help="most prompts of a request, times its n or best_of (default "
+        f"{Limits.sequences}, or a worker's share of --max-streams where that is less)")  # fmt: skip
     client("--max-streams", type=int, default=Limits.streams, metavar="N",
         help="most sequences in flight, shared out among the workers (default %(default)s)")  # fmt: skip
     server = parser.add_argument_group("servers").add_argument
@@ -88,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> Settings:
     host, port = _address(args.listen)
     for name in ("workers", "max_body", "max_prompts", "max_streams"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be 1 or more")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be 1 or more")
     if (args.tls_cert is None) != (args.tls_key is None):
         raise UsageError("HTTPS needs both --tls-cert and --tls-key")
     if not 0 <= args.sse_keep_alive < math.inf:
@@ -100,7 +102,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     parameters, tokenizer = _model(args, upstreams)
     return Settings(
         host, port, upstreams, str(tokenizer), parameters, args.model_name, args.workers,
-        Limits(args.max_body, args.max_prompts, -(-args.max_streams // args.workers)), interval, keys,
+        Limits.shared(args.max_body, args.max_prompts, args.max_streams, args.workers), interval, keys,
         _pem(args.tls_cert), _pem(args.tls_key), args.drain_timeout, args.sse_keep_alive,
     )  # fmt: skip
 

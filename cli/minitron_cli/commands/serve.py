@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
             raise
 
         def on_ready(ready: State) -> None:
-            _announce(ready, as_json=args.json)
+            _announce(ready, options, as_json=args.json)
             if let_go:
                 let_go(ready.log)
 
@@ -183,14 +183,20 @@ def _state(folder: Path, served: Served, options: Options, ports: Ports, launche
     )
 
 
-def _announce(ready: State, *, as_json: bool) -> None:
+def _announce(ready: State, options: Options, *, as_json: bool) -> None:
     urls = ready.urls
     log.info(
-        "ready: %s answers on gRPC %s and HTTP %s, metrics on http://%s/metrics; 'minitron stop' or Ctrl-C ends it",
-        ready.front, urls["grpc"], urls["http"], urls["metrics"],
+        "ready: %s answers on gRPC %s and on %s, metrics on %s/metrics; 'minitron stop' or Ctrl-C ends it",
+        ready.front, urls["grpc"], _url("http", urls["http"]), _url("http", urls["metrics"]),
     )  # fmt: skip
     if "openai" in urls:
-        log.info("OpenAI's API: %s/v1", urls["openai"])
+        log.info("OpenAI's API: %s/v1", _url("https" if options.tls else "http", urls["openai"]))
     if as_json:
         console.emit_json(ready.document())
         sys.stdout.flush()
+
+
+def _url(scheme: str, address: str) -> str:
+    """What finds HOST:PORT from this machine, to be pasted."""
+    host, _, port = address.rpartition(":")
+    return f"{scheme}://{launch.reachable(host)}:{port}"

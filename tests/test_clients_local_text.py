@@ -1,13 +1,12 @@
 """The client with a tokenizer of its own, over ``tensorrt_llm`` of a real server: what the text model says, it says.
 
-The judge is ``tensorrt_llm_bls``, asked by tritonclient.
+The judge is ``tensorrt_llm_bls``, asked by tritonclient; test_gateway_text.py has two hundred texts of both.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from gateway_process import within
 from minitron.errors import InputError, InvalidRequest, UsageError
 from minitron_client.client import AsyncClient, Client, Request
 from serving import Stream, text_of
-from test_gateway_text import prompts
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -41,21 +39,6 @@ def client(server: dict[str, Any]) -> Iterator[Client]:
 
 def echo_tokenizer(echo_server: dict[str, Any]) -> Path:
     return Path(echo_server["steps"]).parent.parent / "tokenizer"
-
-
-def test_two_hundred_texts_are_the_text_model_s_streamed_and_whole(echo_server: dict[str, Any]) -> None:
-    url = echo_server["urls"]["grpc"]
-    with Client(url, tokenizer=echo_tokenizer(echo_server)) as client:
-
-        def one(prompt: str) -> None:
-            own = Stream(url)
-            expected = text_of(own.responses(BLS, text_input=prompt, max_tokens=20))
-            own.close()
-            assert client.generate(prompt, max_tokens=20).text == expected
-            assert "".join(chunk.text for chunk in client.stream(prompt, max_tokens=20)) == expected
-
-        with ThreadPoolExecutor(8) as threads:
-            list(threads.map(one, prompts()))
 
 
 def test_a_stop_string_ends_answer_and_request_wherever_it_stands(echo_server: dict[str, Any]) -> None:

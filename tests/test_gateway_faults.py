@@ -252,6 +252,21 @@ def test_too_many_streams_are_told_to_wait(gateway: Gateway) -> None:
     assert gateway.complete(prompt(tokens=2))
 
 
+@pytest.mark.parametrize(("workers", "most"), [("1", 4), ("2", 2)])
+def test_what_can_never_fit_is_wrong_and_not_told_to_wait(
+    upstream: Bare, start: Callable[..., Gateway], workers: str, most: int
+) -> None:
+    gateway = start("--upstream", upstream.url, "--workers", workers, "--max-streams", "4")
+    for prompts, n in ((most + 1, 1), (1, most + 1), (most, 2)):
+        asked = {"model": "minitron", "prompt": [prompt(tokens=2)] * prompts, "n": n}
+        status, document, headers = gateway.ask("/v1/completions", asked)
+        assert status == 400 and headers["retry-after"] is None
+        assert f"{prompts * n} sequences" in document["error"]["message"]
+        assert f"at most {most} may be" in document["error"]["message"]
+        assert document["error"]["param"] == ("prompt" if prompts > 1 else "n")
+    assert len(gateway.complete([prompt(tokens=2)] * most)["choices"]) == most
+
+
 def test_a_slow_reader_holds_nobody_and_gets_everything(gateway: Gateway) -> None:
     """200 KB of events that nobody reads, behind which the socket's buffers are full, beside a stream that is read."""
     host, port = gateway.address.split(":")
@@ -281,9 +296,14 @@ def test_keys_are_demanded_for_what_costs_and_not_for_health(
         {"authorization": "Bearer a-key-of-sixteen"},
         {"authorization": "Basic a-key-of-sixteen-letters"},
     ):
-        status, document, _ = gateway.ask("/v1/completions", asked, **wrong)
+        status, document, headers = gateway.ask("/v1/completions", asked, **wrong)
         assert status == 401 and document["error"]["code"] == "invalid_api_key"
+        assert headers["www-authenticate"] == "Bearer"  # RFC 9110, 15.5.2: a 401 has it
         assert gateway.get("/v1/models", **wrong)[0] == 401
+        connection = gateway.connect()
+        connection.request("GET", "/v1/models/minitron", headers=wrong)
+        assert connection.getresponse().getheader("www-authenticate") == "Bearer"
+        connection.close()
     for key in ("a-key-of-sixteen-letters", "another-key-of-letters"):
         assert gateway.ask("/v1/completions", asked, authorization=f"Bearer {key}")[0] == 200
     assert gateway.get("/health")[0] == gateway.get("/health/ready")[0] == gateway.get("/metrics")[0] == 200
@@ -334,6 +354,8 @@ def test_what_has_not_begun_is_sent_elsewhere_and_what_has_is_not(
     with gateway.stream(prompt(tokens=50, interval_ms=5, die_after=4), max_tokens=50) as stream:
         parts = list(stream)
     assert parts[-1][0] == "error"
+    assert "the server that was answering was lost" in parts[-1][1]["error"]["message"]
+    assert gateway.get("/health/ready")[0] == 200  # the other one is there
     assert "".join(one["choices"][0]["text"] for name, one in parts if not name) == text(4)
     assert sum(len(one.events("request")) for one in servers) == 1
     assert within(30, lambda: any(one.process.poll() is not None for one in servers))
@@ -349,6 +371,9 @@ def test_what_has_not_begun_is_sent_elsewhere_and_what_has_is_not(
     for _ in range(2):
         gateway.complete(prompt(tokens=3), max_tokens=3)
     assert len(dead.events("request")) == before + 1
+    # A whole answer with a stop text is a stream behind the gateway: it can break in the middle as well.
+    status, message = gateway.refusal(prompt(tokens=50, interval_ms=5, die_after=4), max_tokens=50, stop="zz")
+    assert status == 503 and "the server that was answering was lost" in message
 
 
 def test_a_refusal_is_tried_once_more_elsewhere_and_a_wrong_request_is_not(
@@ -443,6 +468,12 @@ def test_what_cannot_be_is_said_in_one_line(upstream: Bare, tmp_path: Path) -> N
     for words, code, told in (
         (("--upstream", nobody, "--wait", "0"), 10, "check that the server runs"),
         (("--upstream", upstream.url, "--workers", "0"), 2, "--workers 0 must be 1 or more"),
+        (("--upstream", upstream.url, "--max-prompts", "0"), 2, "--max-prompts 0 must be 1 or more"),
+        (
+            ("--upstream", upstream.url, "--max-prompts", "5", "--max-streams", "8", "--workers", "2"),
+            2,
+            "a worker's share of --max-streams 8, which is 4: raise --max-streams to 10, or lower",
+        ),
         (("--upstream", upstream.url, "--stream-interval", "5s"), 2, "neither a number of tokens"),
         (("--upstream", upstream.url, "--tokenizer", tmp_path / "none"), 3, "--tokenizer names"),
         (("--upstream", upstream.url, "--repository", tmp_path), 3, "config.pbtxt"),

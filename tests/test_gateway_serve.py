@@ -64,6 +64,9 @@ def test_it_lives_and_ends_with_its_server(tmp_path: Path, serve: Callable[..., 
     assert "".join(texts) == " the quick brown" * 333
     code, said = one.end()
     assert code == 0, said
+    assert f"OpenAI's API: {url}/v1\n" in said  # a URL to be pasted
+    http, metrics = (f"http://{one.document['urls'][name]}" for name in ("http", "metrics"))
+    assert f"and on {http}, metrics on {metrics}/metrics;" in said
     assert nothing_is_left(one.mark) and not gateways(str(repository))
 
 
@@ -82,6 +85,8 @@ def test_keys_and_tls_of_the_server_are_those_of_the_endpoint(
     assert refused.value.code == 401
     found = json.load(post(url, short, key="a-key-of-sixteen-letters"))
     assert found["choices"][0]["text"] == " the quick the quick"
+    one.send(signal.SIGTERM)
+    assert f"OpenAI's API: {url}/v1\n" in one.end()[1]
 
 
 def test_a_port_that_is_taken_is_said_and_leaves_nothing(tmp_path: Path, echo_server: dict[str, Any]) -> None:

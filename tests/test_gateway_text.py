@@ -1,7 +1,7 @@
-"""The gateway over the real server: its text is the text model's, character for character.
+"""The gateway over the real server: its text is the text model's, character for character, and the client's own.
 
-The judge of texts is ``tensorrt_llm_bls`` asked by tritonclient, of ids the tokenizer's own decode, of a ``seed`` the
-CPU engine through the text model with the same one.
+The judge of texts is ``tensorrt_llm_bls`` asked by tritonclient, of where a stop string cuts one ``str.find``, of ids
+the tokenizer's own decode, of a ``seed`` the CPU engine through the text model with the same one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tokenizers import Tokenizer
 
 from conftest import SMALL_MODEL
 from gateway_process import Gateway, within
+from minitron_client.client import Client
 from serving import Stream, text_of
 
 pytestmark = pytest.mark.server
@@ -64,19 +67,58 @@ def prompts() -> list[str]:
             for number in range(200)]  # fmt: skip
 
 
-def test_two_hundred_texts_are_the_text_model_s_streamed_and_whole(
+def stops(number: int, text: str) -> list[str]:
+    """Of every other prompt parts of its answer, wherever they stand: one, or several of one length, of which the
+    later is named first, beside one that never comes. Of those of one length the first to begin is the first to end.
+    """
+    size = 1 + number // 4 % 5
+    start = number * 7 % max(len(text) - 2 * size, 1)
+    first, later = text[start : start + size], text[start + size + 1 : start + 2 * size + 1]
+    several = [text[-1:] + "never" + text[:1], *[later] * (len(later) == size), first]
+    return [[], [first], [], several][number % 4]
+
+
+def pieces_of(tokenizer: Tokenizer, prompt: str, count: int) -> list[str]:
+    """What each token adds to the text of an engine that says ``prompt`` again and again."""
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    said = [tokenizer.decode(ids + (ids * count)[:length]) for length in range(count + 1)]
+    return [new.removeprefix(old) for old, new in pairwise(said)]
+
+
+def test_two_hundred_texts_are_one_in_every_way_streamed_and_whole(
     echo_server: dict[str, Any], echoing: Gateway
 ) -> None:
-    def one(prompt: str) -> None:
-        own = Stream(echo_server["urls"]["grpc"])
-        expected = text_of(own.responses(BLS, text_input=prompt, max_tokens=20))
-        own.close()
-        document = echoing.complete(prompt, max_tokens=20, temperature=0)
-        assert document["choices"][0]["text"] == expected
-        assert "".join(echoing.texts(prompt, max_tokens=20, temperature=0)) == expected
+    folder, url = Path(echo_server["steps"]).parent.parent / "tokenizer", echo_server["urls"]["grpc"]
+    judge = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(one, prompts()))
+    def one(number: int, prompt: str, client: Client) -> set[str]:
+        """All ways with one prompt; where its stop strings stand."""
+        own = Stream(url)
+        plain = text_of(own.responses(BLS, text_input=prompt, max_tokens=20))
+        words = [word for word in stops(number, plain) if word]
+        more = {"stop_words": words} if words else {}
+        expected = plain[: min([place for place in map(plain.find, words) if place >= 0], default=len(plain))]
+        for streams in (False, True):
+            asked: dict[str, Any] = {"text_input": prompt, "max_tokens": 20, **more}
+            assert text_of(own.responses(BLS, stream=streams, **asked)) == expected
+        own.close()
+        assert client.generate(prompt, max_tokens=20, **more).text == expected
+        assert "".join(chunk.text for chunk in client.stream(prompt, max_tokens=20, **more)) == expected
+        openai: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "stop": words}
+        document = echoing.complete(prompt, **openai)
+        assert document["choices"][0]["text"] == expected
+        assert "".join(echoing.texts(prompt, **openai)) == expected
+        borders = {0, *accumulate(map(len, pieces_of(judge, prompt, 20)))}
+        found: set[str] = set()
+        for start, end in ((plain.find(word), plain.find(word) + len(word)) for word in words if word in plain):
+            found |= {"over a border"} if borders & set(range(start + 1, end)) else set()
+            found |= {"inside a token"} if not borders & set(range(start, end + 1)) else set()
+        return found | ({"several"} if len(words) > 2 else set())
+
+    with Client(url, tokenizer=folder) as client, ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda case: one(*case, client), enumerate(prompts())))
+    for kind in ("over a border", "inside a token", "several"):
+        assert sum(kind in one for one in found) >= 10, kind
 
 
 @pytest.mark.parametrize("stop", ["pped h", ["zz", "here"], [" now", "the st"]])
@@ -191,18 +233,22 @@ def test_best_of_are_those_with_the_highest_mean_log_prob(gateway: Gateway) -> N
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"logit_bias": {"300": 5}}, "embedding_bias has values: that is not supported by the CPU engine"),
+        ({"logit_bias": {"300": 5}}, "logit_bias has values: that is not supported by the CPU engine"),
         ({"presence_penalty": 0.5}, "presence_penalty is 0.5: that is not supported by the CPU engine"),
+        ({"frequency_penalty": -0.5}, "frequency_penalty is -0.5: that is not supported by the CPU engine"),
+        ({"repetition_penalty": 1e-30}, "repetition_penalty is 1e-30: it must be from 1e-28 to 1e+28"),
+        ({"logit_bias": {"5000": 5}}, "logit_bias has the token id 5000"),
         ({"max_tokens": 100_000}, "max_seq_len"),
-        ({"max_tokens": 4, "min_tokens": 9}, "min_tokens is 9: it must be from 0 to"),
+        ({"min_tokens": 9, "max_tokens": 4}, "min_tokens: 9 is more than the 4 tokens that may come (max_tokens)"),
     ],
 )
-def test_what_engine_and_limits_refuse_is_a_400_with_their_sentence(
+def test_what_engine_and_limits_refuse_is_a_400_in_openai_s_words(
     gateway: Gateway, options: dict[str, Any], told: str
 ) -> None:
-    status, message = gateway.refusal(PROMPT, **options)
-    assert status == 400 and told in message
-    assert "Executor" not in message
+    status, document, _ = gateway.ask("/v1/completions", {"model": "minitron", "prompt": PROMPT, **options})
+    assert status == 400 and told in document["error"]["message"]
+    assert "Executor" not in document["error"]["message"]
+    assert document["error"]["param"] == (None if "max_seq_len" in told else next(iter(options)))
 
 
 def test_min_tokens_and_ignore_eos_are_the_engine_s(gateway: Gateway) -> None:

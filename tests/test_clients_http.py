@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,17 @@ def test_a_stream_without_its_end_is_broken(told: Bare, told_gateway: Gateway, t
         with pytest.raises(StreamBroken, match="incomplete"):
             list(stream)
     gateway.process.communicate()
+
+
+def test_a_stream_whose_server_behind_the_gateway_dies_is_broken(start_bare: Callable[..., Bare]) -> None:
+    gateway = Gateway("--upstream", start_bare("--tokenizer", str(SMALL_MODEL)).url)
+    try:
+        with client_of(gateway) as client, client.stream(prompt(tokens=50, die_after=4), max_tokens=50) as stream:
+            next(stream)
+            with pytest.raises(StreamBroken, match="the server that was answering was lost"):
+                list(stream)
+    finally:
+        gateway.end()
 
 
 def test_latency_counts_exactly_what_it_asked_for(gateway: Gateway, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _TEXTS: _Texts = (
     ("this protocol is restricted", InvalidRequest, "give the API key, under the name that follows 'protocol-'"),
     ("server is stopping", NotReady, "try again when it is back"),
     ("engine is stopping", NotReady, "try again when it is back"),
+    ("that was answering was lost", StreamBroken, "the answer is incomplete"),
     ("server not ready", NotReady, "try again when it is back"),
     ("request for unknown model", NotReady, "'minitron serve' loads the models; --model names another"),
     ("is not available", NotReady, "'minitron serve' loads the models; --model names another"),

@@ -36,7 +36,7 @@ CONTRACT = json.loads((Path(__file__).parent / "data" / "triton_tensors.json").r
 
 def conforms(kind: type[CompletionBody] | type[ChatBody], body: dict[str, Any]) -> bool:
     document = openapi.document("minitron", keyed=False)
-    return Draft202012Validator({**document, "$ref": f"#/components/schemas/{kind.__name__}"}).is_valid(body)
+    return bool(Draft202012Validator({**document, "$ref": f"#/components/schemas/{kind.__name__}"}).is_valid(body))
 
 
 def refusal(body: dict[str, Any], kind: type[CompletionBody] | type[ChatBody] = CompletionBody) -> Problem:
@@ -53,7 +53,7 @@ def documented() -> Iterator[dict[str, Any]]:
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             for call in (node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)):
                 if ast.unparse(call.func).endswith("completions.create"):
-                    body = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                    body = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
                     yield {**body.pop("extra_body", {}), **body}
 
 

@@ -91,12 +91,13 @@ def test_two_hundred_texts_are_one_in_every_way_streamed_and_whole(
     folder, url = Path(echo_server["steps"]).parent.parent / "tokenizer", echo_server["urls"]["grpc"]
     judge = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    def one(number: int, prompt: str, client: Client) -> set[str]:
+    def one(case: tuple[int, str]) -> set[str]:
         """All ways with one prompt; where its stop strings stand."""
+        number, prompt = case
         own = Stream(url)
         plain = text_of(own.responses(BLS, text_input=prompt, max_tokens=20))
         words = [word for word in stops(number, plain) if word]
-        more = {"stop_words": words} if words else {}
+        more: dict[str, Any] = {"stop_words": words} if words else {}
         expected = plain[: min([place for place in map(plain.find, words) if place >= 0], default=len(plain))]
         for streams in (False, True):
             asked: dict[str, Any] = {"text_input": prompt, "max_tokens": 20, **more}
@@ -116,7 +117,7 @@ def test_two_hundred_texts_are_one_in_every_way_streamed_and_whole(
         return found | ({"several"} if len(words) > 2 else set())
 
     with Client(url, tokenizer=folder) as client, ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda case: one(*case, client), enumerate(prompts())))
+        found = list(threads.map(one, enumerate(prompts())))
     for kind in ("over a border", "inside a token", "several"):
         assert sum(kind in one for one in found) >= 10, kind
 

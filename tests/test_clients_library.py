@@ -24,6 +24,7 @@ from minitron.errors import (
     Cancelled,
     ClientError,
     DeadlineExceeded,
+    InputError,
     InvalidRequest,
     NotReady,
     Rejected,
@@ -444,6 +445,13 @@ def test_tls_and_mutual_tls(start_bare: Callable[..., Bare], certificates: Path)
             client.generate("Hi")
     with pytest.raises(UsageError, match="both"):
         Client(server.url, tls=Tls(cert=certificates / "client.crt"))
+    for broken, why in (
+        (Tls(certificates / "ca.key"), r"ca\.key holds no certificate"),
+        (Tls(certificates / "ca.crt", certificates / "client.crt", certificates / "server.key"), r"server\.key is not"),
+    ):
+        for connect in (broken.credentials, broken.context):  # gRPC's and HTTP's
+            with pytest.raises(InputError, match=why):
+                connect()
 
 
 def test_tls_towards_a_plain_server(bare: Bare, certificates: Path) -> None:

@@ -132,6 +132,47 @@ def test_a_file_that_cannot_be_read_fails_before_the_first_request(tmp_path: Pat
         asked("127.0.0.1:1", lambda engine: collect(engine, "x"), **{what: missing})
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"ca": "garbage"}, "garbage holds no certificate in PEM"),
+        ({"ca": "ca.key"}, r"ca\.key holds no certificate in PEM"),
+        ({"ca": "ca.crt", "cert": "garbage", "key": "client.key"}, "garbage holds no certificate in PEM"),
+        ({"ca": "ca.crt", "cert": "client.crt", "key": "garbage"}, r"garbage is not the plain private key of .*client"),
+        ({"ca": "ca.crt", "cert": "client.crt", "key": "server.key"}, r"server\.key is not the plain private key of"),
+        ({"ca": "ca.crt", "cert": "server.crt", "key": "locked.key"}, r"locked\.key is not the plain .*password"),
+        ({"ca": "ca.crt", "cert": "client.crt"}, r"client\.crt needs its private key beside it"),
+        ({"ca": "ca.crt", "key": "client.key"}, r"client\.key needs the certificate beside it"),
+        ({"cert": "client.crt", "key": "client.key"}, r"client\.crt is for TLS, and the certificate of the server's"),
+        ({"api_key_file": "empty"}, "empty holds no API key"),
+        ({"api_key_file": "two"}, "two must hold one line"),
+        ({"api_key_file": "garbage"}, "garbage cannot be read as an API key"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_something_else_fails_before_the_first_request_too(
+    tmp_path: Path, certificates: Path, files: dict[str, str], said: str
+) -> None:
+    """What each file of openssl's is, openssl says (``certificates``); gRPC itself would take all of them."""
+    for name, content in (("garbage", b"\x00\xff"), ("empty", b"\n"), ("two", b"one-key\nanother-key\n")):
+        (tmp_path / name).write_bytes(content)
+    given = {
+        field: str(certificates / file if (certificates / file).is_file() else tmp_path / file)
+        for field, file in files.items()
+    }
+    with pytest.raises(ValueError, match=said):
+        asked("127.0.0.1:1", lambda engine: collect(engine, "x"), **given)
+
+
+def test_tls_that_does_not_fit_is_told_beside_the_address(start_bare: Callable[..., Bare], certificates: Path) -> None:
+    """gRPC says of a client without TLS or a certificate that the socket closed, and of a wrong name that itself."""
+    server = start_bare("--tls", str(certificates), "--mutual")
+    pem = {"ca": str(certificates / "ca.crt"), "cert": str(certificates / "client.crt")}
+    wrong_name = pem | {"key": str(certificates / "client.key"), "authority": "another.name"}
+    for given in ({}, {"ca": pem["ca"]}, wrong_name):
+        with pytest.raises(EngineError, match=r"cannot be reached .*grpc_url, .*TLS, MINITRON_GRPC_CA .*grpc_ca,"):
+            asked(server.url, lambda engine: collect(engine, "x"), **given)
+
+
 def test_mutual_tls_and_the_key_go_with_every_request(
     start_bare: Callable[..., Bare], certificates: Path, tmp_path: Path
 ) -> None:

@@ -465,6 +465,8 @@ def test_what_cannot_be_is_said_in_one_line(upstream: Bare, tmp_path: Path) -> N
     listen = ("--listen", "127.0.0.1:0")
     (tmp_path / "short").write_text("short\n")
     (tmp_path / "short").chmod(0o600)
+    empty = tmp_path / "empty"
+    empty.touch()
     for words, code, told in (
         (("--upstream", nobody, "--wait", "0"), 10, "check that the server runs"),
         (("--upstream", upstream.url, "--workers", "0"), 2, "--workers 0 must be 1 or more"),
@@ -479,6 +481,9 @@ def test_what_cannot_be_is_said_in_one_line(upstream: Bare, tmp_path: Path) -> N
         (("--upstream", upstream.url, "--repository", tmp_path), 3, "config.pbtxt"),
         (("--upstream", upstream.url, "--tls-cert", tmp_path / "x"), 2, "both --tls-cert and --tls-key"),
         (("--upstream", upstream.url, "--api-key-file", tmp_path / "short"), 3, "less than 16 characters"),
+        (("--upstream", upstream.url, "--tls-cert", empty, "--tls-key", empty), 3, "holds no certificate in PEM"),
+        (("--upstream", upstream.url, "--upstream-ca", empty), 3, "holds no certificate in PEM"),
+        (("--upstream", upstream.url, "--upstream-api-key-file", empty), 3, "holds no API key"),
         (("--upstream", upstream.url, "--listen", upstream.url), 5, "cannot be listened on"),
         (("--upstream", upstream.url, "--listen", upstream.url, "--workers", "2"), 5, "cannot be listened on"),
         (("--listen", "8080"), 2, "is no HOST:PORT"),

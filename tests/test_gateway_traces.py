@@ -197,7 +197,7 @@ def test_where_traces_go_is_opentelemetry_s_own_variables(variables: dict[str, s
     ("variables", "modules", "said"),
     [
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {}, "http/protobuf"),
-        ({}, {"opentelemetry.sdk": None}, "minitron-trtllm[otel]"),
+        ({}, {"opentelemetry.sdk": None}, "pip install '.[otel]' in the checkout"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, {}, "max_queue_size"),
     ],
 )

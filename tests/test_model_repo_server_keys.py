@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -9,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from minitron.errors import InvalidRequest, NotReady
+from minitron.text.engine import Address, EngineClient, EngineError
 from minitron_client.client import ApiKey, Tls
 from supervisor import Supervisor, ask, environment, stub
 
@@ -38,6 +41,21 @@ def answers_its_own_model(one: Supervisor) -> bool:
         server = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         asked = service_pb2.ModelMetadataRequest(name="echo")
         return bool(server.ModelMetadata(asked, metadata=metadata, timeout=30).name == "echo")
+
+
+def refusal(address: Address) -> str:
+    """What the text code says of a server that refuses its request."""
+
+    async def ask_it() -> str:
+        engine = EngineClient("echo", address)
+        inputs = {"text_input": np.array([b"x"], dtype=object), "max_tokens": np.array([1], np.int32)}
+        with pytest.raises(EngineError) as error:
+            async for _ in engine.batches(inputs, ["text_output"], "the-id"):
+                pass
+        await engine.close()
+        return str(error.value)
+
+    return asyncio.run(ask_it())
 
 
 def test_tls(echo: Path, serve: Callable[..., Supervisor], certificates: Path) -> None:
@@ -84,6 +102,11 @@ def test_api_key(echo: Path, serve: Callable[..., Supervisor], tmp_path: Path) -
     for wrong in (None, ApiKey("another-key-of-length")):
         with pytest.raises(InvalidRequest, match="restricted"):
             ask(one.url, 1, api_key=wrong)
+    (tmp_path / "other").write_text("another-key-of-length")
+    for given in ("", str(tmp_path / "other")):
+        refused = refusal(Address(one.url, api_key_file=given))
+        assert "restricted" in refused and "cannot be reached" not in refused
+        assert "MINITRON_GRPC_API_KEY_FILE in the server's environment, or the parameter grpc_api_key_file," in refused
     assert http(address, "/v2/models/echo", {"api-key": KEY})[0] == 200
     assert http(address, "/v2/models/echo", {"api-key": "wrong"})[0] == 403
     assert http(address, "/v2/models/echo")[0] == 403

@@ -118,7 +118,7 @@ def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
 def test_no_shared_libpython_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(MissingDependency, match=r"pip install 'minitron-trtllm\[cpu\]'"):
+        with pytest.raises(MissingDependency, match=r"pip install '\.\[cpu\]' in the checkout"):
             bundled.find()
     with pytest.raises(MissingDependency, match=r"libpython3\.99.*enable-shared"):
         bundled._find_libpython("3.99")

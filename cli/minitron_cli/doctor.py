@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minitron import data_files
+from minitron import data_files, extras
 from minitron.console import human_bytes
 from minitron.errors import MachineError
 from minitron.machine import compat, docker, gpus_here, memory
@@ -28,7 +29,10 @@ from minitron.machine.gpus_here import GpuHere
 from minitron.model import shape
 from minitron.model.precision import Precision
 from minitron.recipe_model import Recipe
+from minitron.text import packages
+from minitron_build.engines.tensorrt import container
 from minitron_build.plan import engine_plan, model
+from minitron_triton.repository.options import from_recipe
 from minitron_triton.server import cpu_memory
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -36,6 +40,13 @@ _BASE = ("numpy", "ml-dtypes", "jinja2", "tritonclient", "tokenizers", "huggingf
 _CPU = ("openvino", "openvino-genai", "nvidia-pytriton", "transformers")
 #: Checkpoint, engine and the model itself are each about as large as the weights.
 _COPIES_ON_DISK = 3
+_IMAGE_PACKAGES = "image packages"
+_DERIVE = (
+    "where a package is missing, 'minitron serve DIR --dockerfile' prints two lines that derive an image with all of "
+    "them, and --image (container.image) names it"
+)
+#: A container's start, and its entrypoint's.
+_CONTAINER_S = 120
 #: Boards of one kind report a little less memory than others, by ECC and firmware.
 _MOSTLY = 0.995
 
@@ -73,19 +84,19 @@ def diagnose(recipe: Recipe, folder: Path, engine: Path | None = None) -> Diagno
     on_cpu = recipe.target == "cpu"
     base = [
         _python(),
-        *_libraries(_BASE, FAIL, "pip install minitron-trtllm"),
+        *_libraries(_BASE, FAIL, extras.install()),
         _memory(recipe, engine),
         _disk(recipe, folder),
     ]
     served = [_shm(), *_ports(recipe)]
-    cpu = [*_libraries(_CPU, FAIL, "pip install 'minitron-trtllm[cpu]'"), _bundled_server(), _system()]
+    cpu = [*_libraries(_CPU, FAIL, extras.install("cpu")), _bundled_server(), _system()]
     gpu = list(_gpu(recipe, image))
-    local, container = _trtllm_build(), list(_container())
-    cpu_works, gpu_works = _works(cpu), _works(gpu) and (_works(container) or local.level == OK)
+    local, in_docker = _trtllm_build(), [*_container(), *_image_packages(recipe)]
+    cpu_works, gpu_works = _works(cpu), _works(gpu) and (_works(in_docker) or local.level == OK)
     if local.level == OK:  # in the image itself, or beside a TensorRT-LLM of one's own: no docker is needed
-        container = [_softened(check) for check in container]
+        in_docker = [_softened(check) for check in in_docker]
     needed, others = (
-        ([*base, *served, *cpu], [*gpu, *container]) if on_cpu else ([*base, *served, *gpu, *container], cpu)
+        ([*base, *served, *cpu], [*gpu, *in_docker]) if on_cpu else ([*base, *served, *gpu, *in_docker], cpu)
     )
     checks = [*needed, *(_softened(check) for check in others), local]
     return Diagnosis(checks, *_summary(recipe, _works(base), cpu_works, gpu_works))
@@ -203,7 +214,7 @@ def _bundled_server() -> Check:
     program = Path(spec.origin).parent / "tritonserver" / "bin" / "tritonserver" if spec and spec.origin else None
     fine = found and program is not None and os.access(program, os.X_OK)
     message = f"tritonserver {compat.fact('bundled')['server']}" if fine else "not here"
-    return _judge(fine, "bundled Triton", message, "pip install 'minitron-trtllm[cpu]'")
+    return _judge(fine, "bundled Triton", message, extras.install("cpu"))
 
 
 def _system() -> Check:
@@ -272,15 +283,42 @@ def _container() -> Iterator[Check]:
                  "install NVIDIA's container toolkit and run 'nvidia-ctk runtime configure'")  # fmt: skip
 
 
+def _image_packages(recipe: Recipe) -> Iterator[Check]:
+    """Whether the image that serves has what the models around a TensorRT engine import: it is asked, never pulled."""
+    if recipe.target == "cpu" or recipe.backend != "engine":
+        return
+    name = from_recipe(recipe).serving_image
+    if shutil.which("docker") is None:
+        yield Check(_IMAGE_PACKAGES, WARN, "not looked at, as there is no docker to ask the image", _DERIVE)
+    elif _asked("docker", "image", "inspect", name) is None:
+        yield Check(_IMAGE_PACKAGES, WARN, f"not looked at, as {name} is not on this machine", f"docker pull {name}")
+    else:
+        yield _asked_packages(name, recipe)
+
+
+def _asked_packages(image: str, recipe: Recipe) -> Check:
+    question = Path(packages.__file__).read_text(encoding="utf-8") + "\nimport json\nprint(json.dumps(missing()))\n"
+    argv = container.command(
+        ["python3", "-c", question], image, {}, name=container.new_name("packages"), container=recipe.container
+    )
+    said = (_asked(*argv, timeout_s=_CONTAINER_S) or "").rpartition("\n")[2]  # behind the banner of the entrypoint
+    try:
+        absent = [str(package) for package in json.loads(said)]
+    except (ValueError, TypeError):
+        return Check(_IMAGE_PACKAGES, WARN, f"not looked at, as Python in {image} did not answer", _DERIVE)
+    message = f"{image} lacks {', '.join(absent)}" if absent else f"{', '.join(packages.PACKAGES)} in {image}"
+    return _judge(not absent, _IMAGE_PACKAGES, message, _DERIVE)
+
+
 def _trtllm_build() -> Check:
     fine = shutil.which("trtllm-build") is not None
     remedy = "not needed: 'minitron build --container' runs it in the image"
     return _judge(fine, "trtllm-build", "on PATH" if fine else "not on PATH", remedy, otherwise=WARN)
 
 
-def _asked(*argv: str) -> str | None:
+def _asked(*argv: str, timeout_s: float = 30) -> str | None:
     try:
-        told = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip()

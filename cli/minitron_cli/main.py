@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from minitron import errors
+from minitron import errors, extras
 from minitron.arguments import Parser
 from minitron.version import VERSION
 
@@ -154,10 +154,8 @@ def explain(error: Exception) -> tuple[str, int]:
         kind = errors.InputError if missing else errors.OutputError
         return f"{error.filename}: {error.strerror}", kind.exit_code
     if isinstance(error, ModuleNotFoundError):
-        return (
-            f"the Python module {error.name!r} is not installed; 'pip install minitron-trtllm[cpu]' brings it",
-            errors.MissingDependency.exit_code,
-        )
+        told = f"the Python module {error.name} is not installed; {extras.advice(error.name or '')}"
+        return told, errors.MissingDependency.exit_code
     return f"internal error, please report it ({type(error).__name__}: {error}); --debug shows where", errors.EXIT_BUG
 
 

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from minitron import failures
-from minitron.errors import InputError, NotReady, RepositoryError
+from minitron.errors import InputError, InvalidRequest, NotReady, RepositoryError
 from minitron.text.engine import Address
 
 TEXT_MODEL = "tensorrt_llm_bls"
@@ -68,7 +68,10 @@ def _ask(address: Address) -> Any:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NotReady(f"{address.url} does not answer; check --upstream, and TLS on both sides") from None
-            raise failures.of_status(error, address.url, proxies=False) from None
+            known = failures.of_status(error, address.url, proxies=False)
+            if isinstance(known, InvalidRequest) and "restricted" in str(known):
+                raise InvalidRequest(f"{known} (--upstream-api-key-file names its file)") from None
+            raise known from None
 
 
 def _parameters(config: Any, where: str) -> dict[str, str]:

@@ -43,6 +43,11 @@ class _Upstream:
     watcher: asyncio.Task[None] | None = None
 
 
+def _flag_of(field: str) -> str:
+    """How a gateway is told that field of an upstream's Address."""
+    return "--upstream" if field == "url" else f"--upstream-{field.replace('_', '-')}"
+
+
 class Upstreams:
     """To be made and used in one event loop."""
 
@@ -86,7 +91,7 @@ class Upstreams:
             task.add_done_callback(self._leaving.discard)
         known = {one.url for one in self._all}
         new = [
-            _Upstream(url, EngineClient(self._model, one, hint="--upstream says where a server listens"))
+            _Upstream(url, EngineClient(self._model, one, named=_flag_of))
             for url, one in now.items()
             if url not in known
         ]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from minitron.errors import InputError
+from minitron.text import credentials
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 #: A key that is demanded has to be hard to guess.
 LEAST_LENGTH = 16
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
 def demanded(path: Path) -> list[str]:
     """The keys of a file, one a line, that a server of ours is to demand; raises InputError."""
-    keys = _read(path)
+    keys = _of(path, credentials.api_keys)
     if path.stat().st_mode & 0o077:
         log.warning("%s can be read by others; 'chmod 600' it", path)
     if any(len(key) < LEAST_LENGTH for key in keys):
@@ -25,26 +28,18 @@ def demanded(path: Path) -> list[str]:
     return keys
 
 
-def one(keys: list[str], path: Path) -> str:
-    """The only key of a file; raises InputError where it holds several."""
-    if len(keys) > 1:
-        raise InputError(f"{path} must hold one line, the key, and has {len(keys)}")
-    return keys[0]
+def demanded_alone(path: Path) -> str:
+    """The only key of such a file; raises InputError."""
+    return _of(path, lambda path: credentials.only(demanded(path), path))
 
 
 def sent(path: Path) -> str:
     """The key in a file that is sent to a server, which may be another's; raises InputError."""
-    return one(_read(path), path)
+    return _of(path, credentials.api_key)
 
 
-def _read(path: Path) -> list[str]:
+def _of(path: Path, read: Callable[[Path], T]) -> T:
     try:
-        lines = path.read_text(encoding="ascii").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as an API key ({error})") from error
-    keys = [key for line in lines if (key := line.strip())]
-    if not keys:
-        raise InputError(f"{path} holds no API key")
-    if not all(_VISIBLE.fullmatch(key) for key in keys):
-        raise InputError(f"{path} must hold keys of printable ASCII characters without spaces, one a line")
-    return keys
+        return read(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error

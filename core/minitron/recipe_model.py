@@ -157,12 +157,23 @@ class Container(_Section):
     """The pinned image that builds and serves on a GPU."""
 
     image_tag: str | None = _field(None, "tag of the Triton image; none takes the newest that can build engines")
+    image: str | None = _field(
+        None,
+        "NAME:TAG of an image derived from that one, which serves in its place ('minitron serve DIR --dockerfile')",
+    )
     environment: dict[str, str] = _field(
         {},
         "further environment of the containers that build and serve, such as {UCX_TLS: tcp} where UCX fails on a host "
         "with InfiniBand (TensorRT-LLM#3112); no place for secrets",
     )
     shm_bytes: int = _field(2 << 30, "size of /dev/shm in the container, in bytes", ge=LEAST_SHM_BYTES)
+
+    @field_validator("image")
+    @classmethod
+    def _whole(cls, image: str | None) -> str | None:
+        if image is not None and not re.fullmatch(r"[A-Za-z0-9][\w./:@-]*:\w[\w.-]*", image, re.ASCII):
+            raise ValueError(f"{image!r} is no NAME:TAG of an image")
+        return image
 
     @field_validator("environment")
     @classmethod

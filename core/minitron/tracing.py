@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from minitron import extras
 from minitron.text.trace_context import Headers
 from minitron.version import VERSION
 
@@ -56,9 +57,7 @@ def start(service: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        log.warning(
-            "no traces are sent to %s: %s is not installed; pip install 'minitron-trtllm[otel]'", url, error.name
-        )
+        log.warning("no traces are sent to %s: %s is not installed; %s", url, error.name, extras.install("otel"))
         return
     resource = Resource.create({"service.version": VERSION})
     if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):

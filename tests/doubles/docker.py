@@ -1,4 +1,5 @@
-"""A stand-in for ``docker run`` and ``docker kill``: it knows the flags that the toolkit may use and no others.
+"""A stand-in for ``docker run``, ``docker kill`` and ``docker image inspect``: it knows the flags that the toolkit may
+use and no others. Every image is on this machine but the one that DOCKER_DOUBLE_ABSENT names.
 
 The command of the container runs here, with the container's paths turned into those that are mounted. Every command
 line is appended to the file that DOCKER_DOUBLE_LOG names. It imports nothing of the toolkit.
@@ -35,10 +36,15 @@ def main() -> int:
             file.write(json.dumps(sys.argv[1:]) + "\n")
     if sys.argv[1] == "kill":
         return 0
+    if sys.argv[1:3] == ["image", "inspect"]:
+        if sys.argv[3] == os.environ.get("DOCKER_DOUBLE_ABSENT"):
+            raise SystemExit(f"Error response from daemon: No such image: {sys.argv[3]}")
+        print("[]")
+        return 0
     if sys.argv[1] != "run":
         raise SystemExit(f"docker: unknown command {sys.argv[1]}")
     args = parser().parse_args(sys.argv[2:])
-    if not re.fullmatch(r"[\w.]+/[\w./-]+:[\w.-]+", args.image):
+    if not re.fullmatch(r"[\w.]+(:\d+)?/[\w./-]+:[\w.-]+", args.image):
         raise SystemExit(f"docker: invalid reference format: {args.image}")
     command = args.command
     for volume in args.volume:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron import extras
 from minitron.errors import MissingDependency
 from minitron_build.sources.safetensors import BFLOAT16
 
@@ -90,6 +91,6 @@ def _package() -> Any:
         import gguf
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            f"GGUF files need the Python module {error.name}: pip install 'minitron-trtllm[gguf]'"
+            f"GGUF files need the Python module {error.name}: {extras.advice(error.name or '')}"
         ) from None
     return gguf

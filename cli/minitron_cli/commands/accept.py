@@ -34,7 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="judge these alone, and anew: tool, checkpoint, engine, server, tokens, behaviour, speed, another step of "
         "--dry-run, or single checks such as behaviour.stop_words; without PATH and recipe, of the one server that "
         "runs")  # fmt: skip
-    recipe.add_flags(parser, "model.source", "model.revision", "target", "container.image_tag")
+    recipe.add_flags(parser, "model.source", "model.revision", "target", "container.image_tag",
+                     "container.image")  # fmt: skip
     place = "where it works, with its evidence (default out/accept-RECIPE-MODEL, or by PATH)"
     add("--output", type=Path, metavar="DIR", help=place)
     reference = "tokens that 'minitron accept --target cpu' stored for this checkpoint (default: made on the spot)"

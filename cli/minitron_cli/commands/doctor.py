@@ -14,6 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recipe.add_flags(
         parser, "target", "precision", "tensor_parallel", "pipeline_parallel",
         "serving.grpc_port", "serving.http_port", "serving.metrics_port", "container.image_tag",
+        "container.image",
     )  # fmt: skip
     parser.add_argument("--engine", type=Path, metavar="DIR", help="whether the memory holds this CPU engine, too")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")

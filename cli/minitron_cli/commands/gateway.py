@@ -13,6 +13,7 @@ from pathlib import Path
 from minitron import api_keys
 from minitron.console import emit_json
 from minitron.errors import InputError, UsageError
+from minitron.text import credentials
 from minitron.text.engine import DEFAULT_URL, Address
 from minitron_gateway import names, serving
 from minitron_gateway.settings import Interval, Limits, Settings
@@ -103,7 +104,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(
         host, port, upstreams, str(tokenizer), parameters, args.model_name, args.workers,
         Limits.shared(args.max_body, args.max_prompts, args.max_streams, args.workers), interval, keys,
-        _pem(args.tls_cert), _pem(args.tls_key), args.drain_timeout, args.sse_keep_alive,
+        *_own_tls(args.tls_cert, args.tls_key), args.drain_timeout, args.sse_keep_alive,
     )  # fmt: skip
 
 
@@ -128,19 +129,21 @@ def _upstreams(args: argparse.Namespace) -> tuple[Address, ...]:
         raise UsageError("mutual TLS needs both --upstream-cert and --upstream-key")
     if args.upstream_cert and not args.upstream_ca:
         raise UsageError("--upstream-cert needs --upstream-ca")
-    if args.upstream_api_key_file:
-        api_keys.sent(args.upstream_api_key_file)
     given = {
-        "ca": _pem(args.upstream_ca), "cert": _pem(args.upstream_cert), "key": _pem(args.upstream_key),
+        "ca": str(args.upstream_ca or ""), "cert": str(args.upstream_cert or ""), "key": str(args.upstream_key or ""),
         "api_key_file": str(args.upstream_api_key_file or ""), "authority": args.upstream_authority,
     }  # fmt: skip
     for url in args.upstream or ():
         if url.startswith("dns:") and (wrong := names.check(url)):
             raise UsageError(f"--upstream {wrong}")
-    if args.upstream:
-        return tuple(Address(url, **given) for url in args.upstream)
     # 'minitron serve' tells its gateway where it listens as it tells its models.
-    return (replace(Address.of({}), **{name: value for name, value in given.items() if value}),)
+    told = replace(Address.of({}), **{name: value for name, value in given.items() if value})
+    found = tuple(Address(url, **given) for url in args.upstream or ()) or (told,)
+    try:
+        found[0].check()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return found
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -150,12 +153,12 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _pem(path: Path | None) -> str:
-    if path is None:
-        return ""
-    if b"-----BEGIN " not in path.read_bytes():
-        raise InputError(f"{path} is no PEM file")
-    return str(path)
+def _own_tls(certificate: Path | None, key: Path | None) -> tuple[str, str]:
+    try:
+        credentials.pem(None, certificate, key)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return str(certificate or ""), str(key or "")
 
 
 def _keys(path: Path | None) -> frozenset[bytes]:

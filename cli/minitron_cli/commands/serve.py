@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from minitron import console, recipe
 from minitron.arguments import Parser
 from minitron.errors import UsageError
 from minitron.recipe_model import Recipe
+from minitron.text import packages
+from minitron_triton.repository.options import IMAGE
 from minitron_triton.server import bundled, container, detach, launch, state, tls, triton_flags
 from minitron_triton.server.launch import Launch, Options, Ports, Served
 from minitron_triton.server.leftovers import Process
@@ -34,7 +37,8 @@ def configure(parser: Parser) -> None:
     parser.epilog = "What stands behind '--' are flags of tritonserver itself: minitron serve DIR -- --id=one"
     add = parser.add_argument
     add("repository", type=Path, metavar="DIR", help="a model repository made by 'minitron render'")
-    recipe.add_flags(parser, "serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s")
+    recipe.add_flags(parser, "serving.grpc_port", "serving.http_port", "serving.metrics_port", "serving.exit_timeout_s",
+                     "container.image")  # fmt: skip
     add("--host", default=Options.host, metavar="ADDRESS", help="address to listen on (default %(default)s)")
     add("--metrics-host", metavar="ADDRESS",
         help="address of the metrics (default: as HTTP, which with TLS is this machine alone)")  # fmt: skip
@@ -53,6 +57,8 @@ def configure(parser: Parser) -> None:
         help="offer OpenAI's HTTP API on this port beside the server ('minitron gateway'), 0: a free one")  # fmt: skip
     add("--detach", action="store_true", help="return when the server is ready; 'minitron stop' ends it")
     add("--dry-run", action="store_true", help="print the command line and start nothing")
+    add("--dockerfile", action="store_true",
+        help="print two lines that derive an image with every package that the models need; start nothing")  # fmt: skip
     add("--state", type=Path, metavar="FOLDER", help="where to keep what 'minitron status' and 'stop' read")
     add(
         "--server",
@@ -70,6 +76,8 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the server's exit code."""
     served = Served.read(args.repository)
+    if args.dockerfile:
+        return _print_dockerfile(served)
     wanted_by_recipe = recipe.from_args(args).recipe
     serving = wanted_by_recipe.serving
     parent = Path(os.path.abspath(args.state or state.home()))
@@ -78,16 +86,16 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args, wanted_by_recipe, folder)
     wanted = Ports(serving.grpc_port, serving.http_port, serving.metrics_port)
     contained = args.server == "container" or (args.server is None and served.backend != "python")
+    if args.image and not contained:
+        raise UsageError(f"--image {args.image} is of a container, and {served.folder} is served without one")
+    served = replace(served, image=wanted_by_recipe.container.image or served.image)
     make = container.launch if contained else bundled.launch
     if args.dry_run:
         print(_shell_line(make(served, options, wanted, folder, mark), options, args.api_key_file))
         return 0
     check = container.check_machine if contained else partial(bundled.check_machine, gateway=args.openai is not None)
     check(served)
-    if options.api_key:
-        log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
-    if triton_flags.secrets(options.triton_flags):
-        log.warning("a flag behind '--' holds a secret, and every user of this machine can read it there")
+    _warn_of_secrets(options)
     for old in state.servers(parent, served.folder):
         if old.ended:
             old.clear()
@@ -120,6 +128,22 @@ def run(args: argparse.Namespace) -> int:
                 let_go(ready.log)
 
         return Supervisor(launched, served, options, starting, openai).run(on_ready)
+
+
+def _warn_of_secrets(options: Options) -> None:
+    if options.api_key:
+        log.warning("Triton takes the API key on its command line, where every user of this machine can read it")
+    if triton_flags.secrets(options.triton_flags):
+        log.warning("a flag behind '--' holds a secret, and every user of this machine can read it there")
+
+
+def _print_dockerfile(served: Served) -> int:
+    if served.backend != "tensorrtllm":
+        raise UsageError(
+            f"{served.folder} has no TensorRT engine, and only models around one may need more than NVIDIA's image has"
+        )
+    print(packages.dockerfile(served.image or IMAGE), end="")
+    return 0
 
 
 def _shell_line(launched: Launch, options: Options, key_file: Path | None) -> str:

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     recipe.add_flags(
         parser, "model.source", "model.revision", "target", "precision", "dtype", "cpu.execution",
-        "container.image_tag", *(f"serving.{name}" for name in OF_THE_SERVER),
+        "container.image_tag", "container.image", *(f"serving.{name}" for name in OF_THE_SERVER),
     )  # fmt: skip
     add = parser.add_argument
     place = "where the stages' folders lie (default out/RECIPE-MODEL, with --demo out/demo)"

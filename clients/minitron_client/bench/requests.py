@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron import files
-from minitron.errors import InputError, InvalidRequest, MissingDependency, UsageError
+from minitron.errors import InputError, InvalidRequest, UsageError
 from minitron_client.bench.loops import Sendable
 from minitron_client.bench.profile import Profile
 from minitron_client.bench.schedule import ScheduledRequest
@@ -66,12 +66,8 @@ class PromptMaker:
 
 def tokenizer_count(folder: Path) -> Callable[[str], int]:
     """A counter by the ``tokenizer.json`` in ``folder``, special tokens included; raises InputError."""
-    try:
-        from tokenizers import Tokenizer
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "counting prompt tokens needs the package 'tokenizers'; pip install tokenizers"
-        ) from error
+    from tokenizers import Tokenizer
+
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from minitron.errors import InputError, NotReady, Rejected, UsageError
+from minitron.text import credentials
 from minitron.text.channel import PATIENT_KEEPALIVE_S, Options, options
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -34,25 +35,18 @@ class Tls:
         """Read the files; raises InputError, UsageError."""
         if (self.cert is None) != (self.key is None):
             raise UsageError("mutual TLS needs both the client's certificate and its key")
-        return grpc.ssl_channel_credentials(*(_read(path) for path in (self.ca, self.key, self.cert)))
+        try:
+            return grpc.ssl_channel_credentials(*credentials.pem(self.ca, self.cert, self.key))
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     def context(self) -> ssl.SSLContext:
         """The same for HTTPS; raises InputError, UsageError."""
-        self.credentials()  # names a file that is not there
-        try:
-            context = ssl.create_default_context(cafile=self.ca)
-            if self.cert:
-                context.load_cert_chain(self.cert, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise InputError(f"{self.ca or self.cert}: {error}; a certificate and its key are needed") from error
+        self.credentials()  # names a file that cannot be
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.cert:
+            context.load_cert_chain(self.cert, self.key)
         return context
-
-
-def _read(path: Path | None) -> bytes | None:
-    try:
-        return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; a PEM file is needed") from error
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from minitron import failures, tracing
+from minitron import extras, failures, tracing
 from minitron.errors import (
     Cancelled,
     ClientError,
@@ -77,9 +77,7 @@ class HttpEndpoint:
         try:
             import aiohttp
         except ImportError:
-            raise MissingDependency(
-                "asking over HTTP needs the package aiohttp; pip install 'minitron-trtllm[gateway]'"
-            ) from None
+            raise MissingDependency(f"asking over HTTP needs the package aiohttp: {extras.advice('aiohttp')}") from None
         tls = (self.tls or Tls()).context() if self.url.startswith("https://") else False
         headers = {"content-type": "application/json"}
         if self.api_key:

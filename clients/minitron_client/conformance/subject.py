@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron.artifacts import manifest
-from minitron.errors import InputError, MissingDependency
+from minitron.errors import InputError
 from minitron.model import runtime_limits
 from minitron.prometheus import Metrics
 from minitron.text import end_ids
@@ -351,10 +351,8 @@ def _array(tensor: Any, content: bytes) -> Tensor:
 
 
 def _tokenizer(folder: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ModuleNotFoundError:
-        raise MissingDependency("the package 'tokenizers' is needed; pip install tokenizers") from None
+    from tokenizers import Tokenizer
+
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{path} is not there; give the repository that is served")

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from minitron.text import trace_context
+from minitron.text import credentials, trace_context
 from minitron.text.channel import KEEPALIVE_S, options
 from minitron.text.tensors import Arrays, Tensors, add_inputs, unpacked
 
@@ -34,7 +33,15 @@ DEFAULT_URL = "127.0.0.1:8001"
 _KEY_HEADER = "triton-grpc-protocol-api-key"
 #: Seconds that the engine has to end a stopped request; then its call is cancelled after all.
 _STOP_GRACE_S = 30
-_HINT = "MINITRON_GRPC in the server's environment, or the parameter grpc_url, says where the server itself listens"
+
+
+def _variable(field: str) -> str:
+    return "MINITRON_GRPC" if field == "url" else f"MINITRON_GRPC_{field.upper()}"
+
+
+def _named_in_a_model(field: str) -> str:
+    """How a model of a server is told that field of its Address."""
+    return f"{_variable(field)} in the server's environment, or the parameter grpc_{field},"
 
 
 class EngineError(Exception):
@@ -64,10 +71,14 @@ class Address:
         model's parameters (grpc_url, grpc_ca …), else the default."""
 
         def one(name: str, default: str) -> str:
-            variable = "MINITRON_GRPC" if name == "url" else f"MINITRON_GRPC_{name.upper()}"
-            return environment.get(variable) or parameters.get(f"grpc_{name}") or default
+            return environment.get(_variable(name)) or parameters.get(f"grpc_{name}") or default
 
         return cls(**{name: one(name, default) for name, default in vars(cls()).items()})
+
+    def check(self) -> None:
+        """Raise ValueError for files that cannot be, before there is a channel to make."""
+        self._credentials()
+        self.metadata()
 
     def channel(self) -> grpc.aio.Channel:
         """A channel of the running event loop; raises ValueError for files that cannot be."""
@@ -81,36 +92,33 @@ class Address:
         # Its server is this one or near, so a proxy has no say. It is asked for its readiness, or for a stream, more
         # often than every KEEPALIVE_S, so any server takes these pings.
         chosen: tuple[tuple[str, Any], ...] = options(self.url, KEEPALIVE_S, proxies=False)
-        if not self.ca:
+        proof = self._credentials()
+        if proof is None:
             return insecure(self.url, options=chosen)
-        ca, key, cert = (_read(path) if path else None for path in (self.ca, self.key, self.cert))
         if self.authority:
             chosen += (("grpc.ssl_target_name_override", self.authority),)
-        return secure(self.url, grpc.ssl_channel_credentials(ca, key, cert), options=chosen)
+        return secure(self.url, grpc.ssl_channel_credentials(*proof), options=chosen)
+
+    def _credentials(self) -> credentials.Pem | None:
+        """None without TLS."""
+        if not self.ca and (ours := self.cert or self.key):
+            raise ValueError(f"{ours} is for TLS, and the certificate of the server's authority is not given")
+        return credentials.pem(self.ca, self.cert, self.key) if self.ca else None
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Headers of every call; raises ValueError for a key file that cannot be read."""
-        if not self.api_key_file:
-            return ()
-        return ((_KEY_HEADER, _read(self.api_key_file).decode("ascii", "replace").strip()),)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}, needed to reach tensorrt_llm, cannot be read: {error.strerror}") from None
+        """Headers of every call; raises ValueError for a key file that cannot be."""
+        return ((_KEY_HEADER, credentials.api_key(self.api_key_file)),) if self.api_key_file else ()
 
 
 class EngineClient:
     """One channel to the server of the model ``name``; to be made and used in one event loop."""
 
-    def __init__(self, name: str, address: Address, *, hint: str = _HINT) -> None:
-        """Connects with the first request; ``hint`` says how to name another server where none answers.
+    def __init__(self, name: str, address: Address, *, named: Callable[[str], str] = _named_in_a_model) -> None:
+        """Connects with the first request; ``named`` says what gives a field of ``address``, for the errors about it.
 
-        Raises ValueError for files that cannot be read.
+        Raises ValueError for files that cannot be.
         """
-        self._name, self._url, self._hint = name, address.url, hint
+        self._name, self._address, self._named = name, address, named
         self._metadata = address.metadata()
         self._channel = address.channel()
         self._ending: set[asyncio.Task[None]] = set()
@@ -209,10 +217,15 @@ class EngineClient:
         return message
 
     def _meant(self, error: grpc.RpcError) -> EngineError:
-        if error.code() is grpc.StatusCode.UNAVAILABLE and "restricted" not in str(error.details()):
-            where = f"{self._name} cannot be reached at {self._url}"
-            return EngineUnreachable(f"{where} ({error.details()}); {self._hint}")
-        return EngineError(str(error.details() or error.code().name))
+        said = str(error.details() or error.code().name)
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return EngineError(said)
+        if "restricted" in said:
+            return EngineError(f"{said}; {self._named('api_key_file')} names the file of the key that is sent")
+        what_to_do = f"{self._named('url')} says where it listens"
+        if "refused" not in said:  # TLS that does not fit can be a handshake that failed, or just a socket that closed
+            what_to_do += f"; where it speaks TLS, {self._named('ca')} names the authority of its certificate"
+        return EngineUnreachable(f"{self._name} cannot be reached at {self._address.url} ({said}); {what_to_do}")
 
 
 class _Arrivals:

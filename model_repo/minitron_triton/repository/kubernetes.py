@@ -75,7 +75,8 @@ def values(
     }
     found["build"] = {"resources": _memory(2 * _weights(plan) + (4 << 30), cpu=2)}
     if not is_cpu:
-        repository, _, tag = str(served.image or compat.image(recipe.container.image_tag).reference).rpartition(":")
+        image = recipe.container.image or served.image or compat.image(recipe.container.image_tag).reference
+        repository, _, tag = image.rpartition(":")
         found["images"]["triton"] = {"repository": repository, "tag": tag}
         found["triton"]["env"] = dict(recipe.container.environment)
     if plan["roofline"]:

@@ -64,10 +64,16 @@ class RepositoryOptions:
         default_factory=dict, metadata={"about": "further environment of the container that serves (compose file)"}
     )
     image: str = _option(IMAGE, "container image that serves a GPU engine")
+    derived_image: str | None = _option(None, "one derived from it, which serves in its place")
     shm_bytes: int = _option(Container().shm_bytes, "size of /dev/shm in the container")
     parameters: Mapping[str, str] = field(
         default_factory=dict, metadata={"about": "further parameters of the TensorRT-LLM backend"}
     )
+
+    @property
+    def serving_image(self) -> str:
+        """The image that the container is made of."""
+        return self.derived_image or self.image
 
     def __post_init__(self) -> None:
         for name in ("preprocessing_instances", "postprocessing_instances", "bls_max_concurrency",
@@ -103,6 +109,7 @@ FROM_RECIPE = {
     "container.environment": "environment",
     "memory.kv_cache_fraction": "kv_cache_free_gpu_mem_fraction",
     "container.shm_bytes": "shm_bytes",
+    "container.image": "derived_image",
 }
 
 

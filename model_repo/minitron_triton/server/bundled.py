@@ -20,6 +20,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron import extras
 from minitron.errors import MachineError, MissingDependency, RepositoryError
 from minitron.machine import compat
 from minitron.machine.memory import LEAST_SHM_BYTES
@@ -39,7 +40,7 @@ from minitron_triton.server.launch import (
 
 _SHM = Path("/dev/shm")
 _REPOSITORY = "repository"  # in the runtime folder
-_INSTALL = "pip install 'minitron-trtllm[cpu]'"
+_INSTALL = extras.install("cpu")
 
 
 @dataclass(frozen=True)

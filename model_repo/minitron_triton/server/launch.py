@@ -199,6 +199,4 @@ def check_host(host: str, flag: str = "--host") -> str:
 
 def read_api_key(path: Path | None) -> str | None:
     """Read the one line of an API key file; raises InputError."""
-    if path is None:
-        return None
-    return api_keys.one(api_keys.demanded(path), path)
+    return None if path is None else api_keys.demanded_alone(path)

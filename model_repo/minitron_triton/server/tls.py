@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import InputError, UsageError
+from minitron.text import credentials
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,9 @@ def _try(tls: Tls) -> dict[str, Any]:
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        raise InputError(f"{key} is not the plain private key of {certificate} ({error})") from error
-
-
-def _no_password() -> str:
-    raise ValueError("it has a password, and Triton asks for none")
+        credentials.try_key(context, certificate, key)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _refusal(tls: Tls, end: str, error: ssl.SSLError) -> InputError:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron import interrupt
+from minitron import extras, interrupt
 from minitron.errors import MissingDependency, NotEnoughMemory, ToolError
 from minitron.machine import docker
 
@@ -142,5 +142,5 @@ def _how_to_get(program: str) -> str:
         return "docker is not installed, and --container needs it; install docker and NVIDIA's container toolkit"
     return (
         f"{program} is not on PATH: it comes with TensorRT-LLM 1.2; use --container, which builds in NVIDIA's image, "
-        "or install the extra minitron-trtllm[tensorrt-llm] on the GPU machine"
+        f"or on the GPU machine {extras.install('tensorrt-llm')}"
     )

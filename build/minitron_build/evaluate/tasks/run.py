@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron import extras
 from minitron.errors import InputError, MinitronError, MissingDependency, UsageError
 from minitron.version import VERSION
 from minitron_build.evaluate.tasks.suites import Entry
@@ -47,7 +48,7 @@ class Loaded:
 def need_lm_eval() -> None:
     """Raise MissingDependency where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise MissingDependency("tasks are lm-eval's, which is not installed: pip install 'minitron-trtllm[eval]'")
+        raise MissingDependency(f"tasks are lm-eval's, which is not installed: {extras.install('eval')}")
 
 
 def document(asked: Asked, suite: str | None) -> dict[str, Any]:

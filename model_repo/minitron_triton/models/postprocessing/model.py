@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file com
 
 from triton_config import flag, parameters
 
+from minitron.text import packages
 from minitron.text.tokenizer import TextTokenizer
 
 
@@ -25,7 +26,8 @@ class TritonPythonModel:
     """``OUTPUT`` is [rows], rank 1 as upstream's, one text for each sequence and beam."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Take the parameters in."""
+        """Take the parameters in; fails the load where a package is missing that the first request would need."""
+        packages.check(packages.TOKENIZING)
         self._values = parameters(args)
 
     @functools.cached_property

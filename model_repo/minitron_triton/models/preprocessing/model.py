@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file com
 
 from triton_config import flag, one_line, parameters
 
+from minitron.text import packages
 from minitron.text.errors import RequestError
 from minitron.text.prompts import PromptMaker
 from minitron.text.tokenizer import TextTokenizer
@@ -23,7 +24,8 @@ class TritonPythonModel:
     """One response per request; a wrong request gets an error of one line."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Take the parameters in."""
+        """Take the parameters in; fails the load where a package is missing that the first request would need."""
+        packages.check(packages.TOKENIZING)
         self._values = parameters(args)
 
     @functools.cached_property

@@ -27,6 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # what lies beside this file com
 from reply import Reply
 from triton_config import flag, one_line, parameters
 
+from minitron.text import packages
+
+packages.check()  # before what needs them is imported
+
 from minitron.text import trace_context
 from minitron.text.engine import Address, EngineClient, EngineError
 from minitron.text.errors import RequestError

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from answers import Answers, dtype_of, make_model
-from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.model import shape
 from minitron.model.precision import Precision
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 from minitron_build.checkpoint.convert import convert
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
@@ -66,7 +66,10 @@ def engine(name: str, precision: Precision) -> Path:
 def load(name: str, precision: Precision, *, blocks: int, max_queue: int = 0, prompt_lookup: bool = False) -> Engine:
     """The engine, loaded, with a KV cache of so many blocks; the caller closes it."""
     return Engine.load(
-        engine(name, precision), kv_cache_tokens=blocks * BLOCK_TOKENS, max_queue=max_queue, prompt_lookup=prompt_lookup
+        engine(name, precision),
+        kv_cache_tokens=blocks * TOKENS_PER_BLOCK,
+        max_queue=max_queue,
+        prompt_lookup=prompt_lookup,
     )
 
 

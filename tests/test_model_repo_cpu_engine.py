@@ -20,8 +20,8 @@ import pytest
 import cpu_engines
 from cpu_engines import BF16, EXPECTED, PROMPTS, Caller, run
 from minitron.machine import cpu_machines, cpu_memory
-from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.model.precision import Precision
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm import pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
@@ -90,8 +90,7 @@ def test_admission_waits_until_there_is_room_and_nobody_is_evicted(small_room: C
 
 
 def test_a_cache_that_fits_exactly_is_enough_and_one_block_less_is_refused(small_room: Callable[..., Engine]) -> None:
-    prompt = PROMPTS[5]  # 131 tokens
-    needed = -(-(len(prompt) + 64) // BLOCK_TOKENS)
+    prompt, needed = PROMPTS[5], 7  # 131 tokens and 64 new ones; six blocks of 32 hold 192
     assert run(small_room(needed), Request(prompt, 64))[0] == EXPECTED[5]
     with pytest.raises(Refused, match=rf"need {needed} blocks .* has {needed - 1}.* exceeds"):
         small_room(needed - 1).submit(Request(prompt, 64), lambda _: None)
@@ -394,10 +393,10 @@ def test_the_cache_is_what_the_limits_can_need_or_the_memory_allows(monkeypatch:
     beside = cpu_memory.read(folder).engine_bytes
     assert config.kv_bytes_per_token == 2 * 3 * 2 * 64 * 4  # keys and values, layers, kv heads, head size, float32
     assert pipeline.kv_blocks(config, tokens=100) == 3
-    assert pipeline.kv_blocks(config, tokens=None) == 16 * 512 // BLOCK_TOKENS
+    assert pipeline.kv_blocks(config, tokens=None) == 16 * 512 // TOKENS_PER_BLOCK
     sequence = 512 * config.kv_bytes_per_token
     monkeypatch.setattr(pipeline, "available_bytes", lambda: beside + int(4 * sequence))
-    assert pipeline.kv_blocks(config, tokens=None) == 2 * 512 // BLOCK_TOKENS  # half of what is left
+    assert pipeline.kv_blocks(config, tokens=None) == 2 * 512 // TOKENS_PER_BLOCK  # half of what is left
     monkeypatch.setattr(pipeline, "available_bytes", lambda: beside + int(1.9 * sequence))
     with pytest.raises(ValueError, match=f"512 tokens needs {sequence:,.0f} bytes"):
         pipeline.kv_blocks(config, tokens=None)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from minitron.machine.cpu_execution import processor_flags, step_times
-from minitron.machine.cpu_memory import BLOCK_TOKENS
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 
 from . import pipeline
 from .context_logits import ContextLogits, Logits
@@ -324,7 +324,7 @@ class Engine:
         step there are both, in blocks that the sequence did not come to yet. Random numbers would begin anew.
         """
         left = generation.request.max_new_tokens - len(generation.token_ids)
-        may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * BLOCK_TOKENS
+        may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * TOKENS_PER_BLOCK
         with self._changed:
             others = [one.rows for one in self._active.values() if one is not generation]
             best = drafts.best_count(others, self._step_times or {}, self._free_rows()) if may_change else drafts.count

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minitron.machine.cpu_memory import BLOCK_TOKENS
+from minitron.model.runtime_limits import blocks_of
 from minitron.text.log_probs import log_softmax
 
 from .context_logits import Logits
@@ -75,7 +75,7 @@ class Generation:
     @property
     def blocks(self) -> int:
         """Blocks of the KV cache that its prompt and its longest output fill."""
-        return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
+        return blocks_of(len(self.request.prompt) + self.request.max_new_tokens)
 
     def next_part(self) -> Request:
         """What to ask of the pipeline now: what is left to generate, behind the prompt and the tokens so far.

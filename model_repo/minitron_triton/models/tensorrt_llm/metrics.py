@@ -13,7 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from minitron.machine.cpu_memory import BLOCK_TOKENS
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 
 from .cpu_engine import Stats
 
@@ -126,7 +126,7 @@ def _values(stats: Stats) -> dict[tuple[str, str], float]:
             "max": stats.max_blocks,
             "free": stats.max_blocks - stats.used_blocks,
             "used": stats.used_blocks,
-            "tokens_per": BLOCK_TOKENS,
+            "tokens_per": TOKENS_PER_BLOCK,
             "reused": 0,
             "fraction": stats.used_blocks / stats.max_blocks,
         },

@@ -18,6 +18,7 @@ from typing import Any
 
 from minitron import files
 from minitron.errors import InputError, InvalidRequest, UsageError
+from minitron.model import tokenizer_files
 from minitron_client.bench.loops import Sendable
 from minitron_client.bench.profile import Profile
 from minitron_client.bench.schedule import ScheduledRequest
@@ -65,18 +66,8 @@ class PromptMaker:
 
 
 def tokenizer_count(folder: Path) -> Callable[[str], int]:
-    """A counter by the ``tokenizer.json`` in ``folder``, special tokens included; raises InputError."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(
-            f"{path} is not there; give the folder of the served tokenizer, or none to let the server count"
-        )
-    try:
-        tokenizer: Any = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path} is no tokenizer ({error})") from error
+    """A counter by the tokenizer in ``folder``, special tokens included; raises InputError."""
+    tokenizer, _ = tokenizer_files.opened(folder)
     return lambda text: len(tokenizer.encode(text).ids)
 
 

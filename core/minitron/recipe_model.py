@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from minitron.machine.memory import LEAST_SHM_BYTES
 from minitron.model.precision import Precision
+from minitron.text.channel import GRPC_PORT, HTTP_PORT, METRICS_PORT
 
 
 def _field(default: Any, about: str, *, flag: str | None = None, dest: str | None = None, **limits: Any) -> Any:
@@ -124,9 +125,9 @@ class Cpu(_Section):
 class Serving(_Section):
     """The Triton model repository and the server."""
 
-    grpc_port: int = _field(8001, "gRPC port; 0 takes a free one", ge=0, le=65535)
-    http_port: int = _field(8000, "HTTP port; 0 takes a free one", ge=0, le=65535)
-    metrics_port: int = _field(8002, "Prometheus port; 0 takes a free one", ge=0, le=65535)
+    grpc_port: int = _field(GRPC_PORT, "gRPC port; 0 takes a free one", ge=0, le=65535)
+    http_port: int = _field(HTTP_PORT, "HTTP port; 0 takes a free one", ge=0, le=65535)
+    metrics_port: int = _field(METRICS_PORT, "Prometheus port; 0 takes a free one", ge=0, le=65535)
     max_queue_size: int = _field(256, "requests that may wait before the server says it is full; 0: no limit", ge=0)
     executor_queue_policy: bool = _field(
         False,

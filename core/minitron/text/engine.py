@@ -23,14 +23,10 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from minitron.text import credentials, trace_context
-from minitron.text.channel import KEEPALIVE_S, options
+from minitron.text.channel import API_KEY, DEFAULT_URL, INFER_RPC, KEEPALIVE_S, key_header, options
 from minitron.text.tensors import Arrays, Tensors, add_inputs, unpacked
 
-INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY_RPC = "/inference.GRPCInferenceService/ModelReady"
-DEFAULT_URL = "127.0.0.1:8001"
-#: Header of an API key of ``--grpc-restricted-protocol``, by the name that 'minitron serve' gives it.
-_KEY_HEADER = "triton-grpc-protocol-api-key"
 #: Seconds that the engine has to end a stopped request; then its call is cancelled after all.
 _STOP_GRACE_S = 30
 
@@ -107,7 +103,7 @@ class Address:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Headers of every call; raises ValueError for a key file that cannot be."""
-        return ((_KEY_HEADER, credentials.api_key(self.api_key_file)),) if self.api_key_file else ()
+        return ((key_header(API_KEY), credentials.api_key(self.api_key_file)),) if self.api_key_file else ()
 
 
 class EngineClient:

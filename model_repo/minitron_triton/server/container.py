@@ -146,7 +146,7 @@ def composed(served: Served) -> dict[str, Any]:
     options = Options(exit_timeout_s=_COMPOSED_EXIT_TIMEOUT_S, server_key="")
     grace_s = options.exit_timeout_s + _UNLOAD_S + _DOCKER_S
     inside = command(served, _inside(options), "compose")
-    return {"command": inside, "ulimits": docker.ULIMITS, "grace_s": grace_s}
+    return {"command": inside, "ports": _INSIDE, "ulimits": docker.ULIMITS, "grace_s": grace_s}
 
 
 def _inside(options: Options) -> Options:

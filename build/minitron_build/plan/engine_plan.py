@@ -22,8 +22,6 @@ from minitron_build.plan.model import PlannedModel, precision_of
 from minitron_build.plan.roofline import Machine, decode_step, prefill, weight_only_pays_below
 from minitron_build.plan.weights import Parallel, WeightBytes, model_bytes
 
-_WEIGHT_ONLY = (Precision.INT8_WEIGHT_ONLY.value, Precision.INT4_WEIGHT_ONLY.value)
-
 
 @dataclass(frozen=True)
 class Roofline:
@@ -331,7 +329,8 @@ def _remedies(case: _Case, fitting: int) -> list[str]:
     changes: list[tuple[str, dict[str, Any]]] = []
     plain = {"dtype": "auto", "group_size": None}
     if recipe.backend == "engine":
-        changes += [(f"precision {name}", {"precision": name} | plain) for name in _WEIGHT_ONLY]
+        smaller = [one.value for one in WRITTEN if one.has_channel_scales]
+        changes += [(f"precision {name}", {"precision": name} | plain) for name in smaller]
     if case.gpu is None:
         changes.append(("cpu.execution fast", {"cpu": recipe.cpu.model_copy(update={"execution": "fast"})}))
     else:
@@ -340,8 +339,8 @@ def _remedies(case: _Case, fitting: int) -> list[str]:
     held = {name: _holds(case, recipe.model_copy(update=change)) for name, change in changes}
     found = [name for name, count in held.items() if count >= wanted]
     found = found or [f"{name} (for {count} of {wanted})" for name, count in held.items() if count > fitting]
-    smaller = f"workload.concurrency {fitting}" if fitting else "shorter workload.input_tokens and output_tokens"
-    return [*found, smaller]
+    less = f"workload.concurrency {fitting}" if fitting else "shorter workload.input_tokens and output_tokens"
+    return [*found, less]
 
 
 def _holds(case: _Case, recipe: Recipe) -> int:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from minitron import documents
 from minitron.errors import UsageError
 
 #: The metric that a task is judged by where no suite says it: the first of these that it has.
@@ -58,5 +57,4 @@ def of_tasks(names_of_tasks: Sequence[str], shots: int | None) -> list[Entry]:
 
 def _suites() -> dict[str, Any]:
     text = (resources.files("minitron_build.evaluate.tasks") / "suites.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return loaded
+    return documents.mapping(text, "suites.yaml")

@@ -116,10 +116,10 @@ def _activations(windows: list[Window], source: str | None, about: dict[str, Any
     """The largest magnitudes over all windows; nothing where one was not looked at."""
     if not all(window.peaks for window in windows):
         return {}
-    whole = Window()
+    merged = Window()
     for window in windows:
-        whole.reach(window.peaks)
-    found = {kind: tuple(values) for kind, values in whole.peaks.items()}
+        merged.reach(window.peaks)
+    found = {kind: tuple(values) for kind, values in merged.peaks.items()}
     return {"activations": Activations(**found, model=source, about=about).document()}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from minitron.model.runtime_limits import whole_blocks
 from minitron.model.shape import ModelShape
 from minitron_build.plan.limits import Limits
-from minitron_build.plan.roofline import Machine, least_time
+from minitron_build.plan.roofline import Machine, time_at_roofline
 from minitron_build.plan.weights import layer_weights
 
 
@@ -79,7 +79,7 @@ def roofline_steps(shape: ModelShape, machine: Machine, *, matrix_bytes: int, kv
         pairs = step.context_tokens + step.prompt_tokens**2 / 2
         attention = 4 * shape.num_layers * shape.hidden_size * pairs
         operations = 2 * layers * tokens + 2 * head * max(step.sequences, 1) + attention
-        return least_time(read, operations, machine).seconds
+        return time_at_roofline(read, operations, machine).seconds
 
     return seconds
 

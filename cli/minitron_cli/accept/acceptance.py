@@ -236,10 +236,10 @@ class Acceptance:
         return self.evidence.do("serve", self.digest_of("repository"), start)
 
     def _audit(self, serving: Running) -> Sequence[Check]:
-        from minitron_triton.audit.judging import judge_all, look
+        from minitron_triton.audit.judging import inspect_server, judge_all
 
         def work() -> Sequence[Check]:
-            found = look(self.path("repository"), serving.state())
+            found = inspect_server(self.path("repository"), serving.state())
             return self.evidence.keep("audit", judge_all(found), numbers=found.numbers())
 
         return self.evidence.do("audit", self.digest_of("repository"), work)

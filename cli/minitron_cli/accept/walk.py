@@ -109,9 +109,9 @@ class Walk:
     def _not_judged(self, step: Step, error: Exception) -> list[Check]:
         """The first check fails with what a command would have said; the log has the place of a bug of ours."""
         said, _ = explain(error)
-        whole = f"error: {said}\n" if isinstance(error, MinitronError) else "".join(traceback.format_exception(error))
+        shown = f"error: {said}\n" if isinstance(error, MinitronError) else "".join(traceback.format_exception(error))
         with open(self.evidence.log(step.name), "a", encoding="utf-8") as file:
-            file.write(whole)
+            file.write(shown)
         first, *others = of_step(step.name)
         return [Check(first.name, FAIL, said),
                 *(Check(other.name, SKIPPED, f"{first.name} failed before") for other in others)]  # fmt: skip

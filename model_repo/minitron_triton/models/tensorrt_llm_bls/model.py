@@ -65,7 +65,7 @@ class _Call:
         """Send the final flag, with ``error`` (a TritonError) in the same call where there is one."""
         self._reply.close(None if error is None else pb_utils.InferenceResponse(error=error))
 
-    def look(self) -> None:
+    def end_if_left(self) -> None:
         """End the request where its client has left."""
         if self._is_wanted and self._reply.has_left():
             self.end()
@@ -182,7 +182,7 @@ class TritonPythonModel:
         while True:
             await asyncio.sleep(self._period_s)
             for call in list(self._calls):
-                call.look()
+                call.end_if_left()
 
     async def _heed(self) -> None:
         """End this process when the server has ceased to answer gRPC streams: its supervisor takes that for a crash.

@@ -19,7 +19,7 @@ from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 from minitron_build.checkpoint.convert import convert
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
-from minitron_triton.models.tensorrt_llm.generation import Chunk
+from minitron_triton.models.tensorrt_llm.generation import StepOutput
 from minitron_triton.models.tensorrt_llm.generation_request import Request
 from nemotron_reference import checkpoint_weights, logits
 
@@ -77,15 +77,15 @@ class Caller:
     """Submits a request and keeps what comes back."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
-        self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        self.chunks: list[Chunk] = []
+        self._chunks: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+        self.chunks: list[StepOutput] = []
         self.generation = engine.submit(request, self._chunks.put)
 
-    def next(self) -> Chunk:
+    def next(self) -> StepOutput:
         self.chunks.append(self._chunks.get(timeout=60))
         return self.chunks[-1]
 
-    def last(self) -> Chunk:
+    def last(self) -> StepOutput:
         while not self.next().is_last:
             pass
         return self.chunks[-1]

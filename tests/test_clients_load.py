@@ -23,7 +23,7 @@ from minitron_client.bench import profile as profiles
 from minitron_client.bench.loops import Sendable
 from minitron_client.bench.profile import Slo
 from minitron_client.bench.record import Record
-from minitron_client.bench.requests import PromptMaker, make_requests
+from minitron_client.bench.requests import SyntheticPrompts, make_requests
 from minitron_client.bench.schedule import ScheduleSlice, plan
 from minitron_client.bench.search import find_capacity
 from minitron_client.bench.statistics import enough
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
 
     def sendable(seed: int) -> list[Sendable]:
         one = made(seed=seed, temperature=0.5, **{"input_tokens": {"kind": "uniform", "low": 2, "high": 9}})
-        return make_requests(plan(one), one, served, PromptMaker(lambda text: len(text.split()), seed=seed))
+        return make_requests(plan(one), one, served, SyntheticPrompts(lambda text: len(text.split()), seed=seed))
 
     first, again, other = sendable(1), sendable(1), sendable(2)
     assert first == again and len(first) > 10

@@ -21,7 +21,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import deserialize_bytes_tensor
 
 from bare_process import Bare, prompt, unused_port
-from minitron.text.answers import Answers
+from minitron.text.answers import TextResponses
 from minitron.text.engine import Address, EngineClient, EngineError
 from minitron.text.prompts import Prompt
 from minitron.text.request import TextRequest
@@ -220,7 +220,7 @@ def sent(*ids: int) -> dict[str, Any]:
 @pytest.mark.parametrize("last", [(23,), (24,), (3, 24)])
 def test_the_model_s_other_end_tokens_are_no_part_of_the_answer(streams: bool, last: tuple[int, ...]) -> None:
     request = TextRequest({}, 1, streams, echoes=False, sequences=1, stop_words=[[]])
-    answers = Answers(Letters(), ends(23, 24), request)
+    answers = TextResponses(Letters(), ends(23, 24), request)
     got = [one for part in ((1,), (2,), last) if (one := answers.feed(sent(*part))) is not None]
     got += answers.finish()
     rest = last[:-1]
@@ -233,7 +233,7 @@ def test_the_model_s_other_end_tokens_are_no_part_of_the_answer(streams: bool, l
 def test_an_end_token_inside_an_answer_is_text() -> None:
     """A client's own end_id makes the model's ones ordinary: then there are no others."""
     request = TextRequest({}, 1, False, echoes=False, sequences=1, stop_words=[[]])
-    answers = Answers(Letters(), ends(), request)
+    answers = TextResponses(Letters(), ends(), request)
     answers.feed(sent(1, 23))
     assert [one["text_output"][0] for one in answers.finish()] == [b"bx"]
 
@@ -260,7 +260,7 @@ def streamed_from(
               "stop_words": np.array([[word.encode() for word in stop_words]], dtype=object)}  # fmt: skip
     request = TextRequest.read(arrays, excludes_input=True)
     limits = {"max_input_len": "64", "max_seq_len": "128", "vocab_size": "1024"}
-    answers = Answers(tokenizer, PromptMaker(tokenizer, limits).of_request(arrays), request)
+    answers = TextResponses(tokenizer, PromptMaker(tokenizer, limits).of_request(arrays), request)
     sent = [dict(one) for batch in batches for one in answers.feed_all(batch)]
     return [*sent, *map(dict, answers.finish())]
 

@@ -26,7 +26,7 @@ from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm import pipeline
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.engine_config import EngineConfig
-from minitron_triton.models.tensorrt_llm.generation import Chunk
+from minitron_triton.models.tensorrt_llm.generation import StepOutput
 from minitron_triton.models.tensorrt_llm.generation_request import Refused, Request
 
 
@@ -121,7 +121,7 @@ def test_cancelling_ends_the_sequence_and_frees_its_room(small_room: Callable[..
     before = engine.stats().steps
     engine.cancel(waiting.generation)
     engine.cancel(running.generation)
-    assert waiting.last() == Chunk(finish="cancelled")
+    assert waiting.last() == StepOutput(finish="cancelled")
     assert running.last().finish == "cancelled"
     assert len(running.tokens) < 100
     wait_until(lambda: engine.stats().used_blocks == 0)
@@ -183,7 +183,7 @@ def test_a_prompt_abandoned_half_read_leaves_nothing_wrong_behind(
     engine.cancel(abandoned.generation)  # while its first 175 tokens are about to be read
     gate.let_through()
     gate.let_through()
-    assert abandoned.last() == Chunk(finish="cancelled")
+    assert abandoned.last() == StepOutput(finish="cancelled")
     gate.open()
     assert run(engine, Request(PROMPTS[number], 64))[0] == EXPECTED[number]
     assert first.last().finish == "length" and first.tokens == EXPECTED[5]
@@ -245,7 +245,7 @@ def test_a_request_that_only_the_library_refuses_hurts_nobody_else(
 
 
 def test_a_receiver_that_raises_loses_only_its_own_sequence(engine: Engine) -> None:
-    def raise_it(_: Chunk) -> None:
+    def raise_it(_: StepOutput) -> None:
         raise ValueError("the receiver is broken")
 
     engine.submit(Request(PROMPTS[1], 64), raise_it)
@@ -359,7 +359,7 @@ def test_a_receiver_that_knows_its_generation_goes_with_the_last_chunk(engine: E
             self.over = threading.Event()
             self.generation = engine.submit(Request(prompt, 4), self.take)
 
-        def take(self, chunk: Chunk) -> None:
+        def take(self, chunk: StepOutput) -> None:
             if chunk.is_last:
                 self.over.set()
 

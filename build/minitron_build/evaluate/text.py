@@ -11,7 +11,7 @@ import numpy.typing as npt
 from minitron import files
 from minitron.errors import InputError, UsageError
 from minitron.model import tokenizer_files
-from minitron_build.evaluate.subject import Subject
+from minitron_build.evaluate.candidate import Candidate
 
 _DEFAULT_CONTEXT = 512
 
@@ -19,9 +19,9 @@ Ids = npt.NDArray[np.int64]
 Windows = list[Ids]
 
 
-def token_ids(subject: Subject, file: Path) -> Ids:
+def token_ids(candidate: Candidate, file: Path) -> Ids:
     """The ids of a UTF-8 text by the subject's tokenizer, without special tokens; raises InputError."""
-    tokenizer, _ = tokenizer_files.opened(subject.engine / "tokenizer")
+    tokenizer, _ = tokenizer_files.opened(candidate.engine / "tokenizer")
     return np.array(tokenizer.encode(files.read_text(file), add_special_tokens=False).ids, np.int64)
 
 

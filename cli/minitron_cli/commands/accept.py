@@ -20,7 +20,7 @@ from minitron.recipe_model import Recipe
 
 if TYPE_CHECKING:
     from minitron_cli.accept.acceptance import Acceptance
-    from minitron_cli.accept.subject import Subject
+    from minitron_cli.accept.subject import AcceptanceSubject
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def _folder(effective: Effective) -> Path:
 
 def _acceptance(
     args: argparse.Namespace, effective: Effective, folder: Path, only: Mapping[str, frozenset[str]],
-    alone: Subject | None, *, tasks: tuple[str, ...],
+    alone: AcceptanceSubject | None, *, tasks: tuple[str, ...],
 ) -> Acceptance:  # fmt: skip
     from minitron_cli.accept import speed
     from minitron_cli.accept.acceptance import Acceptance, Options, write_recipe

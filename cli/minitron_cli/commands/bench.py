@@ -31,7 +31,7 @@ from minitron_client.bench import run as runs
 from minitron_client.bench.grid import DEFAULT_GRID, BenchPoint, BenchPointResult, Repetitions
 from minitron_client.bench.process import scheduling
 from minitron_client.bench.profile import FIXED_LENGTH, Profile
-from minitron_client.bench.requests import PromptMaker, found_tokenizer, make_requests, prompt_maker
+from minitron_client.bench.requests import SyntheticPrompts, found_tokenizer, make_requests, prompt_maker
 from minitron_client.bench.schedule import ScheduleSlice
 from minitron_client.bench.worker import Progress
 from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
@@ -121,7 +121,7 @@ class _Served:
     endpoint: AnyEndpoint
     model: ServedModel
     version: str | None
-    prompts: PromptMaker
+    prompts: SyntheticPrompts
     counted_by: str
 
 

@@ -20,7 +20,7 @@ from minitron.errors import UsageError
 from minitron_client.bench.loops import closed_loop
 from minitron_client.bench.profile import Arrival, Length, Profile, Slo
 from minitron_client.bench.record import OK, Record
-from minitron_client.bench.requests import PromptMaker, make_requests
+from minitron_client.bench.requests import SyntheticPrompts, make_requests
 from minitron_client.bench.schedule import plan
 from minitron_client.bench.sender import SerializedRequest, sender_to
 from minitron_client.bench.statistics import Estimate, mean, percentiles
@@ -111,7 +111,7 @@ class Repetitions:
 
 
 async def measure(
-    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[BenchPoint], *, prompts: PromptMaker,
+    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[BenchPoint], *, prompts: SyntheticPrompts,
     repetitions: Repetitions, progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[BenchPointResult], dict[str, Any] | None]:  # fmt: skip
     """Measure every point in turn, until the server is gone: the results so far, and when that was (None: it is there).
@@ -149,7 +149,7 @@ async def measure(
 
 
 def _requests(
-    model: ServedModel, point: BenchPoint, prompts: PromptMaker, repetitions: Repetitions
+    model: ServedModel, point: BenchPoint, prompts: SyntheticPrompts, repetitions: Repetitions
 ) -> list[SerializedRequest]:
     """All requests of a point as bytes, each with a prompt of its own so that no cache answers for the engine."""
     load = point.load(repetitions.requests(point))

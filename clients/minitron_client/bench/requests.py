@@ -40,7 +40,7 @@ _SAMPLE = "the old man and the sea"
 DISTINCT_COUNTED_BY_SERVER = 16
 
 
-class PromptMaker:
+class SyntheticPrompts:
     """Makes prompts of given lengths. ``count`` tells how many tokens the server will see in a text."""
 
     def __init__(self, count: Callable[[str], int], seed: int = 0) -> None:
@@ -81,7 +81,7 @@ def found_tokenizer(folder: Path | None) -> Path | None:
 
 def prompt_maker(
     client: Client | HttpClient, model: ServedModel, tokenizer: Path | None, seed: int
-) -> tuple[PromptMaker, str]:
+) -> tuple[SyntheticPrompts, str]:
     """A prompt maker for a model, and who counts for it in words: the ``tokenizer``'s folder, else the server.
 
     A tokenizer's count is compared with the server's once. Raises UsageError, InputError, ClientError.
@@ -96,7 +96,7 @@ def prompt_maker(
         return count
 
     if tokenizer is None:
-        return PromptMaker(functools.cache(server_count), seed), "the server"
+        return SyntheticPrompts(functools.cache(server_count), seed), "the server"
     count = tokenizer_count(tokenizer)
     served = client.generate(_SAMPLE, model=model.name, max_tokens=1).input_token_count
     if served is not None and served != count(_SAMPLE):
@@ -104,11 +104,11 @@ def prompt_maker(
             f"{tokenizer} counts {count(_SAMPLE)} tokens where the server counts {served}: it is another tokenizer; "
             "give the served one with --tokenizer, or none to let the server count"
         )
-    return PromptMaker(count, seed), f"the tokenizer in {tokenizer}"
+    return SyntheticPrompts(count, seed), f"the tokenizer in {tokenizer}"
 
 
 def make_requests(
-    scheduled: Sequence[ScheduledRequest], profile: Profile, model: ServedModel, prompts: PromptMaker, *,
+    scheduled: Sequence[ScheduledRequest], profile: Profile, model: ServedModel, prompts: SyntheticPrompts, *,
     few_prompts: bool = False, id_prefix: str | None = None,
 ) -> list[Sendable]:  # fmt: skip
     """Make every request of a schedule; ``few_prompts`` repeats some, where counting tokens is dear.
@@ -129,7 +129,9 @@ def make_requests(
     return made
 
 
-def _texts(profile: Profile, prompts: PromptMaker, few_prompts: bool) -> Callable[[ScheduledRequest], tuple[str, int]]:
+def _texts(
+    profile: Profile, prompts: SyntheticPrompts, few_prompts: bool
+) -> Callable[[ScheduledRequest], tuple[str, int]]:
     """Prompt and number of new tokens of a scheduled request."""
     source = profile.prompts
     if source.kind == "synthetic":

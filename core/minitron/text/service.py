@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from minitron.text.answers import Answers
+from minitron.text.answers import TextResponses
 from minitron.text.completion import Completion, Piece, Sampling
 from minitron.text.prompts import PromptMaker
 from minitron.text.request import TextRequest
@@ -57,7 +57,7 @@ class TextService:
         prompt = self._prompts.of_request(arrays)
         if tokens := request.tokens_with_logits(prompt):
             self._prompts.check_logits(tokens)
-        answers = Answers(self._tokenizer, prompt, request)
+        answers = TextResponses(self._tokenizer, prompt, request)
         # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
         async with contextlib.aclosing(batches):

@@ -15,7 +15,7 @@ _PREFERRED = ("exact_match", "acc_norm", "acc")
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteTask:
     """A task or group as a suite has it: how many questions are shown with their answers, and what it is judged by.
 
     ``filter`` is lm-eval's name of what was taken out of an answer. ``card`` is the card's figure, a share, and
@@ -37,12 +37,12 @@ class Entry:
         return next((name for name in _PREFERRED if name in metrics), None)
 
 
-def suite(name: str) -> list[Entry]:
+def suite(name: str) -> list[SuiteTask]:
     """The tasks of a suite; raises UsageError."""
     known = _suites()
     if name not in known:
         raise UsageError(f"there is no suite {name!r}; there are {', '.join(known)}")
-    return [Entry(**entry) for entry in known[name]["tasks"]]
+    return [SuiteTask(**entry) for entry in known[name]["tasks"]]
 
 
 def names() -> list[str]:
@@ -50,9 +50,9 @@ def names() -> list[str]:
     return list(_suites())
 
 
-def of_tasks(names_of_tasks: Sequence[str], shots: int | None) -> list[Entry]:
+def of_tasks(names_of_tasks: Sequence[str], shots: int | None) -> list[SuiteTask]:
     """Tasks that the user named, all with so many shots."""
-    return [Entry(name, shots) for name in names_of_tasks]
+    return [SuiteTask(name, shots) for name in names_of_tasks]
 
 
 def _suites() -> dict[str, Any]:

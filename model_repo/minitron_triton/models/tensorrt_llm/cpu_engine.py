@@ -33,7 +33,7 @@ from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 from . import pipeline
 from .context_logits import ContextLogits, Logits
 from .engine_config import EngineConfig
-from .generation import CANCELLED, Chunk, Generation, Times
+from .generation import CANCELLED, Generation, StepOutput, Times
 from .generation_request import Refused, Request, check
 from .speculation import LEAST, Drafts, first_count
 
@@ -130,7 +130,7 @@ class Engine:
             step_times=step_times(config.execution, processor_flags()) if prompt_lookup else None,
         )
 
-    def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
+    def submit(self, request: Request, deliver: Callable[[StepOutput], None]) -> Generation:
         """Take a request; ``deliver`` gets its chunks, the last one always.
 
         Raises Refused, and then ``deliver`` is not called.
@@ -158,9 +158,9 @@ class Engine:
             self._changed.notify()
         return generation
 
-    def generate(self, request: Request) -> Iterator[Chunk]:
+    def generate(self, request: Request) -> Iterator[StepOutput]:
         """``submit`` for a caller that waits: yield the chunks as they come."""
-        chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        chunks: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         generation = self.submit(request, chunks.put)
         try:
             while True:
@@ -177,7 +177,7 @@ class Engine:
             generation.cancelled = True
             waited = self._leaves_line(generation)
         if waited:
-            generation.answer(Chunk(finish=CANCELLED))
+            generation.answer(StepOutput(finish=CANCELLED))
 
     def _leaves_line(self, generation: Generation) -> bool:
         """Take a generation out of the line that it waits in; whether there is one."""
@@ -204,7 +204,7 @@ class Engine:
         else:
             log.error("the logits of a prompt could not be computed (%s)", pipeline.one_line(logits))
             generation.answer(
-                Chunk(error=f"The logits of the prompt could not be computed: {pipeline.one_line(logits)}")
+                StepOutput(error=f"The logits of the prompt could not be computed: {pipeline.one_line(logits)}")
             )
 
     def stats(self) -> Stats:
@@ -294,7 +294,7 @@ class Engine:
             if generation.lingers:
                 continue
             if generation.cancelled:
-                self._end(generation, Chunk(finish=CANCELLED))
+                self._end(generation, StepOutput(finish=CANCELLED))
             elif generation.handle is None:
                 self._start(generation)
             elif not is_reading and generation.drafts and generation.drafts.is_due:
@@ -315,7 +315,7 @@ class Engine:
             config = pipeline.generation_config(request, generation.rows - 1)
             generation.handle = self._pipeline.add_request(next(self._keys), pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
-            generation.answer(Chunk(error=pipeline.one_line(error)))
+            generation.answer(StepOutput(error=pipeline.one_line(error)))
 
     def _decide(self, generation: Generation, drafts: Drafts) -> None:
         """Go on with another number of drafts where that is faster by what came so far.
@@ -342,7 +342,7 @@ class Engine:
         for generation in batch.values():
             generation.handle, generation.lingers = None, False
             if not generation.answered:
-                generation.answer(Chunk(error=f"The engine failed: {pipeline.one_line(error)}"))
+                generation.answer(StepOutput(error=f"The engine failed: {pipeline.one_line(error)}"))
         self._pipeline = None
 
     def _collect(self, generation: Generation) -> None:
@@ -367,11 +367,11 @@ class Engine:
         if not (finish or error) and pipeline.has_ended(handle):
             generation.handle = None
         if finish or error:
-            self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
+            self._end(generation, StepOutput(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
-            generation.answer(Chunk(tuple(ids), tuple(log_probs)))
+            generation.answer(StepOutput(tuple(ids), tuple(log_probs)))
 
-    def _end(self, generation: Generation, last: Chunk) -> None:
+    def _end(self, generation: Generation, last: StepOutput) -> None:
         """Answer for the last time, and make the pipeline forget the sequence where it would go on.
 
         That takes until the end of the next step; so long the sequence keeps its handle, and its blocks stay counted.

@@ -73,6 +73,10 @@ def load(name: str, precision: Precision, *, blocks: int, max_queue: int = 0, pr
     )
 
 
+#: What the engine logs of a step that raised.
+FAULT = "the engine failed in a step"
+
+
 class Caller:
     """Submits a request and keeps what comes back."""
 

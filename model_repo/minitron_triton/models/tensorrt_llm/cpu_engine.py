@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,6 @@ class Stats:
     used_blocks: int
     max_blocks: int
     steps: int
-    faults: int
     draft_tokens: int
     accepted_draft_tokens: int
 
@@ -91,7 +89,7 @@ class Engine:
         self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
         self._ids, self._keys = itertools.count(1), itertools.count(1)
-        self._steps = self._faults = 0
+        self._steps = 0
         self._drafts = np.zeros(2, int)  # drafted, and right
         self._closing = False
         sys.setswitchinterval(min(sys.getswitchinterval(), _TURN_S))
@@ -158,19 +156,6 @@ class Engine:
             self._changed.notify()
         return generation
 
-    def generate(self, request: Request) -> Iterator[StepOutput]:
-        """``submit`` for a caller that waits: yield the chunks as they come."""
-        chunks: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
-        generation = self.submit(request, chunks.put)
-        try:
-            while True:
-                chunk = chunks.get()
-                yield chunk
-                if chunk.is_last:
-                    return
-        finally:
-            self.cancel(generation)
-
     def cancel(self, generation: Generation) -> None:
         """End a generation before its next token; its last chunk says so. Nothing happens where it is over."""
         with self._changed:
@@ -221,7 +206,6 @@ class Engine:
                 used_blocks=self._used_blocks(),
                 max_blocks=self._blocks,
                 steps=self._steps,
-                faults=self._faults,
                 draft_tokens=int(self._drafts[0]),
                 accepted_draft_tokens=int(self._drafts[1]),
             )
@@ -335,7 +319,6 @@ class Engine:
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
-        self._faults += 1
         log.error(
             "the engine failed in a step (%s); %d requests are answered with it", pipeline.one_line(error), len(batch)
         )

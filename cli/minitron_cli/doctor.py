@@ -120,14 +120,14 @@ def _softened(check: Requirement) -> Requirement:
     return replace(check, level=WARN) if check.level == FAIL else check
 
 
-def _judge(fine: bool, subject: str, message: str, remedy: str, *, otherwise: str = FAIL) -> Requirement:
-    return Requirement(subject, OK, message) if fine else Requirement(subject, otherwise, message, remedy)
+def _judge(met: bool, subject: str, message: str, remedy: str, *, otherwise: str = FAIL) -> Requirement:
+    return Requirement(subject, OK, message) if met else Requirement(subject, otherwise, message, remedy)
 
 
 def _python() -> Requirement:
     version = platform.python_version()
-    fine = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    return _judge(fine, "python", version, "use Python 3.10, 3.11 or 3.12")
+    met = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    return _judge(met, "python", version, "use Python 3.10, 3.11 or 3.12")
 
 
 def _libraries(names: tuple[str, ...], otherwise: str, remedy: str) -> Iterator[Requirement]:
@@ -214,9 +214,9 @@ def _bundled_server() -> Requirement:
     spec = importlib.util.find_spec("pytriton")
     found = spec is not None and spec.origin is not None
     program = Path(spec.origin).parent / "tritonserver" / "bin" / "tritonserver" if spec and spec.origin else None
-    fine = found and program is not None and os.access(program, os.X_OK)
-    message = f"tritonserver {compat.fact('bundled')['server']}" if fine else "not here"
-    return _judge(fine, "bundled Triton", message, extras.install("cpu"))
+    met = found and program is not None and os.access(program, os.X_OK)
+    message = f"tritonserver {compat.fact('bundled')['server']}" if met else "not here"
+    return _judge(met, "bundled Triton", message, extras.install("cpu"))
 
 
 def _system() -> Requirement:
@@ -280,8 +280,8 @@ def _container() -> Iterator[Requirement]:
         return
     yield Requirement("docker", OK, version)
     runtimes = _asked("docker", "info", "--format", "{{json .Runtimes}}") or ""
-    fine = '"nvidia"' in runtimes or shutil.which("nvidia-ctk") is not None
-    yield _judge(fine, "NVIDIA runtime", "known to docker" if fine else "not known to docker",
+    met = '"nvidia"' in runtimes or shutil.which("nvidia-ctk") is not None
+    yield _judge(met, "NVIDIA runtime", "known to docker" if met else "not known to docker",
                  "install NVIDIA's container toolkit and run 'nvidia-ctk runtime configure'")  # fmt: skip
 
 
@@ -315,9 +315,9 @@ def _asked_packages(image: str, recipe: Recipe) -> Requirement:
 
 
 def _trtllm_build() -> Requirement:
-    fine = shutil.which("trtllm-build") is not None
+    met = shutil.which("trtllm-build") is not None
     remedy = "not needed: 'minitron build --container' runs it in the image"
-    return _judge(fine, "trtllm-build", "on PATH" if fine else "not on PATH", remedy, otherwise=WARN)
+    return _judge(met, "trtllm-build", "on PATH" if met else "not on PATH", remedy, otherwise=WARN)
 
 
 def _asked(*argv: str, timeout_s: float = 30) -> str | None:

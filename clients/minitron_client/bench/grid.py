@@ -166,15 +166,15 @@ def _check(warm_up: Sequence[Record], watch: GoneWatch) -> None:
 def _result(point: BenchPoint, repeats: Sequence[Sequence[Record]]) -> BenchPointResult:
     summaries = [summarize(records, _ALWAYS, Slo()) for records in repeats]
     outcomes = sum((one.outcomes for one in summaries), Counter[str]())
-    good = [[record for record in records if record.outcome == OK] for records in repeats]
-    seen = [record.input_tokens for records in good for record in records if record.input_tokens is not None]
+    succeeded = [[record for record in records if record.outcome == OK] for records in repeats]
+    seen = [record.input_tokens for records in succeeded for record in records if record.input_tokens is not None]
     values = {f"{name}_ms": [np.array(one.latencies[name]) / 1e6 for one in summaries] for name in _METRICS}
     return BenchPointResult(
         point, sum(outcomes.values()), {kind: count for kind, count in outcomes.items() if kind != OK},
         (min(seen), max(seen)) if seen else None,
         {name: found for name, groups in values.items() if (found := percentiles(groups))},
         {name: sum(map(len, groups)) for name, groups in values.items()},
-        mean([rate for records in good if (rate := tokens_per_s(records)) is not None]),
+        mean([rate for records in succeeded if (rate := tokens_per_s(records)) is not None]),
     )  # fmt: skip
 
 

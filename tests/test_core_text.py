@@ -22,7 +22,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 
 from bare_process import Bare, prompt, unused_port
 from minitron.text.answers import TextResponses
-from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron.text.prompts import Prompt
 from minitron.text.request import TextRequest
 from minitron.text.tensors import DATATYPES, datatype, from_bytes, to_bytes
@@ -86,12 +86,12 @@ def test_an_answer_comes_whole(bare: Bare) -> None:
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_an_error_is_an_error_whenever_it_comes(bare: Bare, after: int) -> None:
-    with pytest.raises(EngineError, match="it broke"):
+    with pytest.raises(EngineCallError, match="it broke"):
         asked(bare.url, lambda engine: collect(engine, prompt(tokens=5, error="it broke", error_after=after)))
 
 
 def test_a_stream_that_ends_before_its_last_response_is_no_answer(bare: Bare) -> None:
-    with pytest.raises(EngineError, match="ended the stream before its last response"):
+    with pytest.raises(EngineCallError, match="ended the stream before its last response"):
         asked(bare.url, lambda engine: collect(engine, prompt(tokens=2, unfinished=True)))
 
 
@@ -121,7 +121,7 @@ def test_a_server_that_hangs_is_told_from_one_that_refuses(start_bare: Callable[
 
 def test_a_server_that_is_not_there_is_named_with_what_to_set() -> None:
     url = f"127.0.0.1:{unused_port()}"
-    with pytest.raises(EngineError, match=rf"cannot be reached at {url} .*MINITRON_GRPC .*grpc_url"):
+    with pytest.raises(EngineCallError, match=rf"cannot be reached at {url} .*MINITRON_GRPC .*grpc_url"):
         asked(url, lambda engine: collect(engine, "x"))
 
 
@@ -169,7 +169,7 @@ def test_tls_that_does_not_fit_is_told_beside_the_address(start_bare: Callable[.
     pem = {"ca": str(certificates / "ca.crt"), "cert": str(certificates / "client.crt")}
     wrong_name = pem | {"key": str(certificates / "client.key"), "authority": "another.name"}
     for given in ({}, {"ca": pem["ca"]}, wrong_name):
-        with pytest.raises(EngineError, match=r"cannot be reached .*grpc_url, .*TLS, MINITRON_GRPC_CA .*grpc_ca,"):
+        with pytest.raises(EngineCallError, match=r"cannot be reached .*grpc_url, .*TLS, MINITRON_GRPC_CA .*grpc_ca,"):
             asked(server.url, lambda engine: collect(engine, "x"), **given)
 
 

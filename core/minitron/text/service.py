@@ -51,7 +51,7 @@ class TextService:
         """The responses to a request whose tensors, by the names of the text model's inputs, are ``arrays``.
 
         Leaving the loop ends the request in the engine, as the last stop string does. Raises RequestError for a wrong
-        request and EngineError, at any moment.
+        request and EngineCallError, at any moment.
         """
         request = TextRequest.read(arrays, excludes_input=self._excludes_input)
         prompt = self._prompts.of_request(arrays)
@@ -75,7 +75,7 @@ class TextService:
         """The pieces of one sequence behind a prompt of ``ids``, the last one with its finish reason.
 
         A piece is whatever came since the last one was taken. Leaving the loop ends the request in the engine, as a
-        stop string does. Raises RequestError before anything is sent, and EngineError, at any moment.
+        stop string does. Raises RequestError before anything is sent, and EngineCallError, at any moment.
         """
         prompt = sampling.prompt(self._prompts, ids)
         completion = Completion(self._tokenizer, prompt, sampling)

@@ -32,7 +32,7 @@ from minitron.text import packages
 packages.check()  # before what needs them is imported
 
 from minitron.text import trace_context
-from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron.text.errors import RequestError
 from minitron.text.pace import Pace
 from minitron.text.prompts import PromptMaker
@@ -167,7 +167,7 @@ class TritonPythonModel:
             pass  # the client has left
         except RequestError as wrong:
             error = _error(wrong, pb_utils.TritonError.INVALID_ARG)
-        except EngineError as failure:
+        except EngineCallError as failure:
             error = _error(failure, pb_utils.TritonError.INTERNAL)
         except Exception as fault:
             pb_utils.Logger.log_error(f"tensorrt_llm_bls: {fault!r}")

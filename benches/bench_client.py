@@ -44,13 +44,14 @@ from timing_error import AT_64, AT_256, Limits
 from tritonclient.grpc import service_pb2 as pb
 
 from minitron import console
+from minitron.text.channel import INFER_RPC
 from minitron_client.bench import profile as profiles
 from minitron_client.bench import run as runs
 from minitron_client.bench import schedule
 from minitron_client.bench.process import scheduling
 from minitron_client.bench.record import OK, Record
 from minitron_client.bench.sender import GrpcSender
-from minitron_client.client.endpoint import INFER_RPC, Endpoint
+from minitron_client.client.endpoint import Endpoint
 
 
 class Schedules(NamedTuple):

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16, help="of each kind")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    from minitron_build.evaluate.subject import prepare
+    from minitron_build.evaluate.candidate import prepare
     from minitron_build.evaluate.tasks.engine_model import EngineModel
 
     with tempfile.TemporaryDirectory(prefix="bench-eval-") as scratch:

@@ -34,11 +34,11 @@ from minitron.model.shape import ModelShape  # noqa: E402
 from minitron_build.checkpoint.convert import convert  # noqa: E402
 from minitron_build.engines.openvino import write as cpu  # noqa: E402
 from minitron_build.plan.limits import Limits  # noqa: E402
-from minitron_build.plan.simulation import Arrival, Outcome, Step, simulate  # noqa: E402
+from minitron_build.plan.simulation import Arrival, EngineStep, Outcome, simulate  # noqa: E402
 from minitron_client.bench import schedule as load_schedule  # noqa: E402
 from minitron_client.bench.profile import Profile  # noqa: E402
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine  # noqa: E402
-from minitron_triton.models.tensorrt_llm.generation import Chunk  # noqa: E402
+from minitron_triton.models.tensorrt_llm.generation import StepOutput  # noqa: E402
 from minitron_triton.models.tensorrt_llm.generation_request import Request  # noqa: E402
 from random_model import write_random_model  # noqa: E402
 
@@ -64,7 +64,7 @@ class Costs:
     prompt: float
     context: float
 
-    def __call__(self, step: Step) -> float:
+    def __call__(self, step: EngineStep) -> float:
         parts = (self.sequence, step.sequences), (self.prompt, step.prompt_tokens), (self.context, step.context_tokens)
         return self.fixed + sum(cost * count for cost, count in parts)
 
@@ -73,7 +73,7 @@ class Paced:
     """Steps on a machine that is at each moment of a run as fast as it was: what a step costs has to be done, and in
     each step of the run as much was done as that one costs. Between steps, where nothing was seen, it is as usual."""
 
-    def __init__(self, costs: Costs, steps: Sequence[tuple[Step, float]]) -> None:
+    def __init__(self, costs: Costs, steps: Sequence[tuple[EngineStep, float]]) -> None:
         self._costs = costs
         edges, done = [0.0], [0.0]
         for step, seconds in steps:
@@ -82,7 +82,7 @@ class Paced:
             done += [done[-1] + idle_s, done[-1] + idle_s + costs(step)]
         self._edges, self._done = np.array(edges), np.array(done)
 
-    def __call__(self, step: Step) -> float:
+    def __call__(self, step: EngineStep) -> float:
         until = float(np.interp(step.begins_s, self._edges, self._done)) + self._costs(step)
         beyond_s = max(step.begins_s - float(self._edges[-1]), 0.0) + max(until - float(self._done[-1]), 0.0)
         ends_s = float(np.interp(until, self._done, self._edges)) + beyond_s
@@ -94,7 +94,7 @@ class Bench:
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine, self._random = engine, np.random.default_rng(seed)
-        self.steps: list[tuple[Step, float]] = []
+        self.steps: list[tuple[EngineStep, float]] = []
         self._before, self._ended, self._began = set[int](), 0.0, 0.0
         self._read: dict[int, int] = {}  # tokens of prompts that were read, by request
         self._watch_steps()
@@ -109,8 +109,8 @@ class Bench:
         outcomes, done = [Outcome(one, 0) for one in arrivals], threading.Semaphore(0)
         began = self._began = time.perf_counter()
 
-        def deliver(outcome: Outcome) -> Callable[[Chunk], None]:
-            def take(chunk: Chunk) -> None:
+        def deliver(outcome: Outcome) -> Callable[[StepOutput], None]:
+            def take(chunk: StepOutput) -> None:
                 assert chunk.error is None, chunk.error
                 now = time.perf_counter() - began
                 if chunk.token_ids and not outcome.first_token_s:
@@ -174,7 +174,7 @@ class Bench:
                 began = self._ended if ids & self._before else time.perf_counter()
                 step()
                 self._before, self._ended = ids, time.perf_counter()
-                seen = Step(generating + first, prompts, context, began - self._began)
+                seen = EngineStep(generating + first, prompts, context, began - self._began)
                 self.steps.append((seen, self._ended - began))
 
         engine._pipeline = Watched()

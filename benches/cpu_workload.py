@@ -13,11 +13,12 @@ from circling_model import LENGTH, Rings
 from cpu_sides import Side
 from tokenizers import Tokenizer
 
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
+
 #: Fillers of prompts; the circling model copies none of them.
 WORDS = ("river", "stone", "light", "house", "morning", "water", "garden", "winter", "letter", "road", "voice", "table")
 ALL_FILLERS = f"0 1 2 3 4 5 6 7 8 9 a r . {' '.join(WORDS)}"
 _REPEATED_TOKENS = LENGTH + 32
-_BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Workload:
         """KV cache for all that is asked at once, and for as much again that earlier rounds left behind."""
         one = self.stream_prompt_tokens + self.output_tokens
         needed = [(1, self.longest), *((count, one) for count in self.streams)]
-        return max(2 * count * (tokens // _BLOCK_TOKENS + 2) * _BLOCK_TOKENS for count, tokens in needed)
+        return max(2 * count * (tokens // TOKENS_PER_BLOCK + 2) * TOKENS_PER_BLOCK for count, tokens in needed)
 
     def settings(self) -> dict[str, Any]:
         """For the report: what all its rows have in common."""

@@ -28,8 +28,8 @@ import http2
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from minitron.text.channel import INFER_RPC
 from minitron.text.tensors import datatype, from_bytes, to_bytes
-from minitron_client.client.endpoint import INFER_RPC
 
 TEXT, TOKENS = "tensorrt_llm_bls", "tensorrt_llm"
 GRPC_WAYS, HTTP_WAYS = ("deadline", "cancel", "close", "reset"), ("hangup", "abort")

@@ -26,8 +26,8 @@ class MemoryWatch:
         self._root, self._each_page_once = pid, each_page_once
         self.private = self.peak = 0
 
-    def look(self) -> None:
-        """Look now."""
+    def measure(self) -> None:
+        """Measure now."""
         try:
             every = [self._root, *(child.pid for child in psutil.Process(self._root).children(recursive=True))]
         except psutil.NoSuchProcess:
@@ -44,7 +44,7 @@ class MemoryWatch:
 
         def keep_looking() -> None:
             while not ended.wait(every_s):
-                self.look()
+                self.measure()
 
         thread = threading.Thread(target=keep_looking, daemon=True)
         thread.start()
@@ -53,7 +53,7 @@ class MemoryWatch:
         finally:
             ended.set()
             thread.join()
-            self.look()
+            self.measure()
 
     def bytes(self) -> dict[str, int]:
         """What was found so far."""

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from answers import Answers, dtype_of, make_model
-from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.model import shape
 from minitron.model.precision import Precision
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 from minitron_build.checkpoint.convert import convert
 from minitron_build.engines.openvino import write as cpu
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
-from minitron_triton.models.tensorrt_llm.generation import Chunk
+from minitron_triton.models.tensorrt_llm.generation import StepOutput
 from minitron_triton.models.tensorrt_llm.generation_request import Request
 from nemotron_reference import checkpoint_weights, logits
 
@@ -66,23 +66,30 @@ def engine(name: str, precision: Precision) -> Path:
 def load(name: str, precision: Precision, *, blocks: int, max_queue: int = 0, prompt_lookup: bool = False) -> Engine:
     """The engine, loaded, with a KV cache of so many blocks; the caller closes it."""
     return Engine.load(
-        engine(name, precision), kv_cache_tokens=blocks * BLOCK_TOKENS, max_queue=max_queue, prompt_lookup=prompt_lookup
+        engine(name, precision),
+        kv_cache_tokens=blocks * TOKENS_PER_BLOCK,
+        max_queue=max_queue,
+        prompt_lookup=prompt_lookup,
     )
+
+
+#: What the engine logs of a step that raised.
+FAULT = "the engine failed in a step"
 
 
 class Caller:
     """Submits a request and keeps what comes back."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
-        self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        self.chunks: list[Chunk] = []
+        self._chunks: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+        self.chunks: list[StepOutput] = []
         self.generation = engine.submit(request, self._chunks.put)
 
-    def next(self) -> Chunk:
+    def next(self) -> StepOutput:
         self.chunks.append(self._chunks.get(timeout=60))
         return self.chunks[-1]
 
-    def last(self) -> Chunk:
+    def last(self) -> StepOutput:
         while not self.next().is_last:
             pass
         return self.chunks[-1]

@@ -14,13 +14,13 @@ from minitron.model.shape import ModelShape
 from minitron_build.plan import traffic
 from minitron_build.plan.limits import Limits
 from minitron_build.plan.roofline import Machine
-from minitron_build.plan.simulation import Arrival, Step, StepTime, roofline_steps, simulate
+from minitron_build.plan.simulation import Arrival, EngineStep, StepTime, roofline_steps, simulate
 from random_model import SHAPES
 
 LIMITS = Limits(max_batch_size=2, max_input_len=64, max_seq_len=128, max_num_tokens=16)
 
 
-def second(step: Step) -> float:
+def second(step: EngineStep) -> float:
     return 1.0
 
 
@@ -39,9 +39,9 @@ def test_a_full_batch_makes_others_wait_in_their_order() -> None:
 
 def test_a_prompt_and_an_answer_share_a_step() -> None:
     """One generates (1 of 16 tokens), so the other's 40 are read as 15 + 15 + 10: three steps, not two and a half."""
-    seen: list[Step] = []
+    seen: list[EngineStep] = []
 
-    def step_s(step: Step) -> float:
+    def step_s(step: EngineStep) -> float:
         seen.append(step)
         return 1.0
 
@@ -61,9 +61,9 @@ def test_a_machine_s_pauses_are_played_back_to_those_who_wait() -> None:
     from bench_sizing import Costs, Paced
 
     costs = Costs(1.0, 0.0, 0.0, 0.0)
-    seen: list[tuple[Step, float]] = []
+    seen: list[tuple[EngineStep, float]] = []
 
-    def step_s(step: Step) -> float:
+    def step_s(step: EngineStep) -> float:
         begins, ends = step.begins_s, step.begins_s + 1.0
         seconds = 1.0 if ends <= 4.5 or begins >= 7.5 else 4.0
         seen.append((step, seconds))
@@ -100,8 +100,8 @@ def test_the_roofline_of_a_step_is_that_of_the_plan() -> None:
     'minitron plan --recipe a100-int8' shows as 9,491 tokens/s and 8.8 ms."""
     machine = Machine(2.039e12, 3.12e14)
     steps = roofline_steps(SHAPES["minitron-4b"], machine, matrix_bytes=4_190_109_696, kv_bytes=131_072)
-    assert 32 / steps(Step(32, 0, 32 * 640)) == pytest.approx(9491, rel=0.001)
-    assert steps(Step(1, 511, 512)) == pytest.approx(8.76e-3, rel=0.01)
+    assert 32 / steps(EngineStep(32, 0, 32 * 640)) == pytest.approx(9491, rel=0.001)
+    assert steps(EngineStep(1, 511, 512)) == pytest.approx(8.76e-3, rel=0.01)
 
 
 def test_the_command_says_how_many(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from minitron.errors import InputError, UsageError
 from minitron_build.evaluate.tasks import gate, statistics
 from minitron_build.evaluate.tasks.gate import CARD, judge, read_baseline, worst
-from minitron_build.evaluate.tasks.suites import Entry, suite
+from minitron_build.evaluate.tasks.suites import SuiteTask, suite
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_a_baseline_is_a_run_of_one_subject(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 subjects"):
         read_baseline(str(path), [])
     path.write_text(json.dumps(document | {"subjects": document["subjects"][:1]}))
-    assert read_baseline(str(path), [Entry("t")])["t"]["value"] == 0.6
+    assert read_baseline(str(path), [SuiteTask("t")])["t"]["value"] == 0.6

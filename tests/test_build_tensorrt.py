@@ -226,7 +226,7 @@ def test_interrupting_ends_the_child_and_leaves_nothing(
     wait_for(lambda: not alive(int(pid_file.read_text())))
     if where:
         calls = [json.loads(line) for line in Path("docker.log").read_text().splitlines()]
-        assert calls[1] == ["kill", calls[0][calls[0].index("--name") + 1]]
+        assert calls[1] == ["kill", next(word for word in calls[0] if word.startswith("--name=")).partition("=")[2]]
 
 
 def alive(pid: int) -> bool:
@@ -253,7 +253,7 @@ def test_the_container_gets_what_it_needs(small_checkpoint: Any, doubles: Path, 
     (call,) = (json.loads(line) for line in Path("docker.log").read_text().splitlines())
 
     def value(flag: str) -> list[str]:
-        return [call[i + 1] for i, word in enumerate(call) if word == flag]
+        return [word.partition("=")[2] for word in call if word.startswith(f"{flag}=")]
 
     assert value("--gpus") == ["all"]
     assert value("--ulimit") == ["memlock=-1", "stack=67108864"]

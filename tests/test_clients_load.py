@@ -23,8 +23,8 @@ from minitron_client.bench import profile as profiles
 from minitron_client.bench.loops import Sendable
 from minitron_client.bench.profile import Slo
 from minitron_client.bench.record import Record
-from minitron_client.bench.requests import PromptMaker, make_requests
-from minitron_client.bench.schedule import Slice, plan
+from minitron_client.bench.requests import SyntheticPrompts, make_requests
+from minitron_client.bench.schedule import ScheduleSlice, plan
 from minitron_client.bench.search import find_capacity
 from minitron_client.bench.statistics import enough
 from minitron_client.bench.summary import Summary, Window, summarize
@@ -88,9 +88,12 @@ def test_a_ramp_rises_linearly() -> None:
 def test_same_seed_same_plan_and_slices_make_the_whole(name: str | None) -> None:
     whole = plan(profiles.load(name))
     assert (whole == plan(profiles.load(name)) and whole != plan(profiles.load(name, [("seed", 1)]))) or name == "smoke"
-    shares = [[one for one in whole if Slice(number, 3).takes(one.index)] for number in (1, 2, 3)]
+    shares = [[one for one in whole if ScheduleSlice(number, 3).takes(one.index)] for number in (1, 2, 3)]
     assert sorted((one for share in shares for one in share), key=lambda one: one.index) == whole
-    assert [sum(Slice(n, of).share(count) for n in range(1, of + 1)) for of, count in ((3, 7), (4, 2))] == [7, 2]
+    assert [sum(ScheduleSlice(n, of).share(count) for n in range(1, of + 1)) for of, count in ((3, 7), (4, 2))] == [
+        7,
+        2,
+    ]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
@@ -100,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
 
     def sendable(seed: int) -> list[Sendable]:
         one = made(seed=seed, temperature=0.5, **{"input_tokens": {"kind": "uniform", "low": 2, "high": 9}})
-        return make_requests(plan(one), one, served, PromptMaker(lambda text: len(text.split()), seed=seed))
+        return make_requests(plan(one), one, served, SyntheticPrompts(lambda text: len(text.split()), seed=seed))
 
     first, again, other = sendable(1), sendable(1), sendable(2)
     assert first == again and len(first) > 10

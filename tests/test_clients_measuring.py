@@ -16,7 +16,7 @@ from minitron.errors import InputError
 from minitron_client.bench import compare
 from minitron_client.bench.grid import BenchPoint, BenchPointResult
 from minitron_client.bench.record import Record
-from minitron_client.bench.requests import PromptMaker, tokenizer_count
+from minitron_client.bench.requests import SyntheticPrompts, tokenizer_count
 from minitron_client.bench.statistics import PERCENTILES, Estimate, enough, mean, percentile, percentiles, remark, shown
 from minitron_client.client.timing import Timing
 
@@ -101,17 +101,17 @@ def test_prompts_have_exactly_the_asked_length(small_model: Path, tokens: int) -
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(small_model / "tokenizer.json"))
-    maker = PromptMaker(tokenizer_count(small_model), seed=3)
+    maker = SyntheticPrompts(tokenizer_count(small_model), seed=3)
     made = [maker.make(tokens, index) for index in range(5)]
     assert [len(tokenizer.encode(text).ids) for text in made] == [tokens] * 5
-    again = PromptMaker(tokenizer_count(small_model), seed=3)
+    again = SyntheticPrompts(tokenizer_count(small_model), seed=3)
     assert [again.make(tokens, index) for index in range(5)] == made
     assert tokens == 1 or len(set(made)) == 5
 
 
 def test_a_length_that_no_prompt_has_is_said() -> None:
     with pytest.raises(InputError, match="no prompt of 5 tokens"):
-        PromptMaker(lambda text: 2 * len(text.split())).make(5)
+        SyntheticPrompts(lambda text: 2 * len(text.split())).make(5)
     with pytest.raises(InputError, match="tokenizer"):
         tokenizer_count(Path("nowhere"))
 

@@ -64,7 +64,7 @@ def test_the_tokenizer_is_that_of_its_repository(bare: Bare, tmp_path: Path, nam
     put(tmp_path / "states", repository, bare.url)
     words = ("--url", bare.url) if named else ()
     code, _, said = minitron_here("bench", "--grid", "2:2:1", "--state", tmp_path / "states", *words)
-    assert code == 3 and f"{repository}/tokenizer/tokenizer.json is no tokenizer" in said
+    assert code == 3 and f"{repository}/tokenizer/tokenizer.json cannot be opened" in said
 
 
 def test_accept_chooses_by_the_same_rule(tmp_path: Path) -> None:

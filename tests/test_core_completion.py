@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import SMALL_MODEL
 from minitron.text.completion import LENGTH, STOP, Completion, Piece, Sampling
-from minitron.text.engine import EngineError
+from minitron.text.engine import EngineCallError
 from minitron.text.prompts import PromptMaker
 from minitron.text.tokenizer import TextTokenizer
 
@@ -102,7 +102,7 @@ def test_the_end_is_told_apart(tokenizer: TextTokenizer) -> None:
 def test_log_probs_of_another_length_are_an_error(tokenizer: TextTokenizer) -> None:
     sampling = Sampling(max_tokens=5, log_probs=True)
     completion = Completion(tokenizer, sampling.prompt(PromptMaker(tokenizer, LIMITS), [300]), sampling)
-    with pytest.raises(EngineError, match="1 log probs for 2 tokens"):
+    with pytest.raises(EngineCallError, match="1 log probs for 2 tokens"):
         completion.feed([response([300, 301]) | {"output_log_probs": np.zeros((1, 1, 1), np.float32)}])
 
 

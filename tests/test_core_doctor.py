@@ -17,7 +17,7 @@ from minitron import recipe
 from minitron.errors import MachineError, RepositoryError, UsageError
 from minitron.machine import compat, gpus_here, memory
 from minitron.model.precision import Precision
-from minitron_cli.doctor import FAIL, OK, WARN, Check, Diagnosis, diagnose
+from minitron_cli.doctor import FAIL, OK, WARN, Diagnosis, Requirement, diagnose
 from minitron_triton.server import bundled
 
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 8.0, 590.44.01"
@@ -46,7 +46,7 @@ def diagnosed(name: str, **flags: object) -> Diagnosis:
     return diagnose(recipe.load(name, {}, flags).recipe, Path.cwd())
 
 
-def of(found: Diagnosis, subject: str) -> Check:
+def of(found: Diagnosis, subject: str) -> Requirement:
     return next(check for check in found.checks if check.subject == subject)
 
 

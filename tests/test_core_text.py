@@ -21,8 +21,8 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import deserialize_bytes_tensor
 
 from bare_process import Bare, prompt, unused_port
-from minitron.text.answers import Answers
-from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.answers import TextResponses
+from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron.text.prompts import Prompt
 from minitron.text.request import TextRequest
 from minitron.text.tensors import DATATYPES, datatype, from_bytes, to_bytes
@@ -86,12 +86,12 @@ def test_an_answer_comes_whole(bare: Bare) -> None:
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_an_error_is_an_error_whenever_it_comes(bare: Bare, after: int) -> None:
-    with pytest.raises(EngineError, match="it broke"):
+    with pytest.raises(EngineCallError, match="it broke"):
         asked(bare.url, lambda engine: collect(engine, prompt(tokens=5, error="it broke", error_after=after)))
 
 
 def test_a_stream_that_ends_before_its_last_response_is_no_answer(bare: Bare) -> None:
-    with pytest.raises(EngineError, match="ended the stream before its last response"):
+    with pytest.raises(EngineCallError, match="ended the stream before its last response"):
         asked(bare.url, lambda engine: collect(engine, prompt(tokens=2, unfinished=True)))
 
 
@@ -121,7 +121,7 @@ def test_a_server_that_hangs_is_told_from_one_that_refuses(start_bare: Callable[
 
 def test_a_server_that_is_not_there_is_named_with_what_to_set() -> None:
     url = f"127.0.0.1:{unused_port()}"
-    with pytest.raises(EngineError, match=rf"cannot be reached at {url} .*MINITRON_GRPC .*grpc_url"):
+    with pytest.raises(EngineCallError, match=rf"cannot be reached at {url} .*MINITRON_GRPC .*grpc_url"):
         asked(url, lambda engine: collect(engine, "x"))
 
 
@@ -169,7 +169,7 @@ def test_tls_that_does_not_fit_is_told_beside_the_address(start_bare: Callable[.
     pem = {"ca": str(certificates / "ca.crt"), "cert": str(certificates / "client.crt")}
     wrong_name = pem | {"key": str(certificates / "client.key"), "authority": "another.name"}
     for given in ({}, {"ca": pem["ca"]}, wrong_name):
-        with pytest.raises(EngineError, match=r"cannot be reached .*grpc_url, .*TLS, MINITRON_GRPC_CA .*grpc_ca,"):
+        with pytest.raises(EngineCallError, match=r"cannot be reached .*grpc_url, .*TLS, MINITRON_GRPC_CA .*grpc_ca,"):
             asked(server.url, lambda engine: collect(engine, "x"), **given)
 
 
@@ -220,7 +220,7 @@ def sent(*ids: int) -> dict[str, Any]:
 @pytest.mark.parametrize("last", [(23,), (24,), (3, 24)])
 def test_the_model_s_other_end_tokens_are_no_part_of_the_answer(streams: bool, last: tuple[int, ...]) -> None:
     request = TextRequest({}, 1, streams, echoes=False, sequences=1, stop_words=[[]])
-    answers = Answers(Letters(), ends(23, 24), request)
+    answers = TextResponses(Letters(), ends(23, 24), request)
     got = [one for part in ((1,), (2,), last) if (one := answers.feed(sent(*part))) is not None]
     got += answers.finish()
     rest = last[:-1]
@@ -233,7 +233,7 @@ def test_the_model_s_other_end_tokens_are_no_part_of_the_answer(streams: bool, l
 def test_an_end_token_inside_an_answer_is_text() -> None:
     """A client's own end_id makes the model's ones ordinary: then there are no others."""
     request = TextRequest({}, 1, False, echoes=False, sequences=1, stop_words=[[]])
-    answers = Answers(Letters(), ends(), request)
+    answers = TextResponses(Letters(), ends(), request)
     answers.feed(sent(1, 23))
     assert [one["text_output"][0] for one in answers.finish()] == [b"bx"]
 
@@ -260,7 +260,7 @@ def streamed_from(
               "stop_words": np.array([[word.encode() for word in stop_words]], dtype=object)}  # fmt: skip
     request = TextRequest.read(arrays, excludes_input=True)
     limits = {"max_input_len": "64", "max_seq_len": "128", "vocab_size": "1024"}
-    answers = Answers(tokenizer, PromptMaker(tokenizer, limits).of_request(arrays), request)
+    answers = TextResponses(tokenizer, PromptMaker(tokenizer, limits).of_request(arrays), request)
     sent = [dict(one) for batch in batches for one in answers.feed_all(batch)]
     return [*sent, *map(dict, answers.finish())]
 

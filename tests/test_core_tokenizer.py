@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from conftest import SMALL_MODEL
+from minitron.errors import InputError
 from minitron.text.tokenizer import TextTokenizer
+from minitron_client.bench.requests import tokenizer_count
+from minitron_client.parity.stored import encode
 
 TEXTS = (
     "the sea",
@@ -90,3 +94,28 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ValueError, match=r"tokenizer\.json cannot be opened"):
         TextTokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, "broken"])
+@pytest.mark.parametrize("reads", [tokenizer_count, encode])
+def test_tools_refuse_a_folder_without_the_served_tokenizer(
+    reads: Callable[[Path], object], content: str | None, tmp_path: Path
+) -> None:
+    """What is wrong, where, and what to do, in the same words wherever one is opened."""
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match="put the served model's tokenizer there") as refused:
+        reads(tmp_path)
+    assert f"{path} cannot be opened: " in str(refused.value)
+
+
+def test_tools_count_what_the_server_counts(tmp_path: Path) -> None:
+    """A tokenizer.json that cuts texts off, which the server does not let it: ids of the original, which does not."""
+    (tmp_path / "tokenizer_config.json").write_bytes((SMALL_MODEL / "tokenizer_config.json").read_bytes())
+    content = json.loads((SMALL_MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    text, judge = "in the beginning God created the heaven", Tokenizer.from_file(str(SMALL_MODEL / "tokenizer.json"))
+    CASES["cut and padded"](content, {})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert tokenizer_count(tmp_path)(text) == len(judge.encode(text).ids) > 3
+    assert encode(tmp_path, [text]) == [judge.encode(text, add_special_tokens=False).ids]

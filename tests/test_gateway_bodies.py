@@ -21,7 +21,7 @@ from starlette.routing import Route
 from conftest import ROOT, SMALL_MODEL
 from minitron.errors import UsageError
 from minitron.text.completion import Sampling
-from minitron.text.engine import EngineError
+from minitron.text.engine import EngineCallError
 from minitron.text.prompts import PromptMaker
 from minitron.text.tokenizer import TextTokenizer
 from minitron_gateway import openapi, problems
@@ -170,13 +170,15 @@ def test_a_refusal_of_any_tensor_that_is_sent_has_openai_s_name_for_it() -> None
     ours = {"streaming", "exclude_input_in_output", "pad_id", "end_id"}  # no parameter makes them what they are
     names = {}
     for tensor in sent - ours:
-        problem = problems.of_engine(EngineError(f"Executor: due to the following error: {tensor} is 7: it must be 5"))
+        problem = problems.of_engine(
+            EngineCallError(f"Executor: due to the following error: {tensor} is 7: it must be 5")
+        )
         assert problem.status == 400 and problem.message == f"{problem.param} is 7: it must be 5"
         names[tensor] = problem.param
     assert set(names.values()) <= set(CompletionBody.model_fields)
     assert (names["embedding_bias"], names["request_output_len"]) == ("logit_bias", "max_tokens")
     assert (names["runtime_top_k"], names["stop_words_list"], names["input_ids"]) == ("top_k", "stop", "prompt")
-    about_two = problems.of_engine(EngineError("min_tokens is 9: it must be from 0 to request_output_len (8)"))
+    about_two = problems.of_engine(EngineCallError("min_tokens is 9: it must be from 0 to request_output_len (8)"))
     assert (about_two.message, about_two.param) == (
         "min_tokens is 9: it must be from 0 to max_tokens (8)",
         "min_tokens",

@@ -109,3 +109,22 @@ def test_a_name_of_a_precision(
     run("-m", "minitron_cli", "convert", SMALL_MODEL, "--precision", "w8a16", "--output", tmp_path / "made")
     assert (tmp_path / "made" / "rank0.safetensors").read_bytes() == (other / "rank0.safetensors").read_bytes()
     assert json.loads((tmp_path / "made" / "config.json").read_text())["quantization"]["quant_algo"] == "W8A16"
+    # A plan has a line of it, and offers it where 16 bits do not fit; a GPU of another layout of codes gets floats.
+    plan = run("-m", "minitron_cli", "plan", "--recipe", "a100-int8", "--precision", "w8a16")
+    assert [line.split()[0] for line in plan.splitlines() if "w8a16 <" in line] == ["w8a16"]
+    small = ("--recipe", "a100-float16", "--target", "a100-40gb", "--concurrency", "110")
+    assert "precision w8a16" in run("-m", "minitron_cli", "plan", *small)
+    run(
+        "-m",
+        "minitron_cli",
+        "convert",
+        SMALL_MODEL,
+        "--precision",
+        "w8a16",
+        "--target",
+        "h100-80gb",
+        "--output",
+        tmp_path / "left",
+    )
+    left = json.loads((tmp_path / "left" / "manifest.json").read_text())["details"]
+    assert left["quantize_at_build"] is True

@@ -17,6 +17,7 @@ SELF_CONTAINED = ROOT / "model_repo" / "minitron_triton" / "models"
 TEXT = ROOT / "core" / "minitron" / "text"
 COPIED = (
     "minitron.text",
+    "minitron.model.runtime_limits",
     *(f"minitron.machine.{name}" for name in ("memory", "cpu_execution", "cpu_head", "cpu_memory", "openvino")),
 )
 
@@ -39,6 +40,14 @@ def test_the_models_need_of_the_toolkit_what_a_repository_has_a_copy_of() -> Non
     for path in files:
         ours = {name for name in imported(path) if name.partition(".")[0].startswith("minitron")}
         assert all(name.startswith(COPIED) for name in ours), (path, ours)
+
+
+def test_what_a_repository_has_a_copy_of_needs_nothing_else_of_the_toolkit() -> None:
+    for module in COPIED:
+        place = ROOT.joinpath("core", *module.split("."))
+        for path in place.glob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+            ours = {name for name in imported(path) if name.startswith("minitron.")}
+            assert all(name.startswith(COPIED) for name in ours), (path, ours)
 
 
 def test_the_text_code_needs_what_that_image_has() -> None:

@@ -12,7 +12,7 @@ from minitron.checks import FAIL, PASS, SKIPPED
 from minitron.prometheus import Metrics
 from minitron_build.plan.engine_plan import plan
 from minitron_build.plan.model import look_up
-from minitron_triton.audit.judging import Running, judge_all
+from minitron_triton.audit.judging import InspectedServer, judge_all
 from minitron_triton.audit.runtime_log import RuntimeLog
 from minitron_triton.repository import config_text
 
@@ -60,7 +60,7 @@ def test_of_several_ranks_the_largest_engine_and_the_smallest_cache_count() -> N
     assert (log.engine_bytes, log.kv_cache_tokens) == (250 << 20, 9)
 
 
-def running(log: RuntimeLog, **served: Any) -> Running:
+def running(log: RuntimeLog, **served: Any) -> InspectedServer:
     """A server of recipe a100-int8 at the full 4B shape, which holds what was rendered unless ``served`` says else."""
     planned = plan(wanted := recipe.load("a100-int8", {}).recipe, look_up(wanted.model)).document()
     config = config_text.parse((GOLDEN / "a100-int8" / "tensorrt_llm" / "config.pbtxt").read_text(), "golden")
@@ -69,7 +69,7 @@ def running(log: RuntimeLog, **served: Any) -> Running:
         "parameters": {key: {"string_value": value.string_value} for key, value in config.parameters.items()},
         "max_batch_size": config.max_batch_size, "model_transaction_policy": {"decoupled": True},
     }  # fmt: skip
-    return Running(config, loaded | served, log, Metrics(()), {"limits": planned["limits"], "plan": planned})
+    return InspectedServer(config, loaded | served, log, Metrics(()), {"limits": planned["limits"], "plan": planned})
 
 
 def log_of(**changes: Any) -> RuntimeLog:
@@ -82,7 +82,7 @@ def log_of(**changes: Any) -> RuntimeLog:
     return RuntimeLog(**said | changes)
 
 
-def status(judged: Running) -> dict[str, str]:
+def status(judged: InspectedServer) -> dict[str, str]:
     return {line.name.partition(".")[2]: line.verdict for line in judge_all(judged)}
 
 

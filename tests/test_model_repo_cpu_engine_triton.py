@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import serving
@@ -22,6 +23,7 @@ from answers import END_ID, Answers
 from conftest import DATA
 from minitron.artifacts import manifest
 from minitron.model.precision import Precision
+from minitron_triton.server import leftovers
 from serving import Stream
 
 pytestmark = pytest.mark.server
@@ -76,6 +78,7 @@ def settled_metrics(server: dict[str, Any]) -> dict[str, float]:
 
 ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
 STEPS = 'nv_trt_llm_general_metrics{general_type="iteration_counter",model="tensorrt_llm",version="1"}'
+MEMORY = 'nv_trt_llm_runtime_memory_metrics{memory_type="cpu",model="tensorrt_llm",version="1"}'
 OUTPUT = 'nv_llm_output_token_len_sum{model="tensorrt_llm",response_metric_type="total_output_tokens",version="1"}'
 
 
@@ -289,8 +292,16 @@ def test_metric_families_are_those_of_the_backend_and_move(server: dict[str, Any
     before = settled_metrics(server)
     stream.responses(MODEL, **tensors(PROMPTS[0], 7))
     wait_until(lambda: metrics(server)[OUTPUT] >= before[OUTPUT] + 7)
-    assert metrics(server)[STEPS] >= before[STEPS] + 7
+    wait_until(lambda: metrics(server)[STEPS] >= before[STEPS] + 7)  # counted from a look that may be one step older
     wait_until(lambda: metrics(server)[ACTIVE] == 0)
+
+
+def test_the_metric_of_memory_is_what_the_engine_s_process_has(server: dict[str, Any]) -> None:
+    """The judge is psutil, which multiplies the kernel's count of pages by the size of one."""
+    processes = [psutil.Process(one.pid) for one in leftovers.processes(server["mark"])]
+    (engine,) = (one for one in processes if any(word.endswith(f"/{MODEL}/1/model.py") for word in one.cmdline()))
+    found = settled_metrics(server)[MEMORY]
+    assert found == pytest.approx(engine.memory_info().rss, rel=0.02)
 
 
 FAULT = """

@@ -25,7 +25,7 @@ from minitron import recipe
 from minitron.errors import InputError, UsageError
 from minitron.text import packages
 from minitron_build.plan import engine_plan, model
-from minitron_cli.doctor import FAIL, OK, WARN, Check, diagnose
+from minitron_cli.doctor import FAIL, OK, WARN, Requirement, diagnose
 from minitron_triton.repository import kubernetes
 from minitron_triton.repository.options import RepositoryOptions, from_recipe
 from minitron_triton.repository.render import render
@@ -210,7 +210,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def packages_of_image(**flags: object) -> Check:
+def packages_of_image(**flags: object) -> Requirement:
     found = diagnose(recipe.load("a100-int8", {}, flags).recipe, Path.cwd())
     return next(check for check in found.checks if check.subject == "image packages")
 

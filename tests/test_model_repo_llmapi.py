@@ -81,6 +81,14 @@ def test_check_names_what_is_wrong(repository: Path, tmp_path: Path) -> None:
             (where, "dynamic_batching.preserve_ordering")} <= places  # fmt: skip
 
 
+def test_check_refuses_a_key_that_stands_twice(repository: Path, tmp_path: Path) -> None:
+    """PyYAML keeps the last of two, and a reader of the file may see the first."""
+    broken = shutil.copytree(repository, tmp_path / "broken")
+    path = broken / MODEL / "1" / "model.yaml"
+    path.write_text("max_batch_size: 8\n" + path.read_text() + "max_batch_size: 8\n")
+    assert "key 'max_batch_size' stands twice" in minitron("check", broken, check=False).stdout
+
+
 @pytest.fixture(scope="module")
 def stream(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stream]:
     """A stream to the bundled server that runs our model over the stand-in."""

@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from minitron.errors import InvalidRequest, NotReady
-from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron_client.client import ApiKey, Tls
 from supervisor import Supervisor, ask, environment, stub
 
@@ -49,7 +49,7 @@ def refusal(address: Address) -> str:
     async def ask_it() -> str:
         engine = EngineClient("echo", address)
         inputs = {"text_input": np.array([b"x"], dtype=object), "max_tokens": np.array([1], np.int32)}
-        with pytest.raises(EngineError) as error:
+        with pytest.raises(EngineCallError) as error:
             async for _ in engine.batches(inputs, ["text_output"], "the-id"):
                 pass
         await engine.close()

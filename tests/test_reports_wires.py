@@ -34,7 +34,7 @@ from conftest import ROOMS, ROOT, SMALL_MODEL
 from gateway_process import Gateway, events
 from minitron.errors import ClientError, StreamBroken
 from minitron.text import channel, engine
-from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron_client.bench.record import Record
 from minitron_client.bench.sender import GrpcSender, serialize
 from minitron_client.client import AsyncClient, Client, Endpoint
@@ -138,7 +138,7 @@ def all_at_once(url: str, text: str, model: str) -> dict[str, Any]:
     def ask(way: Callable[[str, str, str], list[str]]) -> None:
         try:
             found[way.__name__] = way(url, text, model)
-        except (ClientError, EngineError) as error:
+        except (ClientError, EngineCallError) as error:
             found[way.__name__] = error
 
     threads = [threading.Thread(target=ask, args=(way,)) for way in WAYS]

@@ -52,7 +52,7 @@ _MOSTLY = 0.995
 
 
 @dataclass(frozen=True)
-class Check:
+class Requirement:
     """One requirement: ``level`` OK, WARN or FAIL; ``remedy`` is empty where nothing is to be done."""
 
     subject: str
@@ -65,7 +65,7 @@ class Check:
 class Diagnosis:
     """All checks, and what follows from them."""
 
-    checks: list[Check]
+    checks: list[Requirement]
     can: list[str]
     cannot: list[str]
 
@@ -76,7 +76,7 @@ class Diagnosis:
 
 
 def diagnose(recipe: Recipe, folder: Path, engine: Path | None = None) -> Diagnosis:
-    """Check this machine for ``recipe``, or for the CPU engine that was built by it, working in ``folder``.
+    """Requirement this machine for ``recipe``, or for the CPU engine that was built by it, working in ``folder``.
 
     Raises UsageError for a recipe that cannot be, RepositoryError for an engine that is none.
     """
@@ -112,25 +112,25 @@ def _summary(recipe: Recipe, base: bool, cpu: bool, gpu: bool) -> tuple[list[str
     return [name for works, name in parts if works], [name for works, name in parts if not works]
 
 
-def _works(checks: list[Check]) -> bool:
+def _works(checks: list[Requirement]) -> bool:
     return not any(check.level == FAIL for check in checks)
 
 
-def _softened(check: Check) -> Check:
+def _softened(check: Requirement) -> Requirement:
     return replace(check, level=WARN) if check.level == FAIL else check
 
 
-def _judge(fine: bool, subject: str, message: str, remedy: str, *, otherwise: str = FAIL) -> Check:
-    return Check(subject, OK, message) if fine else Check(subject, otherwise, message, remedy)
+def _judge(met: bool, subject: str, message: str, remedy: str, *, otherwise: str = FAIL) -> Requirement:
+    return Requirement(subject, OK, message) if met else Requirement(subject, otherwise, message, remedy)
 
 
-def _python() -> Check:
+def _python() -> Requirement:
     version = platform.python_version()
-    fine = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    return _judge(fine, "python", version, "use Python 3.10, 3.11 or 3.12")
+    met = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    return _judge(met, "python", version, "use Python 3.10, 3.11 or 3.12")
 
 
-def _libraries(names: tuple[str, ...], otherwise: str, remedy: str) -> Iterator[Check]:
+def _libraries(names: tuple[str, ...], otherwise: str, remedy: str) -> Iterator[Requirement]:
     missing = []
     for name in names:
         try:
@@ -150,7 +150,7 @@ def _weight_bytes(recipe: Recipe) -> int:
     return 2 * tables + (published.parameters - tables) * bits // 8
 
 
-def _memory(recipe: Recipe, engine: Path | None) -> Check:
+def _memory(recipe: Recipe, engine: Path | None) -> Requirement:
     available = memory.available_bytes()
     if recipe.target == "cpu":
         return _cpu_memory(recipe, engine, available)
@@ -160,7 +160,7 @@ def _memory(recipe: Recipe, engine: Path | None) -> Check:
     return _judge(available >= weights, "memory", message, remedy, otherwise=WARN)
 
 
-def _cpu_memory(recipe: Recipe, engine: Path | None, available: int) -> Check:
+def _cpu_memory(recipe: Recipe, engine: Path | None, available: int) -> Requirement:
     """Whether a CPU server fits, of the engine where there is one; a recipe's may never be built here."""
     if engine:
         needed = cpu_memory.of_engine(engine, available, tokenizer=engine / "tokenizer", options={})
@@ -174,59 +174,61 @@ def _cpu_memory(recipe: Recipe, engine: Path | None, available: int) -> Check:
     )
     if needed.private > available or not needed.kv_cache:
         remedy = "a smaller model or limits.max_seq_len, int8 or int4 weights need less"
-        return Check("memory", FAIL if engine else WARN, message, remedy)
+        return Requirement("memory", FAIL if engine else WARN, message, remedy)
     remedy = "it will load slowly, as parts of the weights' file are read more than once"
     return _judge(needed.total <= available, "memory", message, remedy, otherwise=WARN)
 
 
-def _disk(recipe: Recipe, folder: Path) -> Check:
+def _disk(recipe: Recipe, folder: Path) -> Requirement:
     free, needed = shutil.disk_usage(folder).free, _COPIES_ON_DISK * _weight_bytes(recipe)
     message = f"{human_bytes(free)} free in {folder}"
     remedy = f"model, checkpoint and engine take about {human_bytes(needed)}; a smaller model takes less"
     return _judge(free >= needed, "disk", message, remedy, otherwise=WARN)
 
 
-def _shm() -> Check:
+def _shm() -> Requirement:
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
-        return Check("shared memory", FAIL, "/dev/shm is not there", "Triton's Python backend needs it: mount a tmpfs")
+        return Requirement(
+            "shared memory", FAIL, "/dev/shm is not there", "Triton's Python backend needs it: mount a tmpfs"
+        )
     remedy = f"Triton's Python backend wants {human_bytes(memory.LEAST_SHM_BYTES)}; give a container --shm-size"
     return _judge(free >= memory.LEAST_SHM_BYTES, "shared memory", f"{human_bytes(free)} free in /dev/shm", remedy)
 
 
-def _ports(recipe: Recipe) -> Iterator[Check]:
+def _ports(recipe: Recipe) -> Iterator[Requirement]:
     serving = recipe.serving
     for name, port in (("grpc", serving.grpc_port), ("http", serving.http_port), ("metrics", serving.metrics_port)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
-                yield Check(f"{name} port", OK, f"{port} is free" if port else "a free one will be taken")
+                yield Requirement(f"{name} port", OK, f"{port} is free" if port else "a free one will be taken")
             except OSError as error:
-                yield Check(f"{name} port", WARN, f"{port} cannot be had ({error.strerror})",
+                yield Requirement(f"{name} port", WARN, f"{port} cannot be had ({error.strerror})",
                             f"give 'minitron serve' another --{name}-port, or 0 for a free one")  # fmt: skip
 
 
-def _bundled_server() -> Check:
+def _bundled_server() -> Requirement:
     spec = importlib.util.find_spec("pytriton")
     found = spec is not None and spec.origin is not None
     program = Path(spec.origin).parent / "tritonserver" / "bin" / "tritonserver" if spec and spec.origin else None
-    fine = found and program is not None and os.access(program, os.X_OK)
-    message = f"tritonserver {compat.fact('bundled')['server']}" if fine else "not here"
-    return _judge(fine, "bundled Triton", message, extras.install("cpu"))
+    met = found and program is not None and os.access(program, os.X_OK)
+    message = f"tritonserver {compat.fact('bundled')['server']}" if met else "not here"
+    return _judge(met, "bundled Triton", message, extras.install("cpu"))
 
 
-def _system() -> Check:
+def _system() -> Requirement:
     here = f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver()).strip() or 'unknown C library'}"
     problem = compat.bundled_problem()
     return _judge(problem is None, "system", here, problem or "")
 
 
-def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
+def _gpu(recipe: Recipe, image: Image) -> Iterator[Requirement]:
     here = gpus_here.gpus()
     if not here:
-        yield Check(
+        yield Requirement(
             "GPU", FAIL, "none that nvidia-smi shows", "an A100 target is built and served on a machine with one"
         )
         return
@@ -244,7 +246,7 @@ def _gpu(recipe: Recipe, image: Image) -> Iterator[Check]:
                  f"to {compat.fact('older_driver')}")  # fmt: skip
 
 
-def _gpu_memory(wanted: Gpu, here: list[GpuHere]) -> Iterator[Check]:
+def _gpu_memory(wanted: Gpu, here: list[GpuHere]) -> Iterator[Requirement]:
     """What a process gets: of a divided board a slice, which is less than nvidia-smi's first table says."""
     memory, remedy = min(each.memory_bytes for each in here), "choose a smaller target"
     divided = [each for each in here if each.mig]
@@ -263,40 +265,42 @@ def _gpu_memory(wanted: Gpu, here: list[GpuHere]) -> Iterator[Check]:
                  otherwise=FAIL if divided or not memory else WARN)  # fmt: skip
 
 
-def _container() -> Iterator[Check]:
+def _container() -> Iterator[Requirement]:
     if shutil.which("docker") is None:
-        yield Check("docker", FAIL, "not installed", "install docker and NVIDIA's container toolkit")
+        yield Requirement("docker", FAIL, "not installed", "install docker and NVIDIA's container toolkit")
         return
     try:
         docker.check_is_here()
     except MachineError as error:
-        yield Check("docker", FAIL, "on another machine", str(error))
+        yield Requirement("docker", FAIL, "on another machine", str(error))
         return
     version = _asked("docker", "version", "--format", "{{.Server.Version}}")
     if not version:
-        yield Check("docker", FAIL, "its daemon does not answer", "start it, or join the group docker")
+        yield Requirement("docker", FAIL, "its daemon does not answer", "start it, or join the group docker")
         return
-    yield Check("docker", OK, version)
+    yield Requirement("docker", OK, version)
     runtimes = _asked("docker", "info", "--format", "{{json .Runtimes}}") or ""
-    fine = '"nvidia"' in runtimes or shutil.which("nvidia-ctk") is not None
-    yield _judge(fine, "NVIDIA runtime", "known to docker" if fine else "not known to docker",
+    met = '"nvidia"' in runtimes or shutil.which("nvidia-ctk") is not None
+    yield _judge(met, "NVIDIA runtime", "known to docker" if met else "not known to docker",
                  "install NVIDIA's container toolkit and run 'nvidia-ctk runtime configure'")  # fmt: skip
 
 
-def _image_packages(recipe: Recipe) -> Iterator[Check]:
+def _image_packages(recipe: Recipe) -> Iterator[Requirement]:
     """Whether the image that serves has what the models around a TensorRT engine import: it is asked, never pulled."""
     if recipe.target == "cpu" or recipe.backend != "engine":
         return
     name = from_recipe(recipe).serving_image
     if shutil.which("docker") is None:
-        yield Check(_IMAGE_PACKAGES, WARN, "not looked at, as there is no docker to ask the image", _DERIVE)
+        yield Requirement(_IMAGE_PACKAGES, WARN, "not looked at, as there is no docker to ask the image", _DERIVE)
     elif _asked("docker", "image", "inspect", name) is None:
-        yield Check(_IMAGE_PACKAGES, WARN, f"not looked at, as {name} is not on this machine", f"docker pull {name}")
+        yield Requirement(
+            _IMAGE_PACKAGES, WARN, f"not looked at, as {name} is not on this machine", f"docker pull {name}"
+        )
     else:
         yield _asked_packages(name, recipe)
 
 
-def _asked_packages(image: str, recipe: Recipe) -> Check:
+def _asked_packages(image: str, recipe: Recipe) -> Requirement:
     question = Path(packages.__file__).read_text(encoding="utf-8") + "\nimport json\nprint(json.dumps(missing()))\n"
     argv = container.command(
         ["python3", "-c", question], image, {}, name=container.new_name("packages"), container=recipe.container
@@ -305,15 +309,15 @@ def _asked_packages(image: str, recipe: Recipe) -> Check:
     try:
         absent = [str(package) for package in json.loads(said)]
     except (ValueError, TypeError):
-        return Check(_IMAGE_PACKAGES, WARN, f"not looked at, as Python in {image} did not answer", _DERIVE)
+        return Requirement(_IMAGE_PACKAGES, WARN, f"not looked at, as Python in {image} did not answer", _DERIVE)
     message = f"{image} lacks {', '.join(absent)}" if absent else f"{', '.join(packages.PACKAGES)} in {image}"
     return _judge(not absent, _IMAGE_PACKAGES, message, _DERIVE)
 
 
-def _trtllm_build() -> Check:
-    fine = shutil.which("trtllm-build") is not None
+def _trtllm_build() -> Requirement:
+    met = shutil.which("trtllm-build") is not None
     remedy = "not needed: 'minitron build --container' runs it in the image"
-    return _judge(fine, "trtllm-build", "on PATH" if fine else "not on PATH", remedy, otherwise=WARN)
+    return _judge(met, "trtllm-build", "on PATH" if met else "not on PATH", remedy, otherwise=WARN)
 
 
 def _asked(*argv: str, timeout_s: float = 30) -> str | None:

@@ -80,12 +80,12 @@ class Pipeline:
 
     def _build(self) -> None:
         """The command knows by itself whether its output is what was asked for; --force only replaces another."""
-        before = manifest.whole(self.engine, "engine")
+        before = manifest.intact(self.engine, "engine")
         place = [str(self.checkpoint), "--output", str(self.engine), *(["--container"] if self._container else [])]
         self.run("build", *place, *_force(self.engine))
         if self._dry_run and self._recipe.target != "cpu":  # what it would run in turn
             main.call("build", *place, "--dry-run", effective=self._effective)
-        elif before is not None and manifest.whole(self.engine, "engine") == before:
+        elif before is not None and manifest.intact(self.engine, "engine") == before:
             self.times[-1] = (self.times[-1][0], "-")
 
     def _render(self, source: str, *backend: str) -> None:
@@ -140,7 +140,7 @@ class Pipeline:
             return False  # it was moved, and holds the place where it lay
         if record.input.kind != "engine":
             return _model_is_the_same(record)
-        engine = manifest.whole(source, "engine")
+        engine = manifest.intact(source, "engine")
         return engine is not None and engine.digest == record.input.digest
 
     def _recipe_text(self) -> str:

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from minitron.errors import NotReady, UsageError
+from minitron.text.channel import DEFAULT_URL
 from minitron_client.bench.requests import found_tokenizer
-from minitron_client.client.endpoint import DEFAULT_URL
 from minitron_triton.server import state
 from minitron_triton.server.state import State
 

@@ -17,7 +17,7 @@ from minitron import children, console, files, interrupt
 from minitron.errors import NotReady, Undecided, UsageError, VerdictError
 
 if TYPE_CHECKING:
-    from minitron_build.evaluate.tasks.answers import Answers
+    from minitron_build.evaluate.tasks.answers import AnswerStore
     from minitron_build.evaluate.tasks.gate import Verdict
     from minitron_build.evaluate.tasks.models import Opened
     from minitron_build.evaluate.tasks.run import Asked
@@ -165,7 +165,7 @@ def _endpoint(url: str, tokenizer: Path | None) -> Iterator[str]:
         child.communicate()
 
 
-def _results(opened: Opened, ask: Callable[[Any], dict[str, Any]], answers: Answers) -> dict[str, Any]:
+def _results(opened: Opened, ask: Callable[[Any], dict[str, Any]], answers: AnswerStore) -> dict[str, Any]:
     from minitron_build.evaluate.tasks.answers import Noted
 
     name = opened.about["name"]

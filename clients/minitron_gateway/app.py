@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from minitron import tracing
-from minitron.text.engine import EngineError
+from minitron.text.engine import EngineCallError
 from minitron.text.errors import RequestError
 from minitron.text.pace import Pace
 from minitron.text.prompts import PromptMaker
@@ -361,7 +361,7 @@ def _problem(error: Exception) -> Problem:
         return problems.of_validation(error)
     if isinstance(error, RequestError):
         return problems.of_request(error)
-    if isinstance(error, EngineError):
+    if isinstance(error, EngineCallError):
         return problems.of_engine(error)
     log.error("a request failed in the gateway: %r", error, exc_info=log.isEnabledFor(logging.DEBUG))
     return Problem(500, f"the gateway failed ({type(error).__name__})")

@@ -53,7 +53,7 @@ class Generation:
         return sum(map(len, self.prompts))
 
     async def events(self, text: TextService, interval: Interval, pace: Callable[[], float]) -> AsyncGenerator[bytes]:
-        """The events of a stream, to the one that says that it is whole. Raises EngineError."""
+        """The events of a stream, to the one that says that it is whole. Raises EngineCallError."""
         held: dict[int, list[Piece]] = {}
         begun: set[int] = set()
         made = [0] * self.count
@@ -76,7 +76,7 @@ class Generation:
         yield DONE
 
     async def whole(self, text: TextService) -> bytes:
-        """The whole answer. Raises EngineError."""
+        """The whole answer. Raises EngineCallError."""
         found: list[list[Piece]] = [[] for _ in range(self.count)]
         async with contextlib.aclosing(self._pieces(text, Interval(), lambda: 0.0)) as pieces:
             async for index, piece in pieces:

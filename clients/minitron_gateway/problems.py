@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from minitron import failures
 from minitron.errors import InvalidRequest, NotReady, Rejected
-from minitron.text.engine import EngineError, EngineUnreachable
+from minitron.text.engine import EngineCallError, EngineUnreachable
 from minitron.text.errors import RequestError
 
 #: Seconds after which a client may try again where nothing better is known.
@@ -76,7 +76,7 @@ def of_validation(error: ValidationError) -> Problem:
     return Problem(400, f"{where}: {message}", param=str(first["loc"][0]))
 
 
-def of_engine(error: EngineError) -> Problem:
+def of_engine(error: EngineCallError) -> Problem:
     """A server behind the gateway answered with an error."""
     text = str(error).partition(_EXECUTOR)[2] or str(error)
     kind = kind_of(error)
@@ -101,6 +101,6 @@ def lost() -> Problem:
     return Problem(503, "the server that was answering was lost in the middle of it; ask again for the whole answer")
 
 
-def kind_of(error: EngineError) -> type[Exception]:
+def kind_of(error: EngineCallError) -> type[Exception]:
     """Which of the client's errors it is; Triton gives the errors of a stream no code."""
     return NotReady if isinstance(error, EngineUnreachable) else type(failures.of_text(str(error), ""))

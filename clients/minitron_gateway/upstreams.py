@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
 from minitron.errors import InvalidRequest, NotReady
-from minitron.text.engine import Address, EngineClient, EngineError, EngineUnreachable
+from minitron.text.engine import Address, EngineCallError, EngineClient, EngineUnreachable
 from minitron.text.tensors import Arrays, Tensors
 from minitron_gateway.metrics import Metrics
 from minitron_gateway.names import Names
@@ -128,7 +128,7 @@ class Upstreams:
     ) -> AsyncGenerator[list[Tensors], None]:
         """The same, unmeasured: from one server, and where nothing came from it from another."""
         tried: _Upstream | None = None
-        error: EngineError = EngineUnreachable("no server is ready")
+        error: EngineCallError = EngineUnreachable("no server is ready")
         for is_last in (False, True):
             upstream = self._choose(tried)
             if upstream is None:
@@ -156,7 +156,7 @@ class Upstreams:
                         begun = True
                         made(sum(int(one["sequence_length"].sum()) for one in batch if "sequence_length" in one))
                         yield batch
-            except EngineError as error:
+            except EngineCallError as error:
                 kind = kind_of(error)
                 self._metrics.upstream_errors.labels(upstream.url, kind.__name__).inc()
                 if kind is NotReady:
@@ -198,7 +198,7 @@ class Upstreams:
 class _BeforeFirst(Exception):
     """A request that failed before anything came."""
 
-    def __init__(self, error: EngineError) -> None:
+    def __init__(self, error: EngineCallError) -> None:
         super().__init__(str(error))
         self.error = error
 

@@ -20,7 +20,7 @@ PASS, FAIL, SKIPPED = "PASS", "FAIL", "SKIPPED"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A check as the catalogue has it; ``question``: whether this holds, as the sentence that a PASS affirms.
 
     ``step``: of an acceptance, which makes it. ``gpu``: only a GPU target can show it.
@@ -67,12 +67,12 @@ class Check:
 
 
 @cache
-def catalogue() -> dict[str, Entry]:
+def catalogue() -> dict[str, CatalogueEntry]:
     """Every check that there is, in the order of the report."""
-    return {name: Entry(name, **entry) for name, entry in data_files.load("acceptance.yaml").items()}
+    return {name: CatalogueEntry(name, **entry) for name, entry in data_files.load("acceptance.yaml").items()}
 
 
-def of_step(step: str) -> list[Entry]:
+def of_step(step: str) -> list[CatalogueEntry]:
     """The checks of a step."""
     return [entry for entry in catalogue().values() if entry.step == step]
 

@@ -12,9 +12,9 @@ def load(name: str) -> Any:
     text = (resources.files("minitron") / "data" / name).read_text(encoding="utf-8")
     if name.endswith(".json"):
         return json.loads(text)
-    import yaml
+    from minitron import documents
 
-    return yaml.safe_load(text)
+    return documents.parse(text, name)
 
 
 def names(folder: str) -> list[str]:

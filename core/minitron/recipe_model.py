@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from minitron.machine.memory import LEAST_SHM_BYTES
-from minitron.model.precision import Precision
+from minitron.model.precision import WRITTEN, Precision
+from minitron.text.channel import GRPC_PORT, HTTP_PORT, METRICS_PORT
 
 
 def _field(default: Any, about: str, *, flag: str | None = None, dest: str | None = None, **limits: Any) -> Any:
@@ -124,9 +125,9 @@ class Cpu(_Section):
 class Serving(_Section):
     """The Triton model repository and the server."""
 
-    grpc_port: int = _field(8001, "gRPC port; 0 takes a free one", ge=0, le=65535)
-    http_port: int = _field(8000, "HTTP port; 0 takes a free one", ge=0, le=65535)
-    metrics_port: int = _field(8002, "Prometheus port; 0 takes a free one", ge=0, le=65535)
+    grpc_port: int = _field(GRPC_PORT, "gRPC port; 0 takes a free one", ge=0, le=65535)
+    http_port: int = _field(HTTP_PORT, "HTTP port; 0 takes a free one", ge=0, le=65535)
+    metrics_port: int = _field(METRICS_PORT, "Prometheus port; 0 takes a free one", ge=0, le=65535)
     max_queue_size: int = _field(256, "requests that may wait before the server says it is full; 0: no limit", ge=0)
     executor_queue_policy: bool = _field(
         False,
@@ -225,8 +226,9 @@ class Recipe(_Section):
     def _combination(self) -> Recipe:
         if self.backend == "llmapi" and self.kv_cache != "auto":
             raise ValueError("kv_cache int8 is a checkpoint's, and llmapi takes the model itself; leave it out")
-        if self.group_size and self.precision not in ("int4_weight_only", "int4_awq"):
-            raise ValueError(f"group_size {self.group_size} goes with int4_weight_only and int4_awq")
+        if self.group_size and not (self.is_weight_only and Precision(self.precision).takes_group_size):
+            names = " and ".join(one.value for one in WRITTEN if one.takes_group_size)
+            raise ValueError(f"group_size {self.group_size} goes with {names}")
         if self.backend == "llmapi" and self.is_weight_only:
             raise ValueError(f"precision {self.precision} needs a TensorRT engine; llmapi takes float16 or bfloat16")
         if self.dtype != "auto" and self.precision in ("float16", "bfloat16") and self.dtype != self.precision:

@@ -16,7 +16,7 @@ from minitron.model.shape import ARCHITECTURE, ModelShape
 from minitron_build.checkpoint import groups, layout
 from minitron_build.checkpoint.plan import Rule, plan_rank
 from minitron_build.checkpoint.spec import Spec
-from minitron_build.sources.safetensors import Entry, SafetensorsFile
+from minitron_build.sources.safetensors import SafetensorsEntry, SafetensorsFile
 
 _MAX_RANKS = 1024
 _MAX_SIZE = 1 << 31
@@ -105,7 +105,7 @@ class Checkpoint:
         """Names of a rank's tensors, in file order."""
         return list(self._ranks[rank].entries)
 
-    def entry(self, name: str, rank: int = 0) -> Entry:
+    def entry(self, name: str, rank: int = 0) -> SafetensorsEntry:
         """Type, shape and place of a tensor; raises CheckpointError where there is none of that name."""
         try:
             return self._ranks[rank].entries[name]

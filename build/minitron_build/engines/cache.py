@@ -53,7 +53,7 @@ def default_output(name: str, key: EngineKey) -> Path:
 def find(folder: Path, key: EngineKey) -> manifest.Manifest | None:
     """The manifest of the engine at ``folder`` if it is complete and what ``key`` asks for, else None."""
     # A TensorRT engine is trtllm-build's work, which may have taken an hour; a CPU engine is all ours.
-    record = (manifest.current if key.architecture == "cpu" else manifest.whole)(folder, "engine")
+    record = (manifest.current if key.architecture == "cpu" else manifest.intact)(folder, "engine")
     same = record is not None and (record.details.get("cache") or {}).get("digest") == key.digest
     return record if same else None
 

@@ -23,10 +23,10 @@ from minitron.errors import InputError, UsageError
 from minitron.model.activations import Activations
 from minitron.version import VERSION
 from minitron_build.evaluate import text
+from minitron_build.evaluate.candidate import Candidate, digest, prepare
 from minitron_build.evaluate.distributions import Distributions, open_distributions
 from minitron_build.evaluate.journal import REFERENCE, Journal, open_journal
 from minitron_build.evaluate.measures import Window, figures
-from minitron_build.evaluate.subject import Subject, digest, prepare
 from minitron_build.evaluate.text import Windows
 
 log = logging.getLogger(__name__)
@@ -116,10 +116,10 @@ def _activations(windows: list[Window], source: str | None, about: dict[str, Any
     """The largest magnitudes over all windows; nothing where one was not looked at."""
     if not all(window.peaks for window in windows):
         return {}
-    whole = Window()
+    merged = Window()
     for window in windows:
-        whole.reach(window.peaks)
-    found = {kind: tuple(values) for kind, values in whole.peaks.items()}
+        merged.reach(window.peaks)
+    found = {kind: tuple(values) for kind, values in merged.peaks.items()}
     return {"activations": Activations(**found, model=source, about=about).document()}
 
 
@@ -129,7 +129,7 @@ def _new(folder: Path, name: str) -> Path:
 
 
 def _measure(
-    subject: Subject, candidates: list[tuple[str, str]], windows: Windows, journal: Journal, folder: Path
+    subject: Candidate, candidates: list[tuple[str, str]], windows: Windows, journal: Journal, folder: Path
 ) -> bool:
     """Measure what the journal does not hold yet; False where the user interrupted."""
     missing = [(key, name) for key, name in candidates if len(journal.windows(key)) < len(windows)]
@@ -149,7 +149,7 @@ def _measure(
     return True
 
 
-def _measure_reference(subject: Subject, windows: Windows, store: Distributions, journal: Journal) -> None:
+def _measure_reference(subject: Candidate, windows: Windows, store: Distributions, journal: Journal) -> None:
     """Run the windows whose distributions are not there, and note those that had not been."""
     done = journal.windows(REFERENCE)
     first = min(len(done), store.whole())
@@ -171,7 +171,7 @@ def _measure_reference(subject: Subject, windows: Windows, store: Distributions,
 
 
 def _measure_candidate(
-    key: str, name: str, reference: Subject, *, windows: Windows, store: Distributions, journal: Journal, folder: Path
+    key: str, name: str, reference: Candidate, *, windows: Windows, store: Distributions, journal: Journal, folder: Path
 ) -> None:
     done = journal.windows(key)
     if len(done) == len(windows):  # named twice
@@ -197,7 +197,7 @@ def _measure_candidate(
         shutil.rmtree(folder / "candidate")
 
 
-def _check_comparable(subject: Subject, reference: Subject, window: int) -> None:
+def _check_comparable(subject: Candidate, reference: Candidate, window: int) -> None:
     if subject.vocab_size != reference.vocab_size:
         raise UsageError(
             f"{subject.name} has {subject.vocab_size} tokens and {reference.name} {reference.vocab_size}: they are not "
@@ -209,7 +209,7 @@ def _check_comparable(subject: Subject, reference: Subject, window: int) -> None
         )
 
 
-def _running(subject: Subject) -> Any:
+def _running(subject: Candidate) -> Any:
     from minitron_build.evaluate.running import RunningEngine
 
     return RunningEngine(subject.engine)

@@ -102,11 +102,11 @@ def resumed(path: Path) -> Iterator[tuple[BinaryIO, list[bytes]]]:
     file, OutputError.
     """
     with _locked(path) as file:
-        whole = file.read()
-        end = whole.rfind(b"\n") + 1
+        content = file.read()
+        end = content.rfind(b"\n") + 1
         file.truncate(end)  # what a killed run had not written whole
         try:
-            yield file, whole[:end].splitlines()
+            yield file, content[:end].splitlines()
         except NotOfThisRun as error:
             raise error.kind(f"--resume {path}: {error}; remove it, or name another file") from None
 

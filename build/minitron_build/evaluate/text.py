@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from minitron import files
 from minitron.errors import InputError, UsageError
-from minitron_build.evaluate.subject import Subject
+from minitron.model import tokenizer_files
+from minitron_build.evaluate.candidate import Candidate
 
 _DEFAULT_CONTEXT = 512
 
@@ -18,15 +19,10 @@ Ids = npt.NDArray[np.int64]
 Windows = list[Ids]
 
 
-def token_ids(subject: Subject, file: Path) -> Ids:
+def token_ids(candidate: Candidate, file: Path) -> Ids:
     """The ids of a UTF-8 text by the subject's tokenizer, without special tokens; raises InputError."""
-    from tokenizers import Tokenizer
-
-    path = subject.engine / "tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{subject.name} has no tokenizer.json, and the text is to be tokenised with it")
-    content = files.read_text(file)
-    return np.array(Tokenizer.from_file(str(path)).encode(content, add_special_tokens=False).ids, np.int64)
+    tokenizer, _ = tokenizer_files.opened(candidate.engine / "tokenizer")
+    return np.array(tokenizer.encode(files.read_text(file), add_special_tokens=False).ids, np.int64)
 
 
 def cut(ids: Ids, context: int | None, longest: int) -> Windows:

@@ -22,8 +22,6 @@ from minitron_build.plan.model import PlannedModel, precision_of
 from minitron_build.plan.roofline import Machine, decode_step, prefill, weight_only_pays_below
 from minitron_build.plan.weights import Parallel, WeightBytes, model_bytes
 
-_WEIGHT_ONLY = (Precision.INT8_WEIGHT_ONLY.value, Precision.INT4_WEIGHT_ONLY.value)
-
 
 @dataclass(frozen=True)
 class Roofline:
@@ -120,15 +118,15 @@ def plan(
     For target cpu, ``machine`` and ``capacity_bytes`` are this machine's, and what follows from them is left out where
     they are None. Raises UsageError where the recipe contradicts the model.
     """
-    case = _case(recipe, model, machine, capacity_bytes)
-    made = _plan(case)
+    inputs = _inputs(recipe, model, machine, capacity_bytes)
+    made = _plan(inputs)
     if made.memory.sequences_that_fit is None or made.memory.sequences_that_fit >= recipe.workload.concurrency:
         return made
-    return replace(made, remedies=tuple(_remedies(case, made.memory.sequences_that_fit)))
+    return replace(made, remedies=tuple(_remedies(inputs, made.memory.sequences_that_fit)))
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Inputs:
     """What is planned for, with everything looked up; ``held`` are the bytes of the undivided model by precision."""
 
     recipe: Recipe
@@ -158,7 +156,7 @@ class _Case:
         return self.model.shape
 
 
-def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity_bytes: int | None) -> _Case:
+def _inputs(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity_bytes: int | None) -> _Inputs:
     precision, dtype = precision_of(recipe, model.shape)
     split = recipe.embedding_sharding_dim if recipe.use_parallel_embedding else None
     parallel = Parallel(recipe.tensor_parallel, recipe.pipeline_parallel, split)
@@ -177,7 +175,7 @@ def _case(recipe: Recipe, model: PlannedModel, machine: Machine | None, capacity
         raise UsageError(f"{what} needs a GPU of compute capability 8.9 or higher; {recipe.target} has "
                          f"{gpu.compute_capability}")  # fmt: skip
     held = {each.value: _held(model.shape, each, recipe) for each in (*WRITTEN, precision)}
-    return _Case(recipe, model, precision, dtype, parallel, gpu, machine, capacity_bytes, held)
+    return _Inputs(recipe, model, precision, dtype, parallel, gpu, machine, capacity_bytes, held)
 
 
 def _held(shape: ModelShape, precision: Precision, recipe: Recipe) -> WeightBytes:
@@ -196,28 +194,28 @@ def _head(recipe: Recipe) -> str:
     return cpu_execution.head_of(recipe.cpu.execution, recipe.cpu.lm_head)
 
 
-def _plan(case: _Case) -> EnginePlan:
-    recipe, gpu = case.recipe, case.gpu
-    limits = derive(recipe, case.shape, recipe.limits.max_batch_size or recipe.workload.concurrency)
-    needed = _memory(case, limits)
-    notes = _notes(case, needed, limits)
+def _plan(inputs: _Inputs) -> EnginePlan:
+    recipe, gpu = inputs.recipe, inputs.gpu
+    limits = derive(recipe, inputs.shape, recipe.limits.max_batch_size or recipe.workload.concurrency)
+    needed = _memory(inputs, limits)
+    notes = _notes(inputs, needed, limits)
     if gpu:
-        notes += activations.warnings(case.dtype, case.model.activations)
+        notes += activations.warnings(inputs.dtype, inputs.model.activations)
     fitting = needed.sequences_that_fit
     if fitting is not None and recipe.limits.max_batch_size is None and fitting < limits.max_batch_size:
-        limits = derive(recipe, case.shape, max(1, fitting))
-    roofline = _roofline(case, limits, case.machine) if case.machine else None
+        limits = derive(recipe, inputs.shape, max(1, fitting))
+    roofline = _roofline(inputs, limits, inputs.machine) if inputs.machine else None
     return EnginePlan(
         target=recipe.target,
         gpu=gpu,
-        model=case.model,
-        precision=case.precision,
-        dtype=case.dtype,
-        parallel=case.parallel,
+        model=inputs.model,
+        precision=inputs.precision,
+        dtype=inputs.dtype,
+        parallel=inputs.parallel,
         execution=None if gpu else recipe.cpu.execution,
         lm_head="as_is" if gpu else _head(recipe),
-        weights=case.held,
-        kv_element_bytes=case.kv_element_bytes,
+        weights=inputs.held,
+        kv_element_bytes=inputs.kv_element_bytes,
         limits=limits,
         kv_cache_free_gpu_mem_fraction=memory.kv_cache_fraction(needed, limits, recipe.memory) if gpu else None,
         memory=needed,
@@ -225,24 +223,24 @@ def _plan(case: _Case) -> EnginePlan:
         # The gateway asks tensorrt_llm for tokens, which an LLM API repository has not.
         gateway=for_rate(roofline.planned_tokens_per_s) if roofline and recipe.backend == "engine" else None,
         concurrency=recipe.workload.concurrency,
-        logits_bytes=memory.logits_bytes(case.shape, limits, recipe.serving.max_logits_bytes) if gpu else 0,
+        logits_bytes=memory.logits_bytes(inputs.shape, limits, recipe.serving.max_logits_bytes) if gpu else 0,
         notes=tuple(notes),
     )
 
 
-def _memory(case: _Case, limits: Limits) -> MemoryPlan:
-    typical, serving = lengths(case.recipe.workload, case.shape).typical_total, case.recipe.serving
-    if case.gpu is None:
+def _memory(inputs: _Inputs, limits: Limits) -> MemoryPlan:
+    typical, serving = lengths(inputs.recipe.workload, inputs.shape).typical_total, inputs.recipe.serving
+    if inputs.gpu is None:
         return memory.on_cpu(
-            case.shape, case.held[case.precision.value], limits, kv_element_bytes=case.kv_element_bytes,
-            typical_tokens=typical, capacity_bytes=case.capacity_bytes, screened=_head(case.recipe) == "screened",
+            inputs.shape, inputs.held[inputs.precision.value], limits, kv_element_bytes=inputs.kv_element_bytes,
+            typical_tokens=typical, capacity_bytes=inputs.capacity_bytes, screened=_head(inputs.recipe) == "screened",
             text_models=1 + serving.preprocessing_instances + serving.postprocessing_instances,
         )  # fmt: skip
     return memory.on_gpu(
-        case.shape, case.precision, case.parallel, limits,
-        typical_tokens=typical, memory=case.recipe.memory, capacity_bytes=case.gpu.memory_bytes,
-        context_logits=_context_logits(case.recipe), group_size=case.group_size,
-        kv_element_bytes=case.kv_element_bytes,
+        inputs.shape, inputs.precision, inputs.parallel, limits,
+        typical_tokens=typical, memory=inputs.recipe.memory, capacity_bytes=inputs.gpu.memory_bytes,
+        context_logits=_context_logits(inputs.recipe), group_size=inputs.group_size,
+        kv_element_bytes=inputs.kv_element_bytes,
     )  # fmt: skip
 
 
@@ -253,19 +251,19 @@ def _context_logits(recipe: Recipe) -> int:
     return 2 if recipe.trtllm_build.get("logits_dtype") == "float16" else 4
 
 
-def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
+def _roofline(inputs: _Inputs, limits: Limits, machine: Machine) -> Roofline:
     """``machine`` is one pipeline stage's: on a full batch all stages work side by side, on one sequence in turn."""
-    recipe, shape, batch = case.recipe, case.shape, limits.max_batch_size
-    read = case.held[case.precision.value].read_per_token
-    kv = weights.kv_bytes_per_token(shape, element_bytes=case.kv_element_bytes)
+    recipe, shape, batch = inputs.recipe, inputs.shape, limits.max_batch_size
+    read = inputs.held[inputs.precision.value].read_per_token
+    kv = weights.kv_bytes_per_token(shape, element_bytes=inputs.kv_element_bytes)
     usual = lengths(recipe.workload, shape)
     prompt, context = usual.typical_input, usual.typical_input + usual.typical_output // 2
     single = {
         name: 1 / decode_step(shape, machine, matrix_bytes=held.read_per_token, kv_bytes=kv).seconds
-        for name, held in case.held.items()
+        for name, held in inputs.held.items()
     }
     planned = decode_step(
-        shape, machine.times(case.parallel.pipeline),
+        shape, machine.times(inputs.parallel.pipeline),
         matrix_bytes=read, kv_bytes=kv, batch=batch, context_tokens=context,
     )  # fmt: skip
     first = prefill(shape, machine, matrix_bytes=read, prompt_tokens=prompt)
@@ -283,8 +281,8 @@ def _roofline(case: _Case, limits: Limits, machine: Machine) -> Roofline:
     )
 
 
-def _notes(case: _Case, needed: MemoryPlan, limits: Limits) -> list[str]:
-    notes, recipe = [], case.recipe
+def _notes(inputs: _Inputs, needed: MemoryPlan, limits: Limits) -> list[str]:
+    notes, recipe = [], inputs.recipe
     fits, wanted = needed.sequences_that_fit, recipe.limits.max_batch_size or recipe.workload.concurrency
     if fits == 0:
         notes.append(f"not one sequence of {limits.max_seq_len} tokens fits beside the weights on {recipe.target}")
@@ -296,7 +294,7 @@ def _notes(case: _Case, needed: MemoryPlan, limits: Limits) -> list[str]:
     notes += _known_troubles(recipe) if recipe.target != "cpu" else []
     if limits.max_num_tokens > MANY_NUM_TOKENS:
         notes.append(f"max_num_tokens {limits.max_num_tokens} is above {MANY_NUM_TOKENS}: trtllm-build warns about it")
-    if gathered := memory.context_logits_bytes(case.shape, limits, _context_logits(recipe)):
+    if gathered := memory.context_logits_bytes(inputs.shape, limits, _context_logits(recipe)):
         notes.append(
             f"gather_context_logits takes {human_bytes(gathered)} of the activations; a smaller limits.max_num_tokens "
             f"than {limits.max_num_tokens} takes less"
@@ -325,28 +323,30 @@ def _known_troubles(recipe: Recipe) -> list[str]:
     return notes
 
 
-def _remedies(case: _Case, fitting: int) -> list[str]:
+def _remedies(inputs: _Inputs, fitting: int) -> list[str]:
     """Single changes to the recipe that would hold the whole workload, or where none does, more than ``fitting``."""
-    recipe, wanted = case.recipe, case.recipe.workload.concurrency
+    recipe, wanted = inputs.recipe, inputs.recipe.workload.concurrency
     changes: list[tuple[str, dict[str, Any]]] = []
     plain = {"dtype": "auto", "group_size": None}
     if recipe.backend == "engine":
-        changes += [(f"precision {name}", {"precision": name} | plain) for name in _WEIGHT_ONLY]
-    if case.gpu is None:
+        smaller = [one.value for one in WRITTEN if one.has_channel_scales]
+        changes += [(f"precision {name}", {"precision": name} | plain) for name in smaller]
+    if inputs.gpu is None:
         changes.append(("cpu.execution fast", {"cpu": recipe.cpu.model_copy(update={"execution": "fast"})}))
     else:
         changes += [(f"target {other.target}", {"target": other.target}) for other in gpus.all_gpus()]
         changes += [(f"tensor_parallel {tp}", {"tensor_parallel": tp}) for tp in (2, 4, 8)]
-    held = {name: _holds(case, recipe.model_copy(update=change)) for name, change in changes}
+    held = {name: _holds(inputs, recipe.model_copy(update=change)) for name, change in changes}
     found = [name for name, count in held.items() if count >= wanted]
     found = found or [f"{name} (for {count} of {wanted})" for name, count in held.items() if count > fitting]
-    smaller = f"workload.concurrency {fitting}" if fitting else "shorter workload.input_tokens and output_tokens"
-    return [*found, smaller]
+    less = f"workload.concurrency {fitting}" if fitting else "shorter workload.input_tokens and output_tokens"
+    return [*found, less]
 
 
-def _holds(case: _Case, recipe: Recipe) -> int:
+def _holds(inputs: _Inputs, recipe: Recipe) -> int:
     """Sequences that fit with another recipe; 0 where that cannot be."""
     try:
-        return _plan(_case(recipe, case.model, case.machine, case.capacity_bytes)).memory.sequences_that_fit or 0
+        made = _plan(_inputs(recipe, inputs.model, inputs.machine, inputs.capacity_bytes))
+        return made.memory.sequences_that_fit or 0
     except UsageError:
         return 0

@@ -26,23 +26,23 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Bound:
+class RooflineBound:
     """Least ``seconds`` of a step, and the side that sets them: ``memory`` or ``arithmetic``."""
 
     seconds: float
     bound_by: str
 
 
-def least_time(read_bytes: float, operations: float, machine: Machine) -> Bound:
+def time_at_roofline(read_bytes: float, operations: float, machine: Machine) -> RooflineBound:
     """max(bytes / bandwidth, operations / peak)."""
     memory = read_bytes / machine.bandwidth
     arithmetic = operations / machine.flops if machine.flops else 0.0
-    return Bound(max(memory, arithmetic), "memory" if memory >= arithmetic else "arithmetic")
+    return RooflineBound(max(memory, arithmetic), "memory" if memory >= arithmetic else "arithmetic")
 
 
 def decode_step(
     shape: ModelShape, machine: Machine, *, matrix_bytes: int, kv_bytes: int, batch: int = 1, context_tokens: int = 0
-) -> Bound:
+) -> RooflineBound:
     """One token for each of ``batch`` sequences that hold ``context_tokens`` each.
 
     Reads all matrices once and every sequence's cache; calculates 2 operations per weight and sequence, and for
@@ -50,17 +50,17 @@ def decode_step(
     """
     read = matrix_bytes + batch * context_tokens * kv_bytes
     attention = 4 * shape.num_layers * shape.hidden_size * context_tokens
-    return least_time(read, batch * (2 * _decode_weights(shape) + attention), machine)
+    return time_at_roofline(read, batch * (2 * _decode_weights(shape) + attention), machine)
 
 
-def prefill(shape: ModelShape, machine: Machine, *, matrix_bytes: int, prompt_tokens: int) -> Bound:
+def prefill(shape: ModelShape, machine: Machine, *, matrix_bytes: int, prompt_tokens: int) -> RooflineBound:
     """The first token of one prompt: linear layers for every token, causal attention, lm_head for the last token only.
 
     2 x weights x tokens + 2 x layers x hidden x tokens^2 + 2 x vocabulary x hidden operations.
     """
     linear = 2 * shape.num_layers * layer_weights(shape) * prompt_tokens
     attention = 2 * shape.num_layers * shape.hidden_size * prompt_tokens**2
-    return least_time(matrix_bytes, linear + attention + 2 * shape.vocab_size * shape.hidden_size, machine)
+    return time_at_roofline(matrix_bytes, linear + attention + 2 * shape.vocab_size * shape.hidden_size, machine)
 
 
 def weight_only_pays_below(shape: ModelShape, machine: Machine, *, bytes_16bit: int) -> int | None:

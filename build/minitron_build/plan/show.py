@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from minitron import console
 from minitron.console import human_bytes
+from minitron.model.precision import WRITTEN, Precision
 from minitron_build.plan.engine_plan import EnginePlan, Roofline
 from minitron_build.plan.gateway import GatewayPlan
 from minitron_build.plan.weights import WeightBytes
 
-#: The two 16-bit types weigh the same and share a line.
-_LINES = {"float16": "16-bit", "int8_weight_only": "int8", "int4_weight_only": "int4", "int4_awq": "int4_awq"}
-
 
 def _lines(plan: EnginePlan) -> dict[str, str]:
-    """Precisions to show, and what to call them."""
-    own = plan.precision.value
-    return _LINES if own in (*_LINES, "bfloat16") else _LINES | {own: own}
+    """Precisions to show, and what to call them; the two 16-bit types weigh the same and share a line."""
+    shown = dict.fromkeys((*WRITTEN, plan.precision))
+    return {one.value: one.shown for one in shown if one is not Precision.BFLOAT16}
 
 
 def text(plan: EnginePlan) -> str:
@@ -45,7 +43,7 @@ def _weights(plan: EnginePlan) -> str:
     rows = []
     for name, title in _lines(plan).items():
         held: WeightBytes = plan.weights[name]
-        mark = " <" if plan.precision.value in (name, "bfloat16" if name == "float16" else name) else ""
+        mark = " <" if plan.precision.shown == title else ""
         parts = (held.embedding, held.layers, held.lm_head, held.small)
         rows.append([
             title + mark,

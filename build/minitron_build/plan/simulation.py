@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from minitron.model.runtime_limits import whole_blocks
 from minitron.model.shape import ModelShape
 from minitron_build.plan.limits import Limits
-from minitron_build.plan.roofline import Machine, least_time
+from minitron_build.plan.roofline import Machine, time_at_roofline
 from minitron_build.plan.weights import layer_weights
 
 
@@ -30,7 +30,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Step:
+class EngineStep:
     """What a step does: sequences that get a token, tokens of prompts that are read, and the tokens that lie in the
     cache of all of them (those read in this step included). ``begins_s``: when, by the schedule's clock."""
 
@@ -61,7 +61,7 @@ class Outcome:
         return (self.last_token_s - self.first_token_s) / behind if behind else None
 
 
-StepTime = Callable[[Step], float]
+StepTime = Callable[[EngineStep], float]
 
 
 def roofline_steps(shape: ModelShape, machine: Machine, *, matrix_bytes: int, kv_bytes: int) -> StepTime:
@@ -73,19 +73,19 @@ def roofline_steps(shape: ModelShape, machine: Machine, *, matrix_bytes: int, kv
     """
     layers, head = shape.num_layers * layer_weights(shape), shape.vocab_size * shape.hidden_size
 
-    def seconds(step: Step) -> float:
+    def seconds(step: EngineStep) -> float:
         tokens = step.sequences + step.prompt_tokens
         read = matrix_bytes + step.context_tokens * kv_bytes
         pairs = step.context_tokens + step.prompt_tokens**2 / 2
         attention = 4 * shape.num_layers * shape.hidden_size * pairs
         operations = 2 * layers * tokens + 2 * head * max(step.sequences, 1) + attention
-        return least_time(read, operations, machine).seconds
+        return time_at_roofline(read, operations, machine).seconds
 
     return seconds
 
 
 @dataclass
-class _Sequence:
+class _SimulatedSequence:
     outcome: Outcome
     read: int = 0  # tokens of the prompt that are read
     made: int = 0
@@ -103,12 +103,12 @@ class _Server:
     kv_tokens: int
     step_s: StepTime
     clock_s: float = 0.0
-    waiting: deque[_Sequence] = field(default_factory=deque)
-    active: list[_Sequence] = field(default_factory=list)
+    waiting: deque[_SimulatedSequence] = field(default_factory=deque)
+    active: list[_SimulatedSequence] = field(default_factory=list)
     held: int = 0
     outstanding: int = 0  # tokens still to be read and made
 
-    def take(self, sequence: _Sequence) -> None:
+    def take(self, sequence: _SimulatedSequence) -> None:
         if not self.active and not self.waiting:
             self.clock_s = max(self.clock_s, sequence.outcome.arrival.at_s)
         self.waiting.append(sequence)
@@ -129,7 +129,7 @@ class _Server:
 
     def _step(self) -> None:
         generating = [one for one in self.active if one.made]
-        room, pieces = self.limits.max_num_tokens - len(generating), list[tuple[_Sequence, int]]()
+        room, pieces = self.limits.max_num_tokens - len(generating), list[tuple[_SimulatedSequence, int]]()
         for one in self.active:
             if not one.made and room > 0:
                 piece = min(room, one.outcome.arrival.prompt - one.read)
@@ -141,7 +141,7 @@ class _Server:
         first = [one for one, _ in pieces if one.read == one.outcome.arrival.prompt]
         context = sum(one.read + one.made for one in (*generating, *(one for one, _ in pieces)))
         self.outstanding -= read + len(generating) + len(first)
-        self.clock_s += self.step_s(Step(len(generating) + len(first), read, context, self.clock_s))
+        self.clock_s += self.step_s(EngineStep(len(generating) + len(first), read, context, self.clock_s))
         for one in (*generating, *first):
             one.made += 1
             if one.made == 1:
@@ -167,7 +167,7 @@ def simulate(
             engine.run_until(arrival.at_s)
         chosen = min(range(servers), key=lambda place: (engines[place].outstanding, place))
         outcomes.append(Outcome(arrival, chosen))
-        engines[chosen].take(_Sequence(outcomes[-1]))
+        engines[chosen].take(_SimulatedSequence(outcomes[-1]))
     for engine in engines:
         engine.run_until(float("inf"))
     return outcomes

@@ -21,7 +21,7 @@ from minitron.model import shape as shapes
 from minitron.model import tokenizer_files
 from minitron.model.shape import ModelShape
 from minitron_build.sources import gguf_tokenizer, model, vocabulary
-from minitron_build.sources.gguf_file import Entry, GgufFile, Value
+from minitron_build.sources.gguf_file import GgufEntry, GgufFile, Value
 from minitron_build.sources.model import EMBEDDING, HEAD, Provenance, SourceTensor
 
 ARCHITECTURE = "nemotron"
@@ -119,7 +119,7 @@ class GgufModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _tensor(self, part: GgufFile, name: str, theirs: str, entry: Entry) -> SourceTensor:
+    def _tensor(self, part: GgufFile, name: str, theirs: str, entry: GgufEntry) -> SourceTensor:
         if not entry.type.can_be_read:
             raise ModelError(f"{part.path}: {name} has type {entry.type.name}, which cannot be dequantised")
 

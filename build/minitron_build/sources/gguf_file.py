@@ -46,7 +46,7 @@ Value = bool | int | float | str | list[str] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Entry:
+class GgufEntry:
     """One tensor: ``shape`` slowest axis first, as numpy has it; ``begin`` in bytes from the start of the file."""
 
     type: TensorType
@@ -152,7 +152,7 @@ class _Header:
         dtype = np.dtype(_NUMBERS[items])
         return np.frombuffer(self._take(count * dtype.itemsize), dtype)
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, GgufEntry]:
         """The tensors in file order, each checked to lie where the one before it ends, and within the file."""
         found: dict[str, tuple[TensorType, tuple[int, ...], int]] = {}
         for _ in range(self._tensors):
@@ -162,12 +162,12 @@ class _Header:
             found[name] = (*self._described(name), self._number("<u8"))
         alignment = self._alignment()
         begin = position = _aligned(self._position, alignment)
-        ordered: dict[str, Entry] = {}
+        ordered: dict[str, GgufEntry] = {}
         for name, (kind, shape, offset) in sorted(found.items(), key=lambda item: item[1][2]):
             if begin + offset != position:
                 what = "overlaps the one before it" if begin + offset < position else "leaves a gap before it"
                 raise self._broken(f"is corrupt: tensor {name[:80]!r} {what}")
-            ordered[name] = Entry(kind, shape, position, kind.nbytes(shape))
+            ordered[name] = GgufEntry(kind, shape, position, kind.nbytes(shape))
             if position + ordered[name].nbytes > self._size:
                 raise self._broken(f"is truncated: tensor {name[:80]!r} ends behind the file's {self._size:,} bytes")
             position = _aligned(position + ordered[name].nbytes, alignment)

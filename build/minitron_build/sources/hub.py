@@ -45,7 +45,7 @@ def open_id(model: str, revision: str | None) -> HuggingFaceModel:
     advice = proxy.advice(variable, address)
     try:
         with contextlib.nullcontext() if variable else proxy.set_aside():
-            folder, names = _look(model, revision)
+            folder, names = _fetch_revision(model, revision)
     except errors.GatedRepoError:
         raise ModelError(f"{model} is gated: accept its licence on its page and set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
@@ -64,7 +64,7 @@ def open_id(model: str, revision: str | None) -> HuggingFaceModel:
     return HuggingFaceModel(folder, path=model, revision=folder.name, names=names)
 
 
-def _look(model: str, revision: str | None) -> tuple[Path, set[str] | None]:
+def _fetch_revision(model: str, revision: str | None) -> tuple[Path, set[str] | None]:
     from huggingface_hub import HfApi
 
     found = HfApi().model_info(model, revision=revision)

@@ -14,7 +14,7 @@ from minitron.model import tokenizer_files, weight_files
 from minitron.model.shape import ModelShape
 from minitron_build.sources import model, sentencepiece_model
 from minitron_build.sources.model import SourceTensor
-from minitron_build.sources.safetensors import DTYPES, Entry, SafetensorsFile
+from minitron_build.sources.safetensors import DTYPES, SafetensorsEntry, SafetensorsFile
 
 GENERATION_CONFIG = tokenizer_files.GENERATION_CONFIG
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -147,7 +147,7 @@ def _plain_name(name: str) -> str:
     return f"model.{name}" if _BARE.match(name) else name.removeprefix("model.") if name.startswith(_DOUBLE) else name
 
 
-def _tensor(shard: SafetensorsFile, name: str, entry: Entry) -> SourceTensor:
+def _tensor(shard: SafetensorsFile, name: str, entry: SafetensorsEntry) -> SourceTensor:
     if entry.dtype not in ("F32", "F16", "BF16"):
         raise ModelError(f"{shard.path}: {name} has dtype {entry.dtype}; F32, F16 and BF16 can be converted")
     return SourceTensor(

@@ -38,7 +38,7 @@ _ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class SafetensorsEntry:
     """One tensor of the header: ``dtype`` as spelled there, ``begin`` in bytes from the start of the file."""
 
     dtype: str
@@ -134,7 +134,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entries(header: Mapping[str, Any], begin: int, end: int, broken: Any) -> dict[str, Entry]:
+def _entries(header: Mapping[str, Any], begin: int, end: int, broken: Any) -> dict[str, SafetensorsEntry]:
     """The header's tensors in file order, after checking that they fill ``begin`` to ``end`` exactly."""
     found = {name: _entry(name, raw, begin, broken) for name, raw in header.items() if name != "__metadata__"}
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].nbytes)))
@@ -150,7 +150,7 @@ def _entries(header: Mapping[str, Any], begin: int, end: int, broken: Any) -> di
     return ordered
 
 
-def _entry(name: str, raw: Any, begin: int, broken: Any) -> Entry:
+def _entry(name: str, raw: Any, begin: int, broken: Any) -> SafetensorsEntry:
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
         raise broken(f"is corrupt: tensor {name!r} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
@@ -160,7 +160,7 @@ def _entry(name: str, raw: Any, begin: int, broken: Any) -> Entry:
         raise broken(f"is corrupt: tensor {name!r} has shape {str(shape)[:80]}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _ITEM_BYTES[dtype]:
         raise broken(f"is corrupt: tensor {name!r} of {dtype} {shape} has data_offsets {str(offsets)[:80]}")
-    return Entry(dtype, tuple(shape), begin + offsets[0], offsets[1] - offsets[0])
+    return SafetensorsEntry(dtype, tuple(shape), begin + offsets[0], offsets[1] - offsets[0])
 
 
 def _sizes(value: Any) -> bool:

@@ -24,7 +24,7 @@ from minitron.recipe_model import Recipe
 from minitron_cli import main
 from minitron_cli.accept import quality, speed
 from minitron_cli.accept.evidence import Evidence, digest
-from minitron_cli.accept.serving import Running, Started
+from minitron_cli.accept.serving import FoundServer, Started
 from minitron_cli.accept.walk import Step, Walk
 from minitron_cli.pipeline import Pipeline
 
@@ -68,7 +68,7 @@ class Acceptance:
     evidence: Evidence
     options: Options
     given: Mapping[str, Path] = field(default_factory=dict)
-    running: Running | None = None
+    running: FoundServer | None = None
 
     def __post_init__(self) -> None:
         options = self.options
@@ -227,7 +227,7 @@ class Acceptance:
 
     # --- what is asked of the server --------------------------------------------------------------------------------
 
-    def _serve(self, serving: Running) -> Sequence[Check]:
+    def _serve(self, serving: FoundServer) -> Sequence[Check]:
         def start() -> Sequence[Check]:
             serving.urls()
             models = manifest.read(self.path("repository"), "repository").details["models"]
@@ -235,22 +235,22 @@ class Acceptance:
 
         return self.evidence.do("serve", self.digest_of("repository"), start)
 
-    def _audit(self, serving: Running) -> Sequence[Check]:
-        from minitron_triton.audit.judging import judge_all, look
+    def _audit(self, serving: FoundServer) -> Sequence[Check]:
+        from minitron_triton.audit.judging import inspect_server, judge_all
 
         def work() -> Sequence[Check]:
-            found = look(self.path("repository"), serving.state())
+            found = inspect_server(self.path("repository"), serving.state())
             return self.evidence.keep("audit", judge_all(found), numbers=found.numbers())
 
         return self.evidence.do("audit", self.digest_of("repository"), work)
 
-    def tokens_of(self, serving: Running, repository: Path, path: Path) -> Check:
+    def tokens_of(self, serving: FoundServer, repository: Path, path: Path) -> Check:
         """Ask a server for the greedy outputs, and keep them at ``path``."""
         from minitron_client.parity import stored
 
         return stored.judge_stored(serving.endpoint(), repository, path, self.options.new_tokens or stored.NEW_TOKENS)
 
-    def _tokens(self, serving: Running) -> Sequence[Check]:
+    def _tokens(self, serving: FoundServer) -> Sequence[Check]:
         from minitron_client.parity import stored
 
         path = self.tokens_file
@@ -262,7 +262,7 @@ class Acceptance:
 
         return self.evidence.do("tokens", self.digest_of("repository"), work, made=path)
 
-    def _behaviour(self, serving: Running) -> Sequence[Check]:
+    def _behaviour(self, serving: FoundServer) -> Sequence[Check]:
         from minitron_client.conformance import suite
         from minitron_client.conformance.subject import Subject
 
@@ -281,7 +281,7 @@ class Acceptance:
 
         return self.evidence.do("behaviour", self.digest_of("repository"), work)
 
-    def _tasks(self, serving: Running) -> Sequence[Check]:
+    def _tasks(self, serving: FoundServer) -> Sequence[Check]:
         words, repository, of = self.options.tasks, self.path("repository"), self.digest_of("repository")
 
         def work() -> Sequence[Check]:
@@ -289,7 +289,7 @@ class Acceptance:
 
         return self.evidence.do("tasks", [of, quality.inputs(words)], work)
 
-    def _stopped(self, serving: Running) -> Sequence[Check]:
+    def _stopped(self, serving: FoundServer) -> Sequence[Check]:
         return self.evidence.do(
             "stopped", self.digest_of("repository"), lambda: [judge("serve.stopped", [], serving.end())]
         )
@@ -330,7 +330,7 @@ class Acceptance:
         """The document of a latency test."""
         return self.evidence.folder / (LATENCY if step == "speed" else f"{step}-{LATENCY}")
 
-    def latency(self, step: str, serving: Running, repository: Path, points: Collection[str]) -> Path:
+    def latency(self, step: str, serving: FoundServer, repository: Path, points: Collection[str]) -> Path:
         """Run the latency test at ``points``, and return its document; what failed where is added to its error."""
         path = self.measured(step)
         path.unlink(missing_ok=True)
@@ -341,7 +341,7 @@ class Acceptance:
             raise VerdictError(f"{error}{reasons and ': ' + reasons}") from error
         return path
 
-    def _bursts(self, serving: Running) -> Sequence[Check]:
+    def _bursts(self, serving: FoundServer) -> Sequence[Check]:
         points = speed.bursts(self.options.grid)
 
         def work() -> Sequence[Check]:
@@ -350,7 +350,7 @@ class Acceptance:
 
         return self.evidence.do("bursts", [self.digest_of("repository"), points], work)
 
-    def _speed(self, serving: Running) -> Sequence[Check]:
+    def _speed(self, serving: FoundServer) -> Sequence[Check]:
         def work() -> Sequence[Check]:
             return speed.judge_speed(speed.read(self.latency("speed", serving, self.path("repository"), self.points())))
 

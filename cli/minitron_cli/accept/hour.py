@@ -12,7 +12,7 @@ from minitron.checks import of_step
 
 
 @dataclass(frozen=True)
-class Step:
+class HourStep:
     """A step's name, its least and most minutes, where they come from, and the checks that it makes."""
 
     name: str
@@ -26,10 +26,10 @@ class Step:
         return len(of_step(self.name))
 
 
-def steps() -> list[Step]:
+def steps() -> list[HourStep]:
     """In the order of an acceptance."""
     return [
-        Step(name, float(entry["minutes"][0]), float(entry["minutes"][1]), entry["from"])
+        HourStep(name, float(entry["minutes"][0]), float(entry["minutes"][1]), entry["from"])
         for name, entry in _data()["steps"].items()
     ]
 

@@ -39,32 +39,32 @@ def _count(checks: Sequence[Check], verdict: str) -> int:
     return sum(check.verdict == verdict for check in checks)
 
 
-def write(folder: Path, whole: Mapping[str, Any]) -> None:
+def write(folder: Path, report: Mapping[str, Any]) -> None:
     """``acceptance.json`` and ``acceptance.html`` in ``folder``."""
-    files.write_text(folder / "acceptance.json", json.dumps(whole, indent=1) + "\n")
+    files.write_text(folder / "acceptance.json", json.dumps(report, indent=1) + "\n")
     evidence = sorted(path.name for path in (folder / "evidence").iterdir() if path.is_file())
-    files.write_text(folder / "acceptance.html", html(whole, evidence))
+    files.write_text(folder / "acceptance.html", html(report, evidence))
 
 
-def html(whole: Mapping[str, Any], evidence: Sequence[str]) -> str:
+def html(report: Mapping[str, Any], evidence: Sequence[str]) -> str:
     """The page; ``evidence``: names of the files beside it that it links to."""
     import jinja2
 
     template = (resources.files("minitron_cli.accept") / "page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(template).render(d=whole, evidence=evidence)
+    return environment.from_string(template).render(d=report, evidence=evidence)
 
 
-def text(whole: Mapping[str, Any]) -> str:
+def text(report: Mapping[str, Any]) -> str:
     """The table for people, then each failed line with what to do."""
-    rows = [(line["status"], line["id"], _short(line["evidence"])) for line in whole["lines"]]
+    rows = [(line["status"], line["id"], _short(line["evidence"])) for line in report["lines"]]
     failed = [
         f"\n{line['id']}: {line['evidence']}\n  what to do: {line['remedy']}"
-        for line in whole["lines"]
+        for line in report["lines"]
         if line["remedy"]
     ]
-    counts = ", ".join(f"{count} {status}" for status, count in whole["counts"].items())
-    return "\n".join([console.table(rows, ("", "check", "evidence")), *failed, f"\n{whole['verdict']}: {counts}"])
+    counts = ", ".join(f"{count} {status}" for status, count in report["counts"].items())
+    return "\n".join([console.table(rows, ("", "check", "evidence")), *failed, f"\n{report['verdict']}: {counts}"])
 
 
 def _short(evidence: str, width: int = 110) -> str:

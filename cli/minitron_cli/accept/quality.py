@@ -11,7 +11,7 @@ from minitron.checks import SKIPPED, Check, judge
 from minitron.errors import UsageError, VerdictError
 from minitron_cli import main
 from minitron_cli.accept.evidence import digest
-from minitron_cli.accept.serving import Running
+from minitron_cli.accept.serving import FoundServer
 
 _CHECK = "tasks.gate"
 #: What the acceptance says itself.
@@ -44,7 +44,7 @@ def inputs(words: Sequence[str]) -> list[Any]:
     return [*words, *(digest(path) for path in paths if path.is_file())]
 
 
-def judge_tasks(serving: Running, repository: Path, of: str, words: Sequence[str], folder: Path) -> list[Check]:
+def judge_tasks(serving: FoundServer, repository: Path, of: str, words: Sequence[str], folder: Path) -> list[Check]:
     """Ask the server over gRPC; the run is kept in ``folder``.
 
     ``of``: digest of ``repository``. Answers lie beside the run until it is judged, under that name: an address says

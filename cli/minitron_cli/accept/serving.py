@@ -28,7 +28,7 @@ _STATE = "servers"
 _FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
 
-class Running:
+class FoundServer:
     """A server that runs already, here or elsewhere; a context manager that leaves it alone.
 
     ``urls``: host and port of its grpc, http and metrics, as far as they are known. ``endpoint``: how its gRPC is
@@ -71,7 +71,7 @@ class Running:
         pass
 
 
-class Started(Running):
+class Started(FoundServer):
     """Our own server of ``repository``: started when it is first asked for anything, ended with the context.
 
     It is a process of its own, as every server that 'minitron serve' starts; what it takes to start it may raise

@@ -33,7 +33,7 @@ _OF_THE_SERVER = PARTS["repository"][1:]
 
 
 @dataclass(frozen=True)
-class Subject:
+class AcceptanceSubject:
     """``given``: its folders or file by stage. ``recipe``: of the run, with what the subject itself says.
 
     ``only``: what is asked of it (see ``walk.chosen``). ``folder``: where the evidence goes unless the user says.
@@ -43,10 +43,12 @@ class Subject:
     recipe: Recipe
     only: Mapping[str, frozenset[str]]
     folder: Path
-    running: serving.Running | None = field(default=None, compare=False)
+    running: serving.FoundServer | None = field(default=None, compare=False)
 
 
-def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, frozenset[str]]) -> Subject | None:
+def find(
+    args: argparse.Namespace, effective: Effective, only: Mapping[str, frozenset[str]]
+) -> AcceptanceSubject | None:
     """The subject that the arguments name, None where a recipe is to be accepted.
 
     Raises UsageError, InputError, NotReady (no such server runs).
@@ -67,17 +69,17 @@ def find(args: argparse.Namespace, effective: Effective, only: Mapping[str, froz
     if kind == "tokens":
         if args.reference is None:
             raise UsageError("stored tokens are compared with others; give --reference")
-        return Subject({"tokens": path}, effective.recipe, asked, folder)
+        return AcceptanceSubject({"tokens": path}, effective.recipe, asked, folder)
     if kind == "checkpoint":
         if effective.recipe.target != "cpu" and not recipe_named:
             raise UsageError("codes and scales are compared with those of the source model; give --model")
-        return Subject({"checkpoint": path}, effective.recipe, asked, folder)
+        return AcceptanceSubject({"checkpoint": path}, effective.recipe, asked, folder)
     engine = path if kind == "engine" else path / "engine"
     wanted = _as_built(effective.recipe, manifest.read(engine, "engine").details)
     if kind == "engine":
-        return Subject({"engine": path}, wanted, asked, folder)
+        return AcceptanceSubject({"engine": path}, wanted, asked, folder)
     server = _running(args, path, found) if set(asked) & set(_OF_THE_SERVER) else None
-    return Subject({"repository": path, "engine": engine}, wanted, asked, folder, server)
+    return AcceptanceSubject({"repository": path, "engine": engine}, wanted, asked, folder, server)
 
 
 def _asked(kind: str, only: Mapping[str, frozenset[str]], path: Path) -> Mapping[str, frozenset[str]]:
@@ -100,14 +102,14 @@ def _as_built(wanted: Recipe, details: Mapping[str, Any]) -> Recipe:
     })  # fmt: skip
 
 
-def _running(args: argparse.Namespace, repository: Path, found: State | None) -> serving.Running:
+def _running(args: argparse.Namespace, repository: Path, found: State | None) -> serving.FoundServer:
     """The server of ``repository`` that --url names, or that 'minitron serve' started here."""
     urls = {"grpc": args.url, "http": args.http_url, "metrics": args.metrics_url}
     if args.url is None:
         found = found or running.ready(args.state, repository)
         urls = found.urls | {name: url for name, url in urls.items() if url}
     url = str(urls["grpc"])
-    return serving.Running({name: known for name, known in urls.items() if known}, Endpoint(url, *security(args)),
+    return serving.FoundServer({name: known for name, known in urls.items() if known}, Endpoint(url, *security(args)),
                            ["--url", url, *_security_flags(args)], found)  # fmt: skip
 
 

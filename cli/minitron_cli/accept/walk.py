@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from minitron.checks import FAIL, SKIPPED, Check, Entry, catalogue, of_step
+from minitron.checks import FAIL, SKIPPED, CatalogueEntry, Check, catalogue, of_step
 from minitron.errors import MinitronError, UsageError, VerdictError
 from minitron_cli.accept.evidence import Evidence
 from minitron_cli.main import explain
@@ -109,9 +109,9 @@ class Walk:
     def _not_judged(self, step: Step, error: Exception) -> list[Check]:
         """The first check fails with what a command would have said; the log has the place of a bug of ours."""
         said, _ = explain(error)
-        whole = f"error: {said}\n" if isinstance(error, MinitronError) else "".join(traceback.format_exception(error))
+        shown = f"error: {said}\n" if isinstance(error, MinitronError) else "".join(traceback.format_exception(error))
         with open(self.evidence.log(step.name), "a", encoding="utf-8") as file:
-            file.write(whole)
+            file.write(shown)
         first, *others = of_step(step.name)
         return [Check(first.name, FAIL, said),
                 *(Check(other.name, SKIPPED, f"{first.name} failed before") for other in others)]  # fmt: skip
@@ -122,6 +122,6 @@ class Walk:
             return None
         return next((step for step in _PROOFS if step in self.failed), None)
 
-    def _skipped(self, entry: Entry) -> Check:
+    def _skipped(self, entry: CatalogueEntry) -> Check:
         lost = "step machine failed" if "machine" in self.failed else "the step gave no answer"
         return Check(entry.name, SKIPPED, lost if self.on_gpu else "only a GPU target can show it")

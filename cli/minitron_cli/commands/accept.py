@@ -20,7 +20,7 @@ from minitron.recipe_model import Recipe
 
 if TYPE_CHECKING:
     from minitron_cli.accept.acceptance import Acceptance
-    from minitron_cli.accept.subject import Subject
+    from minitron_cli.accept.subject import AcceptanceSubject
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
         return _compare(folder, args.compare, as_json=args.json)
     with children.only_user_of(folder, "acceptance"), interrupt.by_sigterm():
         acceptance = _acceptance(args, effective, folder, only, alone, tasks=tasks)
-        whole = _walk(acceptance, _about(effective, acceptance), folder, partly=bool(acceptance.options.only))
-    console.emit_json(whole) if args.json else print(_result(whole, folder))
-    return VerdictError.exit_code if whole["verdict"] == "FAIL" else 0
+        report = _walk(acceptance, _about(effective, acceptance), folder, partly=bool(acceptance.options.only))
+    console.emit_json(report) if args.json else print(_result(report, folder))
+    return VerdictError.exit_code if report["verdict"] == "FAIL" else 0
 
 
 def _folder(effective: Effective) -> Path:
@@ -98,7 +98,7 @@ def _folder(effective: Effective) -> Path:
 
 def _acceptance(
     args: argparse.Namespace, effective: Effective, folder: Path, only: Mapping[str, frozenset[str]],
-    alone: Subject | None, *, tasks: tuple[str, ...],
+    alone: AcceptanceSubject | None, *, tasks: tuple[str, ...],
 ) -> Acceptance:  # fmt: skip
     from minitron_cli.accept import speed
     from minitron_cli.accept.acceptance import Acceptance, Options, write_recipe
@@ -144,16 +144,16 @@ def _walk(acceptance: Acceptance, about: dict[str, Any], folder: Path, *, partly
         if not partly:
             page.write(folder, page.document(
                 found, about | {"finished": False}, seconds, numbers.collect(folder, seconds)))  # fmt: skip
-    whole = page.document(found, about | {"finished": not partly}, seconds, numbers.collect(folder, seconds))
+    report = page.document(found, about | {"finished": not partly}, seconds, numbers.collect(folder, seconds))
     if not partly:
-        page.write(folder, whole)
-    return whole
+        page.write(folder, report)
+    return report
 
 
-def _result(whole: dict[str, Any], folder: Path) -> str:
+def _result(report: dict[str, Any], folder: Path) -> str:
     from minitron_cli.accept import page
 
-    return f"{page.text(whole)}\nevidence: {folder / 'acceptance.html' if whole['finished'] else folder / 'evidence'}"
+    return f"{page.text(report)}\nevidence: {folder / 'acceptance.html' if report['finished'] else folder / 'evidence'}"
 
 
 def _small(given: Path | None, wanted: Recipe) -> Path | None:

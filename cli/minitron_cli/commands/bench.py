@@ -31,8 +31,8 @@ from minitron_client.bench import run as runs
 from minitron_client.bench.grid import DEFAULT_GRID, BenchPoint, BenchPointResult, Repetitions
 from minitron_client.bench.process import scheduling
 from minitron_client.bench.profile import FIXED_LENGTH, Profile
-from minitron_client.bench.requests import PromptMaker, found_tokenizer, make_requests, prompt_maker
-from minitron_client.bench.schedule import Slice
+from minitron_client.bench.requests import SyntheticPrompts, found_tokenizer, make_requests, prompt_maker
+from minitron_client.bench.schedule import ScheduleSlice
 from minitron_client.bench.worker import Progress
 from minitron_client.client.arguments import add_connection, client_of, endpoint_of_any_kind
 from minitron_client.client.dialect import ServedModel
@@ -121,7 +121,7 @@ class _Served:
     endpoint: AnyEndpoint
     model: ServedModel
     version: str | None
-    prompts: PromptMaker
+    prompts: SyntheticPrompts
     counted_by: str
 
 
@@ -211,11 +211,11 @@ def _grid_verdict(results: Sequence[BenchPointResult], baseline: dict[str, Any] 
 
 def _load(args: argparse.Namespace) -> int:
     profile = _profile(args)
-    share = Slice.parse(args.slice or "1/1")
+    share = ScheduleSlice.parse(args.slice or "1/1")
     if args.dry_run:
         _print_schedule(profile, share, as_json=args.json)
         return 0
-    if args.capacity and (share != Slice() or profile.arrival.kind in ("closed", "ramp", "trace")):
+    if args.capacity and (share != ScheduleSlice() or profile.arrival.kind in ("closed", "ramp", "trace")):
         raise UsageError("--capacity varies the rate of constant, poisson or gamma arrivals, and takes no --slice")
     folder = args.output or _default_folder(args.profile)
     with _served(args, profile.seed) as served:
@@ -224,7 +224,7 @@ def _load(args: argparse.Namespace) -> int:
 
         def stored(one: Profile, place: Path) -> dict[str, Any]:
             """A run of the search, kept for itself: the search may never come to its end."""
-            found = _send(served, one, place, Slice(), args.metrics_url) | facts
+            found = _send(served, one, place, ScheduleSlice(), args.metrics_url) | facts
             files.write_text(place / runs.RESULT, json.dumps(found) + "\n")
             return found
 
@@ -233,7 +233,7 @@ def _load(args: argparse.Namespace) -> int:
             document = search.find_capacity(profile, stored, folder, goodput) | facts
         else:
             document = _send(served, profile, folder, share, args.metrics_url) | facts
-    name = runs.RESULT if share == Slice() else f"run-{share.number}-of-{share.of}.json"
+    name = runs.RESULT if share == ScheduleSlice() else f"run-{share.number}-of-{share.of}.json"
     files.write_text(folder / name, json.dumps(document) + "\n")
     if args.json:
         emit_json(document)
@@ -245,7 +245,9 @@ def _load(args: argparse.Namespace) -> int:
     return _load_verdict(document)
 
 
-def _send(served: _Served, profile: Profile, folder: Path, share: Slice, metrics_url: str | None) -> dict[str, Any]:
+def _send(
+    served: _Served, profile: Profile, folder: Path, share: ScheduleSlice, metrics_url: str | None
+) -> dict[str, Any]:
     """Make the requests of a profile and send them; the result of the run."""
     scheduled = [one for one in schedule.plan(profile) if share.takes(one.index)]
     if not scheduled:
@@ -288,7 +290,7 @@ def _show_second(seconds: float, second: Progress) -> None:
         log.info("%s", line)
 
 
-def _print_schedule(profile: Profile, share: Slice, *, as_json: bool) -> None:
+def _print_schedule(profile: Profile, share: ScheduleSlice, *, as_json: bool) -> None:
     scheduled = schedule.plan(profile)
     ours = [one for one in scheduled if share.takes(one.index)]
     facts = show.schedule_facts(ours, len(scheduled))

@@ -75,8 +75,8 @@ def _build_gpu(args: argparse.Namespace, effective: Effective, started: float) -
         console.emit_json({"output": str(decided.output), "argv": argv}) if args.json else print(shlex.join(argv))
         return 0
     record, found = build.run(decided)
-    took = {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": record.details["build_peak_bytes"]}
-    _report(args, decided.output, record, found, took)
+    cost = {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": record.details["build_peak_bytes"]}
+    _report(args, decided.output, record, found, cost)
     return 0
 
 
@@ -84,11 +84,11 @@ def _settings(properties: dict[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in properties.items())
 
 
-def _report(args: argparse.Namespace, place: Path, record: Manifest, found: bool, took: dict[str, float]) -> None:
+def _report(args: argparse.Namespace, place: Path, record: Manifest, found: bool, cost: dict[str, float]) -> None:
     size = sum(file.size for file in record.files.values())
     if args.json:
-        head = {"output": str(place), "cached": found, "bytes": size, **took, "digest": record.digest}
-        console.emit_json(head | record.details)
+        summary = {"output": str(place), "cached": found, "bytes": size, **cost, "digest": record.digest}
+        console.emit_json(summary | record.details)
         return
     if found:
         print(f"{place} is there already and is what was asked for; nothing was built")
@@ -99,7 +99,7 @@ def _report(args: argparse.Namespace, place: Path, record: Manifest, found: bool
         *([("runs", f"{_settings(details['properties'])} ({details['because']})")] if "properties" in details else []),
         ("limits", ", ".join(f"{name} {value}" for name, value in details["limits"].items())),
         ("size", console.human_bytes(size)),
-        ("time", f"{took['seconds']:.1f} s"),
-        ("peak memory", console.human_bytes(took["peak_memory_bytes"]) if took["peak_memory_bytes"] else "not known"),
+        ("time", f"{cost['seconds']:.1f} s"),
+        ("peak memory", console.human_bytes(cost["peak_memory_bytes"]) if cost["peak_memory_bytes"] else "not known"),
     ]
     print(console.table(rows, ("", "")))

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Print a line for each problem; the exit code tells whether there is an error, and of which kind."""
     code, problems = 0, list[Problem]()
     for path in args.path:
-        found, wrong = _look(path, everything=args.hash)
+        found, wrong = _problems_of(path, everything=args.hash)
         problems += found
         code = code or wrong
     if args.json:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _look(path: Path, *, everything: bool) -> tuple[list[Problem], int]:
+def _problems_of(path: Path, *, everything: bool) -> tuple[list[Problem], int]:
     """What is to be said about a folder, and the exit code for it."""
     from minitron.artifacts.verify import verify
 

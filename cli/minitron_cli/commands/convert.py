@@ -12,6 +12,7 @@ from minitron import console, recipe
 from minitron.errors import UsageError
 from minitron.machine import gpu, memory
 from minitron.model import activations
+from minitron.model.precision import Precision
 from minitron.recipe_model import Recipe
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _left_to_build(wanted: Recipe) -> bool:
     """Whether the recipe's GPU reads codes in another layout than the one that is written here."""
-    if wanted.target == "cpu" or wanted.precision not in ("int8_weight_only", "int4_weight_only") or wanted.group_size:
+    if wanted.target == "cpu" or wanted.precision == "auto" or wanted.group_size:
+        return False
+    if not Precision(wanted.precision).has_channel_scales:
         return False
     target = gpu.find(wanted.target)
     if target.code_layout == "sm80":

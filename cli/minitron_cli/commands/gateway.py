@@ -14,7 +14,8 @@ from minitron import api_keys
 from minitron.console import emit_json
 from minitron.errors import InputError, UsageError
 from minitron.text import credentials
-from minitron.text.engine import DEFAULT_URL, Address
+from minitron.text.channel import DEFAULT_URL
+from minitron.text.engine import Address
 from minitron_gateway import names, serving
 from minitron_gateway.settings import Interval, Limits, Settings
 

@@ -20,7 +20,7 @@ from minitron.errors import UsageError
 from minitron_client.bench.loops import closed_loop
 from minitron_client.bench.profile import Arrival, Length, Profile, Slo
 from minitron_client.bench.record import OK, Record
-from minitron_client.bench.requests import PromptMaker, make_requests
+from minitron_client.bench.requests import SyntheticPrompts, make_requests
 from minitron_client.bench.schedule import plan
 from minitron_client.bench.sender import SerializedRequest, sender_to
 from minitron_client.bench.statistics import Estimate, mean, percentiles
@@ -111,7 +111,7 @@ class Repetitions:
 
 
 async def measure(
-    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[BenchPoint], *, prompts: PromptMaker,
+    endpoint: AnyEndpoint, model: ServedModel, points: Sequence[BenchPoint], *, prompts: SyntheticPrompts,
     repetitions: Repetitions, progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[BenchPointResult], dict[str, Any] | None]:  # fmt: skip
     """Measure every point in turn, until the server is gone: the results so far, and when that was (None: it is there).
@@ -149,7 +149,7 @@ async def measure(
 
 
 def _requests(
-    model: ServedModel, point: BenchPoint, prompts: PromptMaker, repetitions: Repetitions
+    model: ServedModel, point: BenchPoint, prompts: SyntheticPrompts, repetitions: Repetitions
 ) -> list[SerializedRequest]:
     """All requests of a point as bytes, each with a prompt of its own so that no cache answers for the engine."""
     load = point.load(repetitions.requests(point))
@@ -166,15 +166,15 @@ def _check(warm_up: Sequence[Record], watch: GoneWatch) -> None:
 def _result(point: BenchPoint, repeats: Sequence[Sequence[Record]]) -> BenchPointResult:
     summaries = [summarize(records, _ALWAYS, Slo()) for records in repeats]
     outcomes = sum((one.outcomes for one in summaries), Counter[str]())
-    good = [[record for record in records if record.outcome == OK] for records in repeats]
-    seen = [record.input_tokens for records in good for record in records if record.input_tokens is not None]
+    succeeded = [[record for record in records if record.outcome == OK] for records in repeats]
+    seen = [record.input_tokens for records in succeeded for record in records if record.input_tokens is not None]
     values = {f"{name}_ms": [np.array(one.latencies[name]) / 1e6 for one in summaries] for name in _METRICS}
     return BenchPointResult(
         point, sum(outcomes.values()), {kind: count for kind, count in outcomes.items() if kind != OK},
         (min(seen), max(seen)) if seen else None,
         {name: found for name, groups in values.items() if (found := percentiles(groups))},
         {name: sum(map(len, groups)) for name, groups in values.items()},
-        mean([rate for records in good if (rate := tokens_per_s(records)) is not None]),
+        mean([rate for records in succeeded if (rate := tokens_per_s(records)) is not None]),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from minitron import files
 from minitron.errors import InputError, InvalidRequest, UsageError
+from minitron.model import tokenizer_files
 from minitron_client.bench.loops import Sendable
 from minitron_client.bench.profile import Profile
 from minitron_client.bench.schedule import ScheduledRequest
@@ -39,7 +40,7 @@ _SAMPLE = "the old man and the sea"
 DISTINCT_COUNTED_BY_SERVER = 16
 
 
-class PromptMaker:
+class SyntheticPrompts:
     """Makes prompts of given lengths. ``count`` tells how many tokens the server will see in a text."""
 
     def __init__(self, count: Callable[[str], int], seed: int = 0) -> None:
@@ -65,18 +66,8 @@ class PromptMaker:
 
 
 def tokenizer_count(folder: Path) -> Callable[[str], int]:
-    """A counter by the ``tokenizer.json`` in ``folder``, special tokens included; raises InputError."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(
-            f"{path} is not there; give the folder of the served tokenizer, or none to let the server count"
-        )
-    try:
-        tokenizer: Any = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path} is no tokenizer ({error})") from error
+    """A counter by the tokenizer in ``folder``, special tokens included; raises InputError."""
+    tokenizer, _ = tokenizer_files.opened(folder)
     return lambda text: len(tokenizer.encode(text).ids)
 
 
@@ -90,7 +81,7 @@ def found_tokenizer(folder: Path | None) -> Path | None:
 
 def prompt_maker(
     client: Client | HttpClient, model: ServedModel, tokenizer: Path | None, seed: int
-) -> tuple[PromptMaker, str]:
+) -> tuple[SyntheticPrompts, str]:
     """A prompt maker for a model, and who counts for it in words: the ``tokenizer``'s folder, else the server.
 
     A tokenizer's count is compared with the server's once. Raises UsageError, InputError, ClientError.
@@ -105,7 +96,7 @@ def prompt_maker(
         return count
 
     if tokenizer is None:
-        return PromptMaker(functools.cache(server_count), seed), "the server"
+        return SyntheticPrompts(functools.cache(server_count), seed), "the server"
     count = tokenizer_count(tokenizer)
     served = client.generate(_SAMPLE, model=model.name, max_tokens=1).input_token_count
     if served is not None and served != count(_SAMPLE):
@@ -113,11 +104,11 @@ def prompt_maker(
             f"{tokenizer} counts {count(_SAMPLE)} tokens where the server counts {served}: it is another tokenizer; "
             "give the served one with --tokenizer, or none to let the server count"
         )
-    return PromptMaker(count, seed), f"the tokenizer in {tokenizer}"
+    return SyntheticPrompts(count, seed), f"the tokenizer in {tokenizer}"
 
 
 def make_requests(
-    scheduled: Sequence[ScheduledRequest], profile: Profile, model: ServedModel, prompts: PromptMaker, *,
+    scheduled: Sequence[ScheduledRequest], profile: Profile, model: ServedModel, prompts: SyntheticPrompts, *,
     few_prompts: bool = False, id_prefix: str | None = None,
 ) -> list[Sendable]:  # fmt: skip
     """Make every request of a schedule; ``few_prompts`` repeats some, where counting tokens is dear.
@@ -138,7 +129,9 @@ def make_requests(
     return made
 
 
-def _texts(profile: Profile, prompts: PromptMaker, few_prompts: bool) -> Callable[[ScheduledRequest], tuple[str, int]]:
+def _texts(
+    profile: Profile, prompts: SyntheticPrompts, few_prompts: bool
+) -> Callable[[ScheduledRequest], tuple[str, int]]:
     """Prompt and number of new tokens of a scheduled request."""
     source = profile.prompts
     if source.kind == "synthetic":

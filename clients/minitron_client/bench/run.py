@@ -21,7 +21,7 @@ from minitron_client.bench.loops import Sendable
 from minitron_client.bench.process import SPAWN, lean_grpc, scheduling
 from minitron_client.bench.profile import Profile
 from minitron_client.bench.record import OK, Record, read_records
-from minitron_client.bench.schedule import Slice
+from minitron_client.bench.schedule import ScheduleSlice
 from minitron_client.bench.summary import Summary, Window, summarize
 from minitron_client.bench.watch import GONE, Gone, SaturationWatch, stalls
 from minitron_client.bench.worker import LoadWorker, Progress
@@ -53,31 +53,31 @@ class Outcome:
     samples: list[dict[str, float]] = field(default_factory=list)
 
 
-def new_run_folder(folder: Path, share: Slice) -> None:
+def new_run_folder(folder: Path, share: ScheduleSlice) -> None:
     """Make the folder of a run, which several slices may share; raises OutputExists for a slice that is there."""
     folder.mkdir(parents=True, exist_ok=True)
     if list(folder.glob(_records_name(share, "*"))):
         raise OutputExists(f"{folder} holds records of slice {share.number}/{share.of} already; give another --output")
 
 
-def _records_name(share: Slice, number: object) -> str:
+def _records_name(share: ScheduleSlice, number: object) -> str:
     return f"requests-{share.number}-of-{share.of}-{number}.jsonl"
 
 
 def execute(
     profile: Profile, requests: Sequence[Sendable], endpoint: AnyEndpoint, folder: Path, *, model: str,
-    share: Slice | None = None, metrics_url: str | None = None, show: Show = lambda seconds, progress: None,
+    share: ScheduleSlice | None = None, metrics_url: str | None = None, show: Show = lambda seconds, progress: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Send ``requests`` by ``profile`` and return the result document.
 
     Records are in ``folder`` as they end. ``model`` is the name under which the server counts the requests. An
     interrupt ends the sending and keeps what was measured.
     """
-    share = share or Slice()
+    share = share or ScheduleSlice()
     workers = [
         LoadWorker(
             endpoint, list(requests[number :: profile.workers]),
-            Slice(number + 1, profile.workers).share(share.share(profile.arrival.concurrency)),
+            ScheduleSlice(number + 1, profile.workers).share(share.share(profile.arrival.concurrency)),
             profile.duration_s, profile.deadline_s, folder / _records_name(share, number + 1),
         )
         for number in range(profile.workers)
@@ -266,7 +266,7 @@ def _window(profile: Profile, outcome: Outcome) -> Window:
     return Window(min(start, end), end)
 
 
-def _about(profile: Profile, share: Slice, outcome: Outcome) -> dict[str, Any]:
+def _about(profile: Profile, share: ScheduleSlice, outcome: Outcome) -> dict[str, Any]:
     return {
         "kind": "load", "schema": SCHEMA, "toolkit": VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -32,14 +32,14 @@ class ScheduledRequest:
 
 
 @dataclass(frozen=True)
-class Slice:
+class ScheduleSlice:
     """One of ``of`` disjoint shares of a plan, ``number`` counting from 1."""
 
     number: int = 1
     of: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Slice:
+    def parse(cls, text: str) -> ScheduleSlice:
         """Read ``I/N``; raises UsageError."""
         try:
             made = cls(*map(int, text.split("/")))

@@ -19,11 +19,12 @@ from tritonclient.grpc import service_pb2_grpc
 
 from minitron import failures
 from minitron.errors import Cancelled, ClientError, DeadlineExceeded, StreamBroken
+from minitron.text.channel import INFER_RPC
 from minitron_client.bench.record import OK, Record
 from minitron_client.client import dialect, openai
 from minitron_client.client.answer import STOP_GRACE_S
 from minitron_client.client.dialect import ServedModel
-from minitron_client.client.endpoint import INFER_RPC, Endpoint
+from minitron_client.client.endpoint import Endpoint
 from minitron_client.client.request import Request
 
 _BETWEEN_QUESTIONS_S = 0.1

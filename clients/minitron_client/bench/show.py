@@ -11,7 +11,7 @@ from minitron_client.bench.compare import Roofline
 from minitron_client.bench.grid import BenchPoint, BenchPointResult
 from minitron_client.bench.profile import FIXED_LENGTH, Profile
 from minitron_client.bench.record import METRICS
-from minitron_client.bench.schedule import ScheduledRequest, Slice
+from minitron_client.bench.schedule import ScheduledRequest, ScheduleSlice
 from minitron_client.bench.statistics import Estimate, remark, shown
 
 
@@ -100,7 +100,7 @@ def schedule_facts(scheduled: Sequence[ScheduledRequest], of: int) -> dict[str, 
     }  # fmt: skip
 
 
-def schedule_text(profile: Profile, share: Slice, facts: Mapping[str, Any]) -> str:
+def schedule_text(profile: Profile, share: ScheduleSlice, facts: Mapping[str, Any]) -> str:
     """A profile's values, and what its schedule adds up to."""
     rows = [[key, str(value)] for key, value in _flat(profile.model_dump(mode="json"))]
     return (

@@ -18,11 +18,11 @@ from tritonclient.grpc import service_pb2_grpc
 
 from minitron import failures
 from minitron.errors import ClientError, DeadlineExceeded, NotReady, UsageError
-from minitron.text.channel import PATIENT_KEEPALIVE_S
+from minitron.text.channel import DEFAULT_URL, INFER_RPC, PATIENT_KEEPALIVE_S
 from minitron_client.client import dialect
 from minitron_client.client.answer import STOP_GRACE_S, Response
 from minitron_client.client.dialect import ServedModel
-from minitron_client.client.endpoint import DEFAULT_URL, INFER_RPC, ApiKey, Deadline, Endpoint, Retry, Tls
+from minitron_client.client.endpoint import ApiKey, Deadline, Endpoint, Retry, Tls
 from minitron_client.client.local_text import LocalText
 from minitron_client.client.request import Request
 from minitron_client.client.stream import AsyncStream

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from minitron import api_keys
 from minitron.errors import UsageError
+from minitron.text.channel import DEFAULT_URL
 from minitron_client.client.blocking import Client, HttpClient
-from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Tls
+from minitron_client.client.endpoint import ApiKey, Endpoint, Tls
 from minitron_client.client.openai import AnyEndpoint, HttpEndpoint
 
 

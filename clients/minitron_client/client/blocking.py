@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from minitron.errors import Cancelled, ClientError
-from minitron.text.channel import PATIENT_KEEPALIVE_S
+from minitron.text.channel import DEFAULT_URL, PATIENT_KEEPALIVE_S
 from minitron_client.client.aio import AsyncClient, any_connected
 from minitron_client.client.answer import Chunk, Response
 from minitron_client.client.dialect import ServedModel
-from minitron_client.client.endpoint import DEFAULT_URL, ApiKey, Endpoint, Retry, Tls
+from minitron_client.client.endpoint import ApiKey, Endpoint, Retry, Tls
 from minitron_client.client.openai import AsyncHttpClient, AsyncHttpStream, HttpEndpoint
 from minitron_client.client.request import Request
 from minitron_client.client.stream import AsyncStream

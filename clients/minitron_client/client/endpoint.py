@@ -14,11 +14,9 @@ import grpc
 
 from minitron.errors import InputError, NotReady, Rejected, UsageError
 from minitron.text import credentials
-from minitron.text.channel import PATIENT_KEEPALIVE_S, Options, options
+from minitron.text.channel import API_KEY, DEFAULT_URL, PATIENT_KEEPALIVE_S, Options, key_header, options
 
-DEFAULT_URL = "127.0.0.1:8001"
 # Questions about the server (metadata, readiness) answer at once or not at all.
-INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 QUESTION_DEADLINE_S = 10.0
 _LONGEST_KEEPALIVE_S = 86400.0
 
@@ -54,16 +52,16 @@ class ApiKey:
     """What Triton's ``--grpc-restricted-protocol=PROTOCOLS:NAME=VALUE`` asks for."""
 
     value: str = field(repr=False)
-    name: str = "api-key"
+    name: str = API_KEY
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The gRPC header ``triton-grpc-protocol-NAME``; raises UsageError for what a header cannot hold."""
+        """The gRPC header of the key; raises UsageError for what a header cannot hold."""
         if not re.fullmatch(r"[0-9a-z._-]+", self.name):
             raise UsageError(f"the API key's name {self.name!r} may hold only a-z, 0-9 and . _ -")
         if not re.fullmatch(r"[\x21-\x7e]+", self.value):
             raise UsageError("the API key's value may hold only visible ASCII characters")
-        return ((f"triton-grpc-protocol-{self.name}", self.value),)
+        return ((key_header(self.name), self.value),)
 
 
 @dataclass(frozen=True)

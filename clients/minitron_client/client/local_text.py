@@ -14,7 +14,7 @@ import numpy as np
 
 from minitron.errors import InputError, InvalidRequest
 from minitron.model import tokenizer_files
-from minitron.text.answers import Answers
+from minitron.text.answers import TextResponses
 from minitron.text.errors import RequestError
 from minitron.text.prompts import PromptMaker
 from minitron.text.request import TextRequest
@@ -64,7 +64,7 @@ class LocalText:
             raise InvalidRequest(f"the request was not sent: {error}") from None
         del message.inputs[:], message.raw_input_contents[:]
         add_inputs(message, request.engine_inputs(prompt))
-        return LocalAnswer(Answers(self._tokenizer, prompt, request))
+        return LocalAnswer(TextResponses(self._tokenizer, prompt, request))
 
 
 _FLAGS = ("add_special_tokens", "skip_special_tokens")
@@ -73,7 +73,7 @@ _FLAGS = ("add_special_tokens", "skip_special_tokens")
 class LocalAnswer:
     """The responses of tensorrt_llm to one request, as those of the text model would be."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: TextResponses) -> None:
         self._answers = answers
         self.is_over = False
 

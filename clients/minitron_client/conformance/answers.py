@@ -34,7 +34,9 @@ _LONG, _LONG_PROMPT, _LONG_OUTPUT = 900, 1000, 8
 def streaming(subject: Subject) -> str:
     """A stream never has the prompt, and each response only what is new."""
     for exclude in (True, False):
-        answer = good(subject, subject.request(len(subject.greedy), streaming=True, exclude_input_in_output=exclude))
+        answer = answered(
+            subject, subject.request(len(subject.greedy), streaming=True, exclude_input_in_output=exclude)
+        )
         agree("streamed tokens", answer.token_ids, subject.greedy)
     return f"{len(answer.responses)} responses, {len(subject.greedy)} tokens"
 
@@ -42,8 +44,8 @@ def streaming(subject: Subject) -> str:
 def whole_answer(subject: Subject) -> str:
     """The request's switch decides whether the prompt comes first."""
     wanted = subject.greedy[:8]
-    agree("without the prompt", good(subject, subject.request(8)).token_ids, wanted)
-    with_prompt = good(subject, subject.request(8, exclude_input_in_output=False))
+    agree("without the prompt", answered(subject, subject.request(8)).token_ids, wanted)
+    with_prompt = answered(subject, subject.request(8, exclude_input_in_output=False))
     agree("with the prompt", with_prompt.token_ids, subject.prompt + wanted)
     return "8 tokens without and with the prompt"
 
@@ -51,7 +53,7 @@ def whole_answer(subject: Subject) -> str:
 def counts(subject: Subject) -> str:
     """``sequence_length`` and ``num_output_tokens`` of each response, ``num_input_tokens`` of the prompt."""
     asked = {"return_num_input_tokens": True, "return_num_output_tokens": True}
-    answer = good(subject, subject.request(6, streaming=True, **asked))
+    answer = answered(subject, subject.request(6, streaming=True, **asked))
     agree("tokens counted", sum(int(one["num_output_tokens"].sum()) for one in answer.responses), 6)
     agree("sequence_length", sum(int(one["sequence_length"].sum()) for one in answer.responses), 6)
     agree(
@@ -64,10 +66,10 @@ def counts(subject: Subject) -> str:
 
 def log_probs(subject: Subject) -> str:
     """One per token, never above 0, their sum cumulated; absent unless asked for."""
-    plain = good(subject, subject.request(6))
+    plain = answered(subject, subject.request(6))
     if any(name.endswith("log_probs") for name in plain.responses[0]):
         raise Disagreement("log probs came without being asked for")
-    answer = good(subject, subject.request(6, return_log_probs=True))
+    answer = answered(subject, subject.request(6, return_log_probs=True))
     agree("tokens", answer.token_ids, subject.greedy[:6])
     found = [float(value) for one in answer.responses for value in one["output_log_probs"].reshape(-1)]
     if len(found) != 6 or not all(math.isfinite(value) and value <= 0 for value in found):
@@ -85,7 +87,7 @@ def long_prompt(subject: Subject) -> str:
     length = min(_LONG_PROMPT, subject.longest_prompt, subject.limits.max_seq_len - _LONG_OUTPUT)
     if length <= _LONG:
         raise NotApplicable(f"the engine takes no prompt of more than {_LONG} tokens")
-    answer = good(subject, subject.request(_LONG_OUTPUT, subject.prompt_of(length), return_log_probs=True))
+    answer = answered(subject, subject.request(_LONG_OUTPUT, subject.prompt_of(length), return_log_probs=True))
     found = [float(value) for one in answer.responses for value in one["output_log_probs"].reshape(-1)]
     if len(found) != _LONG_OUTPUT or not all(map(math.isfinite, found)):
         raise Disagreement(f"log probs after a prompt of {length} tokens are {found}")
@@ -96,7 +98,7 @@ def logits(subject: Subject) -> str:
     """Where they are offered at all: one row a token, and a greedy token is its row's best."""
     if not subject.takes(ENGINE, "return_generation_logits"):
         raise NotApplicable("no logits are offered (serving.max_logits_bytes)")
-    answer = good(subject, subject.request(2, return_generation_logits=True))
+    answer = answered(subject, subject.request(2, return_generation_logits=True))
     rows = np.concatenate([one["generation_logits"].reshape(-1, one["generation_logits"].shape[-1])
                            for one in answer.responses])  # fmt: skip
     agree("best of each row", rows[:, : subject.limits.vocab_size].argmax(axis=-1).tolist(), answer.token_ids)
@@ -115,9 +117,9 @@ def batch(subject: Subject) -> str:
     request = {"input_ids": ids, "input_lengths": np.array([[len(row)] for row in rows], np.int32),
                "request_output_len": np.array([[6], [4]], np.int32),
                "exclude_input_in_output": np.ones((2, 1), bool)}  # fmt: skip
-    answer = good(subject, request)
+    answer = answered(subject, request)
     found = {int(one["batch_index"].reshape(-1)[0]): one["output_ids"].reshape(-1).tolist() for one in answer.responses}
-    alone = good(subject, subject.request(4, rows[1])).token_ids
+    alone = answered(subject, subject.request(4, rows[1])).token_ids
     agree("rows", found, {0: subject.greedy[:6], 1: alone})
     return "2 rows of different lengths, as if each were alone"
 
@@ -127,7 +129,7 @@ def several_sequences(subject: Subject) -> str:
     count = min(3, subject.limits.max_batch_size)
     if count < 2:
         raise NotApplicable("the engine takes one sequence at a time")
-    answer = good(subject, subject.request(8, num_return_sequences=count, seed=40, **_SAMPLING))
+    answer = answered(subject, subject.request(8, num_return_sequences=count, seed=40, **_SAMPLING))
     found: dict[int, int] = {}
     for one in answer.responses:
         index = int(one["sequence_index"].reshape(-1)[0])
@@ -148,7 +150,7 @@ def text(subject: Subject) -> str:
 def seeds(subject: Subject) -> str:
     """Sampling follows the seed."""
     first, again, other = (
-        good(subject, subject.request(16, seed=seed, **_SAMPLING)).token_ids for seed in (11, 11, 12)
+        answered(subject, subject.request(16, seed=seed, **_SAMPLING)).token_ids for seed in (11, 11, 12)
     )
     agree("tokens of the same seed", again, first)
     if other == first:
@@ -159,13 +161,13 @@ def seeds(subject: Subject) -> str:
 def min_tokens(subject: Subject) -> str:
     """The end id cannot come before."""
     place = first_new(subject.greedy)
-    answer = good(subject, subject.request(place + 6, end_id=subject.greedy[place], min_tokens=place + 4))
+    answer = answered(subject, subject.request(place + 6, end_id=subject.greedy[place], min_tokens=place + 4))
     if len(answer.token_ids) < place + 4:
         raise Disagreement(f"{len(answer.token_ids)} tokens came, and at least {place + 4} were asked for")
     return f"{len(answer.token_ids)} tokens where the end id would have come after {place}"
 
 
-def good(subject: Subject, request: Mapping[str, Any], **how: str) -> Answer:
+def answered(subject: Subject, request: Mapping[str, Any], **how: str) -> Answer:
     """The answer to a request that must be answered: its last response is marked final, and no other."""
     answer = subject.ask(request, **how)
     if answer.error is not None:
@@ -182,9 +184,9 @@ def first(call: Call) -> Message:
     return message
 
 
-def fine(subject: Subject) -> None:
+def check_next_request(subject: Subject) -> None:
     """A plain request is answered as ever."""
-    agree("the next request", good(subject, subject.request(4)).token_ids, subject.greedy[:4])
+    agree("the next request", answered(subject, subject.request(4)).token_ids, subject.greedy[:4])
 
 
 def agree(what: str, found: object, wanted: object) -> None:
@@ -202,4 +204,4 @@ def first_new(tokens: list[int], at_least: int = 4) -> int:
 
 
 def _front(subject: Subject, max_tokens: int, **more: object) -> Answer:
-    return good(subject, {"text_input": _TEXT, "max_tokens": max_tokens, **more}, model=TEXT_MODEL)
+    return answered(subject, {"text_input": _TEXT, "max_tokens": max_tokens, **more}, model=TEXT_MODEL)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minitron_client.conformance import generate
-from minitron_client.conformance.answers import agree, first_new, good
+from minitron_client.conformance.answers import agree, answered, first_new
 from minitron_client.conformance.subject import (
     ENGINE,
     ENSEMBLE,
@@ -37,7 +37,7 @@ _NAMES = {"max_tokens": "request_output_len", "top_k": "runtime_top_k", "top_p":
 
 
 @dataclass(frozen=True)
-class Way:
+class Route:
     """How a request reaches the engine."""
 
     model: str
@@ -58,11 +58,11 @@ class Ended:
     error: str | None
 
 
-def ways(subject: Subject, *models: str) -> list[Way]:
+def routes(subject: Subject, *models: str) -> list[Route]:
     """All that this server has, HTTP where its address is known; raises NotApplicable without any."""
     transports = (GRPC, HTTP) if subject.http_url else (GRPC,)
     found = [
-        Way(model, transport, streams)
+        Route(model, transport, streams)
         for model in models or (ENGINE, TEXT_MODEL, ENSEMBLE)
         if model in subject.models
         for transport in transports
@@ -73,34 +73,34 @@ def ways(subject: Subject, *models: str) -> list[Way]:
     return found
 
 
-def ask(subject: Subject, way: Way, prompt: str = _TEXT, **asked: Any) -> Ended:
+def ask(subject: Subject, route: Route, prompt: str = _TEXT, **asked: Any) -> Ended:
     """Ask in a way; names are those of the text models. Raises RefusedByServer where a stream breaks."""
     more = {"exclude_input_in_output": True, "return_num_output_tokens": True, **asked}
-    if way.model == ENGINE:
-        request = {_NAMES.get(name, name): value for name, value in more.items()} | {"streaming": way.streams}
+    if route.model == ENGINE:
+        request = {_NAMES.get(name, name): value for name, value in more.items()} | {"streaming": route.streams}
         request |= {"input_ids": subject.encode(prompt), "input_lengths": len(subject.encode(prompt))}
     else:
-        request = more | {"text_input": prompt, "stream": way.streams}
-    return (_over_http if way.transport == HTTP else _over_grpc)(subject, way, request)
+        request = more | {"text_input": prompt, "stream": route.streams}
+    return (_over_http if route.transport == HTTP else _over_grpc)(subject, route, request)
 
 
-def _over_grpc(subject: Subject, way: Way, request: Mapping[str, Any]) -> Ended:
-    answer = subject.ask(request, model=way.model)
+def _over_grpc(subject: Subject, route: Route, request: Mapping[str, Any]) -> Ended:
+    answer = subject.ask(request, model=route.model)
     answer.check_whole()
     return Ended(
-        [] if way.model != ENGINE else answer.token_ids, "" if way.model == ENGINE else answer.text,
+        [] if route.model != ENGINE else answer.token_ids, "" if route.model == ENGINE else answer.text,
         sum(int(one["num_output_tokens"].sum()) for one in answer.responses), answer.error,
     )  # fmt: skip
 
 
-def _over_http(subject: Subject, way: Way, request: Mapping[str, Any]) -> Ended:
-    events = subject.generate(request, model=way.model)
+def _over_http(subject: Subject, route: Route, request: Mapping[str, Any]) -> Ended:
+    events = subject.generate(request, model=route.model)
     told = list(events)
     errors = [str(one["error"]) for one in told if "error" in one]
     if errors and told[-1].get("error") != errors[0]:
-        raise Disagreement(f"{way}: {len(told)} events, and the error {errors[0]!r} is not the last of them")
-    if bool(errors) and not way.streams and events.status == 200:
-        raise Disagreement(f"{way}: HTTP status 200 with the error {errors[0]!r}")
+        raise Disagreement(f"{route}: {len(told)} events, and the error {errors[0]!r} is not the last of them")
+    if bool(errors) and not route.streams and events.status == 200:
+        raise Disagreement(f"{route}: HTTP status 200 with the error {errors[0]!r}")
     all_of = {
         name: [value for one in told for value in generate.values(one, name)]
         for name in ("output_ids", "text_output", "num_output_tokens")
@@ -109,30 +109,30 @@ def _over_http(subject: Subject, way: Way, request: Mapping[str, Any]) -> Ended:
                  errors[0] if errors else None)  # fmt: skip
 
 
-def _each(subject: Subject, check: Callable[[Way], None], *models: str) -> str:
+def _each(subject: Subject, check: Callable[[Route], None], *models: str) -> str:
     """Check every way; raises Disagreement that names the one that failed."""
-    tried = ways(subject, *models)
-    for way in tried:
+    tried = routes(subject, *models)
+    for route in tried:
         try:
-            check(way)
+            check(route)
         except (Disagreement, RefusedByServer) as error:
-            raise Disagreement(f"{way}: {error}") from None
+            raise Disagreement(f"{route}: {error}") from None
     return f"{len(tried)} ways" + ("" if subject.http_url else ", gRPC alone (--http-url gives HTTP)")
 
 
 def _agree(
-    subject: Subject, way: Way, answer: Ended, ids: list[int], prompt: str = _TEXT, *, counts: bool = True
+    subject: Subject, route: Route, answer: Ended, ids: list[int], prompt: str = _TEXT, *, counts: bool = True
 ) -> None:
     """The answer is ``ids``, or their text, and counts as many."""
     agree("error", answer.error, None)
     if counts:
         agree("tokens counted", answer.tokens, len(ids))
-    if way.model == ENGINE:
+    if route.model == ENGINE:
         agree("tokens", answer.token_ids, ids)
-    elif way.model == TEXT_MODEL:
+    elif route.model == TEXT_MODEL:
         before = subject.decode(subject.encode(prompt))
         agree("text", answer.text, subject.decode([*subject.encode(prompt), *ids]).removeprefix(before))
-    elif way.streams:  # the ensemble's postprocessing decodes each response by itself and loses spaces
+    elif route.streams:  # the ensemble's postprocessing decodes each response by itself and loses spaces
         agree("text without spaces", _squeezed(answer.text), _squeezed("".join(subject.decode([one]) for one in ids)))
     else:
         agree("text", answer.text, subject.decode(ids))
@@ -144,7 +144,7 @@ def _squeezed(text: str) -> str:
 
 def _ids(subject: Subject, prompt: str = _TEXT, **asked: Any) -> list[int]:
     """What the engine itself gives, whole."""
-    answer = ask(subject, Way(ENGINE, GRPC, False), prompt, **asked)
+    answer = ask(subject, Route(ENGINE, GRPC, False), prompt, **asked)
     agree("the engine's own answer", answer.error, None)
     return answer.token_ids
 
@@ -154,8 +154,8 @@ def length(subject: Subject) -> str:
     ids = _ids(subject, max_tokens=_TOKENS, end_id=-1)
     agree("how many tokens", len(ids), _TOKENS)
 
-    def check(way: Way) -> None:
-        _agree(subject, way, ask(subject, way, max_tokens=_TOKENS, end_id=-1), ids)
+    def check(route: Route) -> None:
+        _agree(subject, route, ask(subject, route, max_tokens=_TOKENS, end_id=-1), ids)
 
     return f"{_TOKENS} tokens, {_each(subject, check)}"
 
@@ -165,8 +165,8 @@ def end_id(subject: Subject) -> str:
     ids = _ids(subject, max_tokens=_TOKENS, end_id=-1)
     place = first_new(ids)
 
-    def check(way: Way) -> None:
-        _agree(subject, way, ask(subject, way, max_tokens=_TOKENS, end_id=ids[place]), ids[:place])
+    def check(route: Route) -> None:
+        _agree(subject, route, ask(subject, route, max_tokens=_TOKENS, end_id=ids[place]), ids[:place])
 
     return f"ended before token {place + 1}, {_each(subject, check)}"
 
@@ -175,8 +175,8 @@ def end_first(subject: Subject) -> str:
     """The first token is the end: an answer without a token is an answer."""
     end = _ids(subject, max_tokens=1, end_id=-1)[0]
 
-    def check(way: Way) -> None:
-        _agree(subject, way, ask(subject, way, max_tokens=_TOKENS, end_id=end), [])
+    def check(route: Route) -> None:
+        _agree(subject, route, ask(subject, route, max_tokens=_TOKENS, end_id=end), [])
 
     return f"no token, {_each(subject, check)}"
 
@@ -185,10 +185,10 @@ def end_own(subject: Subject) -> str:
     """The text models know the model's own end tokens; whichever of them comes, it is an end."""
     seed, ids = _ended_by_itself(subject)
 
-    def check(way: Way) -> None:
+    def check(route: Route) -> None:
         # The engine counts all end tokens but the first as output, and the ensemble counts as the engine does.
-        counts = way.model == TEXT_MODEL or len(subject.end_ids) == 1
-        _agree(subject, way, ask(subject, way, _LAST_WORDS, **_sampled(seed)), ids, _LAST_WORDS, counts=counts)
+        counts = route.model == TEXT_MODEL or len(subject.end_ids) == 1
+        _agree(subject, route, ask(subject, route, _LAST_WORDS, **_sampled(seed)), ids, _LAST_WORDS, counts=counts)
 
     return f"ended after {len(ids)} of {_LONGEST} tokens (seed {seed}), {_each(subject, check, TEXT_MODEL, ENSEMBLE)}"
 
@@ -214,9 +214,9 @@ def stop_ids(subject: Subject) -> str:
     place = first_new(subject.greedy, 3)
     word = subject.greedy[place : place + 2]
     lists = np.array([[[*word, 7], [2, 3, -1]]], np.int32)
-    answer = good(subject, subject.request(len(subject.greedy), stop_words_list=lists))
+    answer = answered(subject, subject.request(len(subject.greedy), stop_words_list=lists))
     agree("tokens with a stop list", answer.token_ids, subject.greedy[: _end_of(subject.greedy, word, 7)])
-    none = good(subject, subject.request(6, stop_words_list=np.zeros((1, 2, 0), np.int32)))
+    none = answered(subject, subject.request(6, stop_words_list=np.zeros((1, 2, 0), np.int32)))
     agree("tokens with an empty stop list", none.token_ids, subject.greedy[:6])
     return f"ended after the word {word}"
 
@@ -230,16 +230,16 @@ def _end_of(tokens: list[int], word: list[int], single: int) -> int:
 
 def stop_words(subject: Subject) -> str:
     """The text model's text ends before the stop string; the ensemble's behind it, where the tokenizer spells it so."""
-    whole = ask(subject, Way(TEXT_MODEL, GRPC, False), max_tokens=_TOKENS, end_id=-1)
+    whole = ask(subject, Route(TEXT_MODEL, GRPC, False), max_tokens=_TOKENS, end_id=-1)
     agree("error", whole.error, None)
     words = whole.text.split()
     word = words[len(words) // 2] if len(words) > 2 else whole.text[len(whole.text) // 2 :]
     until = whole.text[: whole.text.index(word)]
 
-    def check(way: Way) -> None:
-        answer = ask(subject, way, max_tokens=_TOKENS, end_id=-1, stop_words=[word])
+    def check(route: Route) -> None:
+        answer = ask(subject, route, max_tokens=_TOKENS, end_id=-1, stop_words=[word])
         agree("error", answer.error, None)
-        if way.model == TEXT_MODEL:
+        if route.model == TEXT_MODEL:
             agree(f"text before {word!r}", answer.text, until)
         else:
             text = _squeezed(answer.text)
@@ -252,11 +252,11 @@ def refusal(subject: Subject) -> str:
     """An error in place of the first token ends the request, and the next one is answered."""
     ids = _ids(subject, max_tokens=4, end_id=-1)
 
-    def check(way: Way) -> None:
-        answer = ask(subject, way, max_tokens=0)
+    def check(route: Route) -> None:
+        answer = ask(subject, route, max_tokens=0)
         if answer.error is None:
             raise Disagreement("an output of no tokens was asked for, and it was answered")
         agree("what came before the error", (answer.token_ids, answer.text), ([], ""))
-        _agree(subject, way, ask(subject, way, max_tokens=4, end_id=-1), ids)
+        _agree(subject, route, ask(subject, route, max_tokens=4, end_id=-1), ids)
 
     return f"refused, {_each(subject, check)}"

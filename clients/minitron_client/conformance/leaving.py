@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from minitron_client.conformance.answers import agree, fine, first
+from minitron_client.conformance.answers import agree, check_next_request, first
 from minitron_client.conformance.generate import values
 from minitron_client.conformance.requests import TRIES
 from minitron_client.conformance.subject import (
@@ -103,7 +103,7 @@ def _steps_at_rest(subject: Subject) -> float:
     fast the engine is now.
     """
     started = time.monotonic()
-    fine(subject)
+    check_next_request(subject)
     still_s = max(_REST_S, _REST_REQUESTS * (time.monotonic() - started))
     count, since = subject.steps(), time.monotonic()
 
@@ -127,7 +127,7 @@ def stop(subject: Subject) -> str:
     told = [_stopped(subject, model) for model in (ENGINE, ENSEMBLE, TEXT_MODEL) if _can_stop(subject, model)]
     if subject.http_url:
         told += [_stopped_over_http(subject, model) for model in (ENGINE, ENSEMBLE) if model in subject.models]
-    fine(subject)
+    check_next_request(subject)
     return f"of {subject.room} tokens, so many before the stop was answered, and in all: {', '.join(told)}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_client.conformance.answers import agree, fine, first, first_new
+from minitron_client.conformance.answers import agree, check_next_request, first, first_new
 from minitron_client.conformance.subject import OPENVINO, Answer, Call, Disagreement, NotApplicable, Subject, wait_until
 
 _FULL = ("Maximum queue size of", "Exceeds maximum queue size")
@@ -265,5 +265,5 @@ def as_expected(subject: Subject, answer: Answer, *, openvino: Expected, tensorr
         expected.holds(answer)
     elif error is None:
         agree("how many tokens", len(answer.token_ids), expected.tokens)
-    fine(subject)
+    check_next_request(subject)
     return f"{'refused: ' + error if error else 'answered'} ({expected.source})"

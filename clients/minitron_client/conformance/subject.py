@@ -18,8 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from minitron.artifacts import manifest
-from minitron.errors import InputError
-from minitron.model import runtime_limits
+from minitron.model import runtime_limits, tokenizer_files
 from minitron.prometheus import Metrics
 from minitron.text import end_ids
 from minitron_client.client.blocking import Client
@@ -172,7 +171,7 @@ class Subject:
         self._client = Client(endpoint, model=ENGINE)
         self._channel, self._metadata = endpoint.channel(), endpoint.metadata
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
-        self._folder, self._tokenizer = tokenizer, _tokenizer(tokenizer)
+        self._folder, (self._tokenizer, _) = tokenizer, tokenizer_files.opened(tokenizer)
 
     @classmethod
     def of_repository(
@@ -348,12 +347,3 @@ def _shaped(value: Any) -> tuple[list[int], list[Any]]:
 def _array(tensor: Any, content: bytes) -> Tensor:
     flat = unpack(tensor.datatype, content)
     return np.array(flat, _NUMPY.get(tensor.datatype, object)).reshape(list(tensor.shape))
-
-
-def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path} is not there; give the repository that is served")
-    return Tokenizer.from_file(str(path))

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from minitron import files
 from minitron.artifacts import manifest
 from minitron.checks import Check, judge
 from minitron.errors import InputError, InvalidRequest, UsageError
+from minitron.model import tokenizer_files
 from minitron_client.client.blocking import Client
 from minitron_client.client.endpoint import Endpoint
 from minitron_client.client.request import Request
@@ -89,13 +89,8 @@ class GreedyOutputs:
 
 
 def encode(tokenizer: Path, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:
-    """Token ids of the prompts by ``tokenizer``/tokenizer.json, without special tokens; raises InputError."""
-    from tokenizers import Tokenizer
-
-    path = tokenizer / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path} is not there; give the repository that is served")
-    reader: Any = Tokenizer.from_file(str(path))
+    """Token ids of the prompts by the ``tokenizer``'s folder, without special tokens; raises InputError."""
+    reader, _ = tokenizer_files.opened(tokenizer)
     return [list(reader.encode(prompt, add_special_tokens=False).ids) for prompt in prompts]
 
 

@@ -52,12 +52,12 @@ def _plots(runs: Sequence[Run]) -> list[str]:
     ]  # fmt: skip
 
 
-def _good(run: Run) -> list[Record]:
+def _succeeded(run: Run) -> list[Record]:
     return [record for record in run.records if record.outcome == OK]
 
 
 def _cdf(run: Run, values: Callable[[Record], Sequence[float]]) -> Series:
-    inside = (record for record in _good(run) if run.window.holds(record.intended_ns))
+    inside = (record for record in _succeeded(run) if run.window.holds(record.intended_ns))
     ordered = np.sort([value / 1e6 for record in inside for value in values(record)])
     if not len(ordered):
         return Series(run.name, [], [])
@@ -66,7 +66,7 @@ def _cdf(run: Run, values: Callable[[Record], Sequence[float]]) -> Series:
 
 
 def _over_time(run: Run, values: Callable[[Record], Sequence[float]]) -> Series:
-    pairs = [(record.intended_ns / 1e9, value / 1e6) for record in _good(run) for value in values(record)]
+    pairs = [(record.intended_ns / 1e9, value / 1e6) for record in _succeeded(run) for value in values(record)]
     pairs = pairs[:: max(len(pairs) // _MOST_POINTS, 1)]
     return Series(run.name, [x for x, _ in pairs], [y for _, y in pairs], dots=True)
 

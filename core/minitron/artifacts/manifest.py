@@ -143,7 +143,7 @@ def read(folder: Path, stage: str) -> Manifest:
         raise InputError(f"{path} is damaged ({error}); make the {stage} again") from error
 
 
-def whole(folder: Path, stage: str) -> Manifest | None:
+def intact(folder: Path, stage: str) -> Manifest | None:
     """The manifest of a folder that has every recorded file as it was recorded (see ``unchanged``), else None."""
     try:
         record = read(folder, stage)
@@ -153,11 +153,11 @@ def whole(folder: Path, stage: str) -> Manifest | None:
 
 
 def current(folder: Path, stage: str) -> Manifest | None:
-    """The manifest of a folder that is ``whole`` and was made by this version of the toolkit, else None.
+    """The manifest of a folder that is ``intact`` and was made by this version of the toolkit, else None.
 
     The one rule of whether a stage is done, beside what it was made from and with, which is the stage's own to say.
     """
-    record = whole(folder, stage)
+    record = intact(folder, stage)
     return record if record is not None and record.toolkit == VERSION else None
 
 

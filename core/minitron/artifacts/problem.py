@@ -35,6 +35,6 @@ def warning(file: str, field: str, message: str) -> Problem:
     return Problem(WARNING, file, field, message)
 
 
-def fine(file: str, message: str) -> Problem:
+def as_recorded(file: str, message: str) -> Problem:
     """Something that was looked at and is as recorded."""
     return Problem(OK, file, "", message)

@@ -12,7 +12,7 @@ from pathlib import Path
 from minitron import files
 from minitron.artifacts import manifest
 from minitron.artifacts.manifest import FileRecord, Manifest
-from minitron.artifacts.problem import Problem, error, fine, warning
+from minitron.artifacts.problem import Problem, as_recorded, error, warning
 from minitron.errors import InputError
 
 _MADE_BY_RUNNING = "__pycache__"
@@ -30,7 +30,7 @@ def verify(folder: Path) -> list[Problem]:
         found = [*_manifest(folder, record, expected), *_files(folder, record.files), *_surplus(folder, record)]
         if not found:
             count = f"{len(record.files)} files, {sum(file.size for file in record.files.values()):,} bytes"
-            found = [fine(str(folder), f"{record.stage}: {count}, all as recorded")]
+            found = [as_recorded(str(folder), f"{record.stage}: {count}, all as recorded")]
         problems += found
         source = Path(record.input.path)
         if record.input.kind not in manifest.STAGES:
@@ -74,4 +74,4 @@ def _source(source: Path, record: Manifest) -> Iterator[Problem]:
         yield warning(record.input.path, "", "the source model is not here, so not checked")
         return
     found = list(_files(base, record.input.files))
-    yield from found or [fine(str(source), f"source model: {len(record.input.files)} files, all as recorded")]
+    yield from found or [as_recorded(str(source), f"source model: {len(record.input.files)} files, all as recorded")]

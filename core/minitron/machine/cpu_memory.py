@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron.machine.cpu_execution import kv_element_bytes_of
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK, whole_blocks
 
-#: Tokens of a block of the KV cache, fixed by OpenVINO's CPU plugin.
-BLOCK_TOKENS = 32
 #: Words of a screened head that a row of a step looks at in 16 bits, at the least; a model that hardly tells its words
 #: apart has more of them (``minitron_build.engines.openvino.head``).
 _CANDIDATES = 256
@@ -89,7 +88,7 @@ class Sizes:
     @property
     def sequence_tokens(self) -> int:
         """Tokens of the KV cache that a sequence of the full length takes."""
-        return -(-self.max_seq_len // BLOCK_TOKENS) * BLOCK_TOKENS
+        return whole_blocks(self.max_seq_len)
 
     def kv_tokens(self, available: int) -> int:
         """Tokens of KV cache that an engine takes by itself: for a full batch at full length, if memory allows it.
@@ -97,7 +96,7 @@ class Sizes:
         At most half of what the engine leaves of ``available`` bytes; 0 where that is less than one sequence.
         """
         free = max(0, available - self.engine_bytes)
-        fitting = int(free * _FREE_MEMORY_SHARE / self.kv_bytes(BLOCK_TOKENS)) * BLOCK_TOKENS
+        fitting = int(free * _FREE_MEMORY_SHARE / self.kv_bytes(TOKENS_PER_BLOCK)) * TOKENS_PER_BLOCK
         return min(self.max_batch_size * self.sequence_tokens, fitting) if fitting >= self.sequence_tokens else 0
 
 

@@ -1,4 +1,9 @@
-"""Where the docker is that 'docker' speaks to."""
+"""Docker: whether the one that 'docker' speaks to is here, and what every container of ours is started with.
+
+The containers that build and that serve run under the caller's user id, so that what they write is not root's. The
+image's passwd does not have that user: without HOME programs write to /; without USER ``getpass.getuser`` ends in
+KeyError, and with it ``import torch`` (torch._inductor asks for the name of its cache folder; vllm-project/vllm#44548).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,24 @@ from urllib.parse import urlsplit
 
 from minitron.errors import MachineError
 from minitron.text import proxy
+
+#: What NVIDIA's images ask for: no limit of locked memory, and a stack of 64 MiB.
+ULIMITS: Mapping[str, int] = {"memlock": -1, "stack": 64 << 20}
+_UNKNOWN_USER = {"HOME": "/tmp", "USER": "minitron"}
+
+
+def run_flags(*, name: str, gpus: str, shm_bytes: int, environment: Mapping[str, str]) -> list[str]:
+    """Flags of ``docker run``: the container ends with its program, has GPUs, ``shm_bytes`` of /dev/shm and our user.
+
+    ``gpus``: what ``--gpus`` takes. ``environment``: the recipe's, which may say HOME and USER otherwise.
+    """
+    variables = _UNKNOWN_USER | dict(environment)
+    return [
+        "--rm", f"--name={name}", f"--gpus={gpus}", f"--shm-size={shm_bytes}",
+        *(f"--ulimit={limit}={value}" for limit, value in ULIMITS.items()),
+        f"--user={os.getuid()}:{os.getgid()}",
+        *(f"--env={variable}={value}" for variable, value in variables.items()),
+    ]  # fmt: skip
 
 
 def check_is_here(environment: Mapping[str, str] = os.environ) -> None:

@@ -38,6 +38,22 @@ class Precision(str, Enum):
         return self in (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.INT4_AWQ)
 
     @property
+    def has_channel_scales(self) -> bool:
+        """Whether codes have one scale for each output channel where no group size is said: no text is needed for them,
+        and trtllm-build can make them too."""
+        return self.is_weight_only and self.default_group_size is None
+
+    @property
+    def takes_group_size(self) -> bool:
+        """Whether a 4-bit scale may be shared by some inputs of a channel only."""
+        return self.is_weight_only and self.weight_bits == 4
+
+    @property
+    def shown(self) -> str:
+        """In a table of weights, where both 16-bit types are one."""
+        return "16-bit" if self.weight_bits == 16 else self.value.removesuffix("_weight_only")
+
+    @property
     def has_eight_bit_activations(self) -> bool:
         """Whether products are of 8-bit activations too, which only GPUs have here."""
         return self in (Precision.FP8, Precision.INT8_SQ, Precision.W4A8_AWQ)

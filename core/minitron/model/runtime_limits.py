@@ -1,19 +1,27 @@
-"""What TensorRT-LLM's runtime makes of an engine's limits: they are not all those that the engine was built with."""
+"""What an engine's runtime makes of its limits: they are not all those that the engine was built with.
+
+Uses the standard library alone: a rendered repository holds a copy for the CPU engine.
+"""
 
 from __future__ import annotations
 
 #: Tokens of a KV cache block: trtllm-build's default of --tokens_per_block (tensorrt_llm/plugin/plugin.py, 1.x), which
-#: every engine of this toolkit has, and OpenVINO's on a CPU.
+#: every engine of this toolkit has, and what OpenVINO's CPU plugin fixes.
 TOKENS_PER_BLOCK = 32
+
+
+def blocks_of(tokens: int) -> int:
+    """Blocks of the KV cache that a sequence of so many tokens takes."""
+    return -(-tokens // TOKENS_PER_BLOCK)
 
 
 def whole_blocks(tokens: int) -> int:
     """``tokens`` rounded up to a multiple of the KV cache block."""
-    return -(-tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    return blocks_of(tokens) * TOKENS_PER_BLOCK
 
 
 def longest_prompt(max_seq_len: int, max_num_tokens: int, *, chunked_context: bool) -> int:
-    """The longest prompt that the runtime takes, in tokens.
+    """The longest prompt that TensorRT-LLM's runtime takes, in tokens.
 
     Not the build's max_input_len, which the runtime does not look at (preprocessing and the text model hold a prompt
     against it). With chunked context a prompt is only to leave room for one token; without it must also fit in one

@@ -16,7 +16,7 @@ from typing import Any
 from minitron.errors import EngineError, InputError
 from minitron.model import chat_template
 from minitron.text import end_ids
-from minitron.text.tokenizer import named_tokens
+from minitron.text.tokenizer import load, named_tokens, parsed
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,17 @@ def present(folder: Path, served: tuple[str, ...] = (TOKENIZER,)) -> list[str]:
         held = f"has {others[0]} without {TOKENIZER}: {_ADVICE}" if others else f"holds no tokenizer ({TOKENIZER})"
         raise EngineError(f"{folder} {held}; a text model cannot be served without one; convert and build again")
     return [name for name in (*NAMES, GENERATION_CONFIG) if (folder / name).is_file()]
+
+
+def opened(folder: Path) -> tuple[Any, Mapping[str, Any]]:
+    """The tokenizer in ``folder`` as the server has it (``tokenizers.Tokenizer``), and its tokenizer_config.json.
+
+    Raises InputError where there is none, or it is broken.
+    """
+    try:
+        return load(folder)
+    except ValueError as error:
+        raise InputError(f"{error}; put the served model's tokenizer there, or name the folder that has it") from error
 
 
 def check(content: Mapping[str, bytes], vocab_size: int, where: str) -> None:
@@ -213,18 +224,16 @@ def _unknown(tokenizer: Any, content: Mapping[str, bytes]) -> list[tuple[str, st
 
 
 def _open(raw: bytes, where: str) -> Any:
-    from tokenizers import Tokenizer
-
     try:
-        opened = Tokenizer.from_str(raw.decode())
-    except Exception as error:  # the package raises Exception itself
-        raise InputError(f"{where} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+        tokenizer = parsed(raw, where)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     for token in _object(raw, where).get("added_tokens") or []:
-        if (found := opened.token_to_id(token["content"])) != token["id"]:  # the package gives them the next free id
+        if (found := tokenizer.token_to_id(token["content"])) != token["id"]:  # the package gives them the next free id
             declared = f"{where} has {token['content']!r} as token {token['id']}"
             advice = "the ids of added tokens must follow on the vocabulary's"
             raise InputError(f"{declared}, and the package tokenizers makes it {found}; {advice}")
-    return opened
+    return tokenizer
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class _Sequence:
         return [beam.finish() for beam in self._beams]
 
 
-class Answers:
+class TextResponses:
     """The responses to one request. ``feed`` takes what the engine sent, ``finish`` what remains at its end."""
 
     def __init__(self, decoder: Decoder, prompt: Prompt, request: TextRequest) -> None:

@@ -1,4 +1,4 @@
-"""The options of every gRPC channel of this toolkit, and how long a silent line is believed in.
+"""What every gRPC channel to a Triton needs: address, key, options, and how long a silent line is believed in.
 
 A request may wait for minutes without a byte on its line: behind a busy engine, for a long prompt. Only a question can
 tell such a line from a dead one, and gRPC has it: a keepalive ping, which the other end's gRPC answers by itself. But a
@@ -11,6 +11,12 @@ from __future__ import annotations
 
 from minitron.text import proxy
 
+#: Where a Triton listens that was told nothing else (tritonserver --help).
+GRPC_PORT, HTTP_PORT, METRICS_PORT = 8001, 8000, 8002
+DEFAULT_URL = f"127.0.0.1:{GRPC_PORT}"
+INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
+#: Name of the header that carries the API key of 'minitron serve' over HTTP; over gRPC ``key_header`` of it.
+API_KEY = "api-key"
 #: As often as a server of 'minitron serve' may be asked, calls or no calls; and any server that answers other questions
 #: on the same connection more often than this, because every answer sets its count of pings back to none.
 KEEPALIVE_S = 10.0
@@ -20,6 +26,11 @@ PATIENT_KEEPALIVE_S = 310.0
 _ANSWER_S = 20.0
 
 Options = tuple[tuple[str, int], ...]
+
+
+def key_header(name: str) -> str:
+    """The gRPC header of a key that Triton's ``--grpc-restricted-protocol=PROTOCOLS:NAME=VALUE`` asks for."""
+    return f"triton-grpc-protocol-{name}"
 
 
 def options(url: str, keepalive_s: float, *, proxies: bool) -> Options:

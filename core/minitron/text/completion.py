@@ -14,7 +14,7 @@ import numpy as np
 
 from minitron.text import log_probs
 from minitron.text.detokenizer import Decoder
-from minitron.text.engine import EngineError
+from minitron.text.engine import EngineCallError
 from minitron.text.log_probs import Token
 from minitron.text.prompts import Prompt, PromptMaker
 from minitron.text.request import TextRequest
@@ -150,12 +150,12 @@ class Completion:
 
     def read_context(self, responses: Sequence[Arrays]) -> None:
         """Take the prompt's log probs, while ``wants_context``, from the logits that a response has: half a second's
-        work for 500 tokens of a vocabulary of 256,000. Raises EngineError for logits that cannot be the prompt's.
+        work for 500 tokens of a vocabulary of 256,000. Raises EngineCallError for logits that cannot be the prompt's.
         """
         ids, size = self._prompt.rows[0], self._prompt.vocab_size
         for logits in (one["context_logits"] for one in responses if "context_logits" in one):
             if logits.ndim != 3 or logits.shape[1] != len(ids) or logits.shape[2] < size:
-                raise EngineError(
+                raise EngineCallError(
                     f"the engine gave logits of shape {list(logits.shape)} for {len(ids)} tokens of the prompt and a "
                     f"vocabulary of {size}"
                 )
@@ -167,7 +167,7 @@ class Completion:
             return
 
     def feed(self, responses: Sequence[Arrays]) -> Piece:
-        """What some responses gave; raises EngineError for ones that cannot be."""
+        """What some responses gave; raises EngineCallError for ones that cannot be."""
         ids: list[int] = []
         values: list[float] = []
         for response in responses:
@@ -182,9 +182,9 @@ class Completion:
         return self._first(Piece(text, count, log_probs=self._released()))
 
     def finish(self) -> Piece:
-        """The last piece. Raises EngineError where the prompt's logits did not come."""
+        """The last piece. Raises EngineCallError where the prompt's logits did not come."""
         if self.wants_context:
-            raise EngineError("the engine gave no logits of the prompt")
+            raise EngineCallError("the engine gave no logits of the prompt")
         rest, text = self._text.finish_one()
         self._given += len(text)
         if rest and self._held:
@@ -213,7 +213,7 @@ class Completion:
             return ids, []
         values = response["output_log_probs"].reshape(-1).tolist() if "output_log_probs" in response else []
         if len(values) != len(ids):
-            raise EngineError(f"the engine gave {len(values)} log probs for {len(ids)} tokens")
+            raise EngineCallError(f"the engine gave {len(values)} log probs for {len(ids)} tokens")
         return ids, values
 
     def _feed(self, ids: list[int], values: list[float]) -> tuple[str, int]:

@@ -23,14 +23,10 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from minitron.text import credentials, trace_context
-from minitron.text.channel import KEEPALIVE_S, options
+from minitron.text.channel import API_KEY, DEFAULT_URL, INFER_RPC, KEEPALIVE_S, key_header, options
 from minitron.text.tensors import Arrays, Tensors, add_inputs, unpacked
 
-INFER_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY_RPC = "/inference.GRPCInferenceService/ModelReady"
-DEFAULT_URL = "127.0.0.1:8001"
-#: Header of an API key of ``--grpc-restricted-protocol``, by the name that 'minitron serve' gives it.
-_KEY_HEADER = "triton-grpc-protocol-api-key"
 #: Seconds that the engine has to end a stopped request; then its call is cancelled after all.
 _STOP_GRACE_S = 30
 
@@ -44,11 +40,11 @@ def _named_in_a_model(field: str) -> str:
     return f"{_variable(field)} in the server's environment, or the parameter grpc_{field},"
 
 
-class EngineError(Exception):
+class EngineCallError(Exception):
     """tensorrt_llm, or the way to it, answered with an error; the message is its own."""
 
 
-class EngineUnreachable(EngineError):
+class EngineUnreachable(EngineCallError):
     """No server answered; the message says where it was looked for."""
 
 
@@ -107,7 +103,7 @@ class Address:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Headers of every call; raises ValueError for a key file that cannot be."""
-        return ((_KEY_HEADER, credentials.api_key(self.api_key_file)),) if self.api_key_file else ()
+        return ((key_header(API_KEY), credentials.api_key(self.api_key_file)),) if self.api_key_file else ()
 
 
 class EngineClient:
@@ -158,7 +154,7 @@ class EngineClient:
         """The responses to one request, the wanted ``outputs`` by name, each time all that have come meanwhile.
 
         Leaving the loop ends the request in the engine. ``request_id`` is this request's alone. It goes out with the
-        headers of ``trace_context.CURRENT``. Raises EngineError, whenever it comes.
+        headers of ``trace_context.CURRENT``. Raises EngineCallError, whenever it comes.
         """
         arrived = _Arrivals()
         reading = asyncio.create_task(self._read(self._message(inputs, outputs, request_id), arrived))
@@ -178,18 +174,18 @@ class EngineClient:
             metadata = self._metadata + trace_context.for_triton(trace_context.CURRENT.get())
             async for response in self._infer(message, metadata=metadata):
                 if response.error_message:
-                    arrived.fail(EngineError(response.error_message))
+                    arrived.fail(EngineCallError(response.error_message))
                     continue
                 is_final = response.infer_response.parameters["triton_final_response"].bool_param
                 if response.infer_response.outputs:
                     infer = response.infer_response
                     arrived.put(unpacked(infer.outputs, infer.raw_output_contents))
             if not is_final:
-                arrived.fail(EngineError(f"{self._name} ended the stream before its last response"))
+                arrived.fail(EngineCallError(f"{self._name} ended the stream before its last response"))
         except grpc.RpcError as error:
             arrived.fail(self._meant(error))
         except ValueError as error:
-            arrived.fail(EngineError(f"{self._name} sent a broken response ({error})"))
+            arrived.fail(EngineCallError(f"{self._name} sent a broken response ({error})"))
         arrived.end()
 
     async def _stop(self, request_id: str, reading: asyncio.Task[None]) -> None:
@@ -216,12 +212,12 @@ class EngineClient:
             message.outputs.add(name=name)
         return message
 
-    def _meant(self, error: grpc.RpcError) -> EngineError:
+    def _meant(self, error: grpc.RpcError) -> EngineCallError:
         said = str(error.details() or error.code().name)
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            return EngineError(said)
+            return EngineCallError(said)
         if "restricted" in said:
-            return EngineError(f"{said}; {self._named('api_key_file')} names the file of the key that is sent")
+            return EngineCallError(f"{said}; {self._named('api_key_file')} names the file of the key that is sent")
         what_to_do = f"{self._named('url')} says where it listens"
         if "refused" not in said:  # TLS that does not fit can be a handshake that failed, or just a socket that closed
             what_to_do += f"; where it speaks TLS, {self._named('ca')} names the authority of its certificate"
@@ -233,7 +229,7 @@ class _Arrivals:
 
     def __init__(self) -> None:
         self._there: list[Tensors] = []
-        self._error: EngineError | None = None
+        self._error: EngineCallError | None = None
         self._changed = asyncio.Event()
         self.is_over = False
 
@@ -242,7 +238,7 @@ class _Arrivals:
         self._there.append(response)
         self._changed.set()
 
-    def fail(self, error: EngineError) -> None:
+    def fail(self, error: EngineCallError) -> None:
         """An error came; the first one counts."""
         self._error = self._error or error
         self._changed.set()

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from minitron.text.answers import Answers
+from minitron.text.answers import TextResponses
 from minitron.text.completion import Completion, Piece, Sampling
 from minitron.text.prompts import PromptMaker
 from minitron.text.request import TextRequest
@@ -51,13 +51,13 @@ class TextService:
         """The responses to a request whose tensors, by the names of the text model's inputs, are ``arrays``.
 
         Leaving the loop ends the request in the engine, as the last stop string does. Raises RequestError for a wrong
-        request and EngineError, at any moment.
+        request and EngineCallError, at any moment.
         """
         request = TextRequest.read(arrays, excludes_input=self._excludes_input)
         prompt = self._prompts.of_request(arrays)
         if tokens := request.tokens_with_logits(prompt):
             self._prompts.check_logits(tokens)
-        answers = Answers(self._tokenizer, prompt, request)
+        answers = TextResponses(self._tokenizer, prompt, request)
         # An id of its own: clients may use one twice, and the engine may not be asked for two requests of one id.
         batches = self._engine.batches(request.engine_inputs(prompt), self._outputs, uuid.uuid4().hex)
         async with contextlib.aclosing(batches):
@@ -75,7 +75,7 @@ class TextService:
         """The pieces of one sequence behind a prompt of ``ids``, the last one with its finish reason.
 
         A piece is whatever came since the last one was taken. Leaving the loop ends the request in the engine, as a
-        stop string does. Raises RequestError before anything is sent, and EngineError, at any moment.
+        stop string does. Raises RequestError before anything is sent, and EngineCallError, at any moment.
         """
         prompt = sampling.prompt(self._prompts, ids)
         completion = Completion(self._tokenizer, prompt, sampling)

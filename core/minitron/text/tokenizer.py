@@ -98,13 +98,10 @@ def load(folder: Path) -> tuple[Any, Mapping[str, Any]]:
 
     Raises ValueError, naming the file, where one cannot be read.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
     path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises Exception itself
-        raise ValueError(f"{path} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+    tokenizer = parsed(path, str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = end_ids.tokenizer_config(folder)
@@ -114,6 +111,21 @@ def load(folder: Path) -> tuple[Any, Mapping[str, Any]]:
     if new:
         tokenizer.add_tokens(new)
     return tokenizer, config
+
+
+def parsed(content: Path | bytes, where: str) -> Any:
+    """What a tokenizer.json alone says (``tokenizers.Tokenizer``), by its path or its content.
+
+    Raises ValueError, naming ``where``, for what the package does not take.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        if isinstance(content, Path):
+            return Tokenizer.from_file(str(content))
+        return Tokenizer.from_str(content.decode())
+    except Exception as error:  # the package raises Exception itself
+        raise ValueError(f"{where} cannot be opened: {' '.join(str(error).split())[:300]}") from error
 
 
 @dataclass

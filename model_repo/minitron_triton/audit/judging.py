@@ -36,7 +36,7 @@ _NOT_SAID = "the server's log does not say"
 
 
 @dataclass(frozen=True)
-class Running:
+class InspectedServer:
     """A server with all that is known of it beforehand; ``details`` and ``plan`` are those of the engine's manifest."""
 
     config: Any
@@ -66,11 +66,11 @@ class Running:
         return {name: value for name, value in said.items() if value is not None}
 
 
-def look(repository: Path, state: State) -> Running:
+def inspect_server(repository: Path, state: State) -> InspectedServer:
     """Ask the server, and read its log and what it was made from; raises NotReady, InputError, RepositoryError."""
     served = Served.read(repository)
     where = served.folder / MODEL / "config.pbtxt"
-    return Running(
+    return InspectedServer(
         config=config_text.parse(where.read_text(encoding="utf-8"), str(where)),
         served_config=_served_config(state.urls["http"]),
         log=RuntimeLog.parse(state.log.read_text(encoding="utf-8", errors="replace").splitlines()),
@@ -88,12 +88,12 @@ def _served_config(url: str) -> Mapping[str, Any]:
         raise NotReady(f"{url}: the config of {MODEL} is no JSON ({error}); is the server up?") from error
 
 
-def judge_all(running: Running) -> list[Check]:
+def judge_all(running: InspectedServer) -> list[Check]:
     """All lines of the step."""
     return [_parameters(running), _weights(running), _workspace(running), _kv_tokens(running)]
 
 
-def _parameters(running: Running) -> Check:
+def _parameters(running: InspectedServer) -> Check:
     meant = {key: value.string_value for key, value in running.config.parameters.items()}
     problems = [*_config_problems(running, meant), *_log_problems(running, meant)]
     shown = f"{len(meant)} parameters, limits and policy as rendered"
@@ -106,7 +106,7 @@ def _parameters(running: Running) -> Check:
     return judge("audit.parameters", problems, f"{shown}; the runtime says {said}" if said else shown)
 
 
-def _config_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str]:
+def _config_problems(running: InspectedServer, meant: Mapping[str, str]) -> Iterator[str]:
     served = running.served_config
     has = {key: value["string_value"] for key, value in served.get("parameters", {}).items()}
     for key in meant.keys() | has.keys():
@@ -126,7 +126,7 @@ def _config_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str
             yield f"{key} is {found!r} in the server, and {wanted!r} was rendered"
 
 
-def _log_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str]:
+def _log_problems(running: InspectedServer, meant: Mapping[str, str]) -> Iterator[str]:
     """What the runtime says that it did not read, or read as something else."""
     for key, text in running.log.not_read.items():
         if meant.get(key):
@@ -148,7 +148,7 @@ def _log_problems(running: Running, meant: Mapping[str, str]) -> Iterator[str]:
         yield f"batch_scheduler_policy is {policy} in the runtime, and {asked} was rendered"
 
 
-def _weights(running: Running) -> Check:
+def _weights(running: InspectedServer) -> Check:
     name = "audit.weights"
     found, memory = running.log.engine_bytes, running.planned_memory
     if memory is None or found is None:
@@ -159,7 +159,7 @@ def _weights(running: Running) -> Check:
     return judge(name, [f"{shown}: more than {room / planned:.0%} apart"] if abs(found - planned) > room else [], shown)
 
 
-def _workspace(running: Running) -> Check:
+def _workspace(running: InspectedServer) -> Check:
     name = "audit.workspace"
     parts, memory = running.log.workspace_bytes, running.planned_memory
     if memory is None or not parts:
@@ -171,7 +171,7 @@ def _workspace(running: Running) -> Check:
     return judge(name, [f"{shown}: more than {WORKSPACE_TOLERANCE:.0%} above"] if over else [], shown)
 
 
-def _kv_tokens(running: Running) -> Check:
+def _kv_tokens(running: InspectedServer) -> Check:
     found, promised = _kv_tokens_found(running), _kv_tokens_promised(running)
     if found is None:
         return Check("audit.kv_tokens", SKIPPED, "neither the log nor the metrics say")
@@ -180,7 +180,7 @@ def _kv_tokens(running: Running) -> Check:
     return judge("audit.kv_tokens", [f"{shown}: more than {KV_TOLERANCE:.0%} below"] if low else [], shown)
 
 
-def _kv_tokens_found(running: Running) -> int | None:
+def _kv_tokens_found(running: InspectedServer) -> int | None:
     if running.log.kv_cache_tokens is not None:
         return running.log.kv_cache_tokens
     blocks = running.metrics.sum(_BLOCKS, kv_cache_block_type="max")
@@ -188,7 +188,7 @@ def _kv_tokens_found(running: Running) -> int | None:
     return int(blocks * each) if blocks and each else None
 
 
-def _kv_tokens_promised(running: Running) -> int:
+def _kv_tokens_promised(running: InspectedServer) -> int:
     """On a GPU the planned fraction of what the plan leaves free; on a CPU a full batch of longest sequences."""
     parameter = running.config.parameters["max_tokens_in_paged_kv_cache"].string_value
     memory = running.planned_memory

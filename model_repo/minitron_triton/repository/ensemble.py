@@ -9,7 +9,7 @@ from minitron_triton.repository import tensors
 
 
 @dataclass(frozen=True)
-class Step:
+class EnsembleStep:
     """One model inside an ensemble; the maps go from the model's tensor to the ensemble's."""
 
     model: str
@@ -24,7 +24,7 @@ _SAME_NAME = (
     "return_num_input_tokens", "return_num_output_tokens", "return_perf_metrics", "seed", "temperature",
 )  # fmt: skip
 
-_PREPROCESSING = Step(
+_PREPROCESSING = EnsembleStep(
     "preprocessing",
     {
         "QUERY": "text_input",
@@ -48,7 +48,7 @@ _PREPROCESSING = Step(
     },
 )
 
-_ENGINE = Step(
+_ENGINE = EnsembleStep(
     "tensorrt_llm",
     {
         "input_ids": "_INPUT_ID",
@@ -72,14 +72,14 @@ _ENGINE = Step(
     },
 )
 
-_POSTPROCESSING = Step(
+_POSTPROCESSING = EnsembleStep(
     "postprocessing",
     {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH"},
     {"OUTPUT": "text_output"},
 )
 
 
-def steps(logits: Collection[str]) -> tuple[Step, ...]:
+def steps(logits: Collection[str]) -> tuple[EnsembleStep, ...]:
     """The models in their order, with the kinds of ``logits`` that are offered.
 
     Names that begin with an underscore exist only between the steps.

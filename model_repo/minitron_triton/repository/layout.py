@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from minitron.errors import UsageError
 from minitron_triton.repository import ensemble, parameters, tensors
 from minitron_triton.repository.engine_folder import EngineFacts
-from minitron_triton.repository.ensemble import Step
+from minitron_triton.repository.ensemble import EnsembleStep
 from minitron_triton.repository.options import RepositoryOptions
 from minitron_triton.repository.tensors import Tensor
 
@@ -38,7 +38,7 @@ class ModelConfig:
     instances: int = 1
     decoupled: bool = False
     queue: Queue | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EnsembleStep, ...] = ()
 
 
 @dataclass(frozen=True)

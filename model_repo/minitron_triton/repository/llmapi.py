@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from minitron import files
+from minitron import documents, files
 from minitron.artifacts import manifest
 from minitron.artifacts.problem import Problem, error
-from minitron.errors import RepositoryError, UsageError
+from minitron.errors import InputError, RepositoryError, UsageError
 from minitron.machine import compat
 from minitron.model import shape, tokenizer_files, weight_files
 from minitron.model.precision import resolved
@@ -134,9 +134,9 @@ def check(folder: Path, root: str) -> Iterator[Problem]:
 
 def _check_yaml(folder: Path, root: str) -> Iterator[Problem]:
     try:
-        raw = yaml.safe_load((folder / _YAML).read_text(encoding="utf-8"))
+        raw = documents.mapping((folder / _YAML).read_text(encoding="utf-8"), _YAML)
         settings = dict(raw["triton_config"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, InputError) as problem:
         yield error(_YAML, "", f"cannot be read ({' '.join(str(problem).split())}); it needs a triton_config")
         return
     for key in set(raw) - ARGUMENTS:

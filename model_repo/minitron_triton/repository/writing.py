@@ -22,6 +22,7 @@ _CORE = Path(minitron.__file__).parent
 _FROM_CORE = (
     "__init__.py",
     *(f"machine/{name}.py" for name in ("__init__", "memory", "cpu_execution", "cpu_head", "cpu_memory", "openvino")),
+    *(f"model/{name}.py" for name in ("__init__", "runtime_limits")),
     "text/*.py",
 )
 _WITH_COPY = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")

@@ -1,8 +1,7 @@
 """Triton with TensorRT-LLM in its pinned container, for a repository with a GPU engine.
 
 ``docker run`` is the supervisor's child here: it hands SIGTERM on to the container's first process, which is
-tritonserver itself (the image's entrypoint ends in ``exec``), and its exit code is that one's. Flags of the container:
-shared memory, locked memory and stack as NVIDIA's Triton documentation asks for.
+tritonserver itself (the image's entrypoint ends in ``exec``), and its exit code is that one's.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from minitron.artifacts import manifest
 from minitron.console import human_bytes
 from minitron.errors import MachineError, MissingDependency, RepositoryError, UsageError
 from minitron.machine import docker, gpus_here
-from minitron.machine.container_environment import environment
 from minitron.machine.gpu import architecture_of
 from minitron.machine.gpus_here import GpuHere
 from minitron_triton.repository.options import IMAGE
@@ -35,7 +33,6 @@ from minitron_triton.server.launch import (
 from minitron_triton.server.tls import Tls
 from minitron_triton.server.traces import VARIABLES
 
-_STACK_BYTES = 64 << 20
 _ALL = "0.0.0.0"
 _INSIDE = Ports()
 _COMPOSED_EXIT_TIMEOUT_S = 60
@@ -98,11 +95,11 @@ def launch(served: Served, options: Options, ports: Ports, runtime: Path, mark: 
 def _docker_flags(served: Served, options: Options, ports: Ports, mark: str) -> list[str]:
     inside = _inside(options)
     calls = loopback(f"127.0.0.1:{_INSIDE.grpc}", inside.tls, inside.api_key_file)
+    ours = docker.run_flags(
+        name=_name(mark), gpus=options.gpus, shm_bytes=served.shm_bytes, environment=options.environment
+    )
     return [
-        "--rm", f"--name={_name(mark)}", f"--gpus={options.gpus}", f"--shm-size={served.shm_bytes}",
-        "--ulimit=memlock=-1", f"--ulimit=stack={_STACK_BYTES}",
-        f"--user={os.getuid()}:{os.getgid()}", f"--env={MARK_VARIABLE}={mark}",
-        *(f"--env={name}={value}" for name, value in environment(options.environment).items()),
+        *ours, f"--env={MARK_VARIABLE}={mark}",
         *(f"--env={name}" for name in VARIABLES if options.traces and name in os.environ),  # values may be secret
         f"--env={RESTARTS_VARIABLE}", *(f"--env={name}={value}" for name, value in calls.items()),
         f"--stop-timeout={options.exit_timeout_s + GRACE_S}",
@@ -145,10 +142,11 @@ def command(served: Served, options: Options, mark: str) -> list[str]:
 
 
 def composed(served: Served) -> dict[str, Any]:
-    """``command`` and ``grace_s`` of a compose file, which is written once for all starts and so holds no key."""
+    """What a compose file says of the container; it is written once for all starts, and so holds no key."""
     options = Options(exit_timeout_s=_COMPOSED_EXIT_TIMEOUT_S, server_key="")
     grace_s = options.exit_timeout_s + _UNLOAD_S + _DOCKER_S
-    return {"command": command(served, _inside(options), "compose"), "grace_s": grace_s}
+    inside = command(served, _inside(options), "compose")
+    return {"command": inside, "ports": _INSIDE, "ulimits": docker.ULIMITS, "grace_s": grace_s}
 
 
 def _inside(options: Options) -> Options:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minitron.text.channel import API_KEY
 from minitron_triton.server import triton_flags
-from minitron_triton.server.launch import API_KEY_HEADER, Options, Ports, Served
+from minitron_triton.server.launch import Options, Ports, Served
 
 #: Interfaces that can make the server run other code or write files: no client of ours needs them.
 ADMIN = ("model-repository", "trace", "logging")
@@ -88,7 +89,7 @@ def _restrictions(options: Options) -> list[str]:
         return []
     grpc: list[tuple[tuple[str, ...], str, str]] = [(ADMIN, "server-key", options.server_key)]
     if options.api_key:
-        grpc.append((USER, API_KEY_HEADER, options.api_key))
+        grpc.append((USER, API_KEY, options.api_key))
     http = [(ADMIN + USER, "server-key", options.server_key)] if options.tls else grpc
     return [
         *(f"--grpc-restricted-protocol={','.join(names)}:{header}={key}" for names, header, key in grpc),

@@ -15,6 +15,7 @@ from pathlib import Path
 from minitron import api_keys
 from minitron.artifacts import manifest
 from minitron.errors import InputError, RepositoryError, UsageError
+from minitron.text.channel import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from minitron_triton.server import triton_flags
 from minitron_triton.server.tls import Tls
 from minitron_triton.server.traces import Traces
@@ -23,10 +24,6 @@ from minitron_triton.server.traces import Traces
 MARK_VARIABLE = "MINITRON_SERVER"
 #: How often the server was started again after a crash, for the models to put into a metric (environment variable).
 RESTARTS_VARIABLE = "MINITRON_RESTARTS"
-#: Name of the header that carries the API key: this over HTTP, with ``triton-grpc-protocol-`` before it over gRPC.
-API_KEY_HEADER = "api-key"
-
-
 #: Seconds after the exit timeout in which the supervisor sees that the last stream ended, or ends the server.
 GRACE_S = 2
 _LOOPBACK = "127.0.0.1"
@@ -85,9 +82,9 @@ class Served:
 class Ports:
     """TCP ports; the defaults are Triton's own."""
 
-    grpc: int = 8001
-    http: int = 8000
-    metrics: int = 8002
+    grpc: int = GRPC_PORT
+    http: int = HTTP_PORT
+    metrics: int = METRICS_PORT
 
 
 @dataclass(frozen=True)

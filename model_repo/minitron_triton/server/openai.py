@@ -62,7 +62,7 @@ class OpenAi:
         self._port = int(address.rpartition(":")[2])  # the same when it is started again
         return address
 
-    def look(self) -> None:
+    def restart_if_dead(self) -> None:
         """Start it again, after a moment, where it has died."""
         if self._child is not None and self._child.poll() is not None:
             log.error(

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable
 
 from minitron.errors import ServerError
-from minitron_triton.server.launch import API_KEY_HEADER, Options, Served
+from minitron.text.channel import API_KEY
+from minitron_triton.server.launch import Options, Served
 
 _PROBE_TIMEOUT_S = 5.0
 _WARM_UP_TOKENS = 4
@@ -42,7 +43,7 @@ def warm_up(served: Served, options: Options, port: int, timeout_s: float) -> No
     body = json.dumps({"text_input": "The", names[0]: _WARM_UP_TOKENS, names[1]: True})
     headers = {"Content-Type": "application/json", "server-key": options.server_key}
     if options.api_key and not options.tls:
-        headers[API_KEY_HEADER] = options.api_key
+        headers[API_KEY] = options.api_key
     connection = http.client.HTTPConnection(options.probe_host, port, timeout=timeout_s)
     try:
         connection.request("POST", f"/v2/models/{front}/generate_stream", body, headers)

@@ -115,7 +115,7 @@ class Supervisor:
                     return _shells(running.child.returncode)
                 running = again
             if self._openai:
-                self._openai.look()
+                self._openai.restart_if_dead()
             time.sleep(_POLL_S)
         return self._drain(running)
 

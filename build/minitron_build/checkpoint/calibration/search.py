@@ -103,18 +103,18 @@ def clipped(weights: Floats, gram: Floats, group: int, dtype: np.dtype[Any]) -> 
     ``gram`` is that of the inputs that ``weights`` [out, in] are multiplied with.
     """
     blocks = np.stack([gram[start : start + group, start : start + group] for start in range(0, len(gram), group)])
-    whole = groups.scales_of(weights, group)
-    found = np.empty_like(whole)
+    unclipped = groups.scales_of(weights, group)
+    found = np.empty_like(unclipped)
     for start in range(0, len(weights), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        found[rows] = _least(weights[rows], whole[rows], blocks, dtype)
+        found[rows] = _least(weights[rows], unclipped[rows], blocks, dtype)
     return found
 
 
-def _least(weights: Floats, whole: Floats, blocks: Floats, dtype: np.dtype[Any]) -> Floats:
-    best, least = rounded(whole, dtype), np.full(whole.shape, np.inf, np.float32)
+def _least(weights: Floats, unclipped: Floats, blocks: Floats, dtype: np.dtype[Any]) -> Floats:
+    best, least = rounded(unclipped, dtype), np.full(unclipped.shape, np.inf, np.float32)
     for share in CLIPS:
-        scales = rounded(whole * np.float32(share), dtype)
+        scales = rounded(unclipped * np.float32(share), dtype)
         off = groups.grouped(groups.dequantize(groups.quantize(weights, scales), scales) - weights, scales)
         by_group = off.swapaxes(0, 1)  # [groups, rows, group]
         cost = np.einsum("gri,gri->rg", by_group @ blocks, by_group)

@@ -50,13 +50,13 @@ class CalibrationText:
         encoder = Tokenizer.from_str(tokenizer.decode())
         found = encoder.encode_batch(self._documents(), add_special_tokens=False)
         ids = np.concatenate([np.asarray(each.ids, np.int64) for each in found])
-        whole = len(ids) // self.tokens
-        if not whole:
+        available = len(ids) // self.tokens
+        if not available:
             raise InputError(f"{self.file} has {len(ids)} tokens; {self.tokens} make one sequence of a calibration")
         if ids.max() >= vocab_size:
             raise InputError(f"{self.file}: token {ids.max()} is beyond the {vocab_size} of the model; its tokenizer?")
-        chosen = np.linspace(0, whole - 1, min(self.sequences, whole)).round().astype(int)
-        return np.asarray(ids[: whole * self.tokens].reshape(whole, self.tokens)[chosen])
+        chosen = np.linspace(0, available - 1, min(self.sequences, available)).round().astype(int)
+        return np.asarray(ids[: available * self.tokens].reshape(available, self.tokens)[chosen])
 
     def _documents(self) -> list[str]:
         content = files.read_text(self.file)

@@ -185,9 +185,9 @@ class _Layers:
         empty = op.concat([self.batch, ints([kv_heads]), ints([0]), ints([head])], 0)
         nothing = op.broadcast(op.constant(np.float32(0)), empty)
         past = opset6.read_value(nothing, variable, ov.Type.f32, ov.PartialShape([-1, kv_heads, -1, head]))
-        whole = op.concat([op.gather(past, self.beam_idx, ints(0)), new], 2)
-        self.sinks.append(opset6.assign(whole, variable))
-        return whole
+        history = op.concat([op.gather(past, self.beam_idx, ints(0)), new], 2)
+        self.sinks.append(opset6.assign(history, variable))
+        return history
 
     def _share(self, kv: Node) -> Node:
         """Repeat each key/value head for the query heads that share it."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitron.machine.container_environment import environment
+from minitron.machine import docker
 from minitron.recipe_model import Container
 
 CHECKPOINT, ENGINE, CACHE = Path("/checkpoint"), Path("/engine"), Path("/cache")
-_STACK_BYTES = 64 << 20
 _PEAK_FILE = ".memory_peak"
 #: Leaves the peak of the container's control group beside the engine; the exit code is trtllm-build's.
 _SCRIPT = f'"$@"; code=$?; cat /sys/fs/cgroup/memory.peak > {ENGINE}/{_PEAK_FILE} 2>/dev/null; exit $code'
@@ -44,17 +42,13 @@ def command(
 ) -> list[str]:
     """``docker run`` of ``argv``; ``volumes``: place in the container (``:ro`` where it is only read) → folder here.
 
-    The GPU is passed through; memlock is unlimited and the stack 64 MiB, as NVIDIA's images ask for; the user is the
-    one who calls, so that what is written is not root's. ``container``: the recipe's section.
+    ``container``: the recipe's section.
     """
-    variables = environment(container.environment)
+    ours = docker.run_flags(name=name, gpus="all", shm_bytes=container.shm_bytes, environment=container.environment)
     return [
-        "docker", "run", "--rm", "--init", "--name", name, "--gpus", "all", "--network", "none",
-        "--ulimit", "memlock=-1", "--ulimit", f"stack={_STACK_BYTES}", "--shm-size", str(container.shm_bytes),
-        "--user", f"{os.getuid()}:{os.getgid()}",
-        *(word for name, value in variables.items() for word in ("--env", f"{name}={value}")),
-        *(word for there, here in volumes.items() for word in ("--volume", f"{here.absolute()}:{there}")),
-        "--workdir", "/tmp", image, *argv,
+        "docker", "run", *ours, "--init", "--network=none",
+        *(f"--volume={here.absolute()}:{there}" for there, here in volumes.items()),
+        "--workdir=/tmp", image, *argv,
     ]  # fmt: skip
 
 

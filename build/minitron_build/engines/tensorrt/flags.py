@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minitron import documents
 from minitron.errors import UsageError
 from minitron_build.plan.engine_plan import EnginePlan
 
@@ -56,10 +57,8 @@ class Flag:
 @cache
 def flags() -> dict[str, Flag]:
     """Every flag by its name."""
-    import yaml
-
     text = (resources.files("minitron_build.engines.tensorrt") / DATA).read_text(encoding="utf-8")
-    data = yaml.safe_load(text)
+    data = documents.mapping(text, DATA)
     found = {}
     for section, plugin in (("flags", False), ("plugins", True)):
         for name, entry in data[section].items():

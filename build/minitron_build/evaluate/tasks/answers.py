@@ -27,7 +27,7 @@ _PORTION = 64
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class Answers:
+class AnswerStore:
     """Answers by whose they are and the request's digest; appended to a file if there is one."""
 
     def __init__(self, file: BinaryIO | None = None) -> None:
@@ -59,16 +59,16 @@ class Answers:
 
 
 @contextmanager
-def open_answers(path: Path | None) -> Iterator[Answers]:
+def open_answers(path: Path | None) -> Iterator[AnswerStore]:
     """Those in the file ``path``, to which new ones are added; in memory for None.
 
     Raises UsageError where another run has the file, InputError, OutputError.
     """
     if path is None:
-        yield Answers()
+        yield AnswerStore()
         return
     with resumed(path) as (file, lines):
-        answers = Answers(file)
+        answers = AnswerStore(file)
         answers.read(lines)
         yield answers
 
@@ -76,7 +76,7 @@ def open_answers(path: Path | None) -> Iterator[Answers]:
 class Noted(LM):  # type: ignore[misc]  # lm-eval is not always installed
     """A model of lm-eval's whose answers are noted, and which tells how long it will take. ``of``: see the module."""
 
-    def __init__(self, model: LM, name: str, of: str, answers: Answers) -> None:
+    def __init__(self, model: LM, name: str, of: str, answers: AnswerStore) -> None:
         super().__init__()
         self._model, self._name, self._of, self._answers = model, name, of, answers
 

@@ -16,9 +16,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from minitron.errors import EngineError, UsageError
+from minitron.model import tokenizer_files
 from minitron.text import end_ids
 from minitron.text.end_ids import token_text
-from minitron.text.tokenizer import load
 from minitron_build.evaluate.measures import log_probabilities
 from minitron_build.evaluate.tasks.grouping import Scored, groups, several
 from minitron_build.evaluate.tasks.prefixes import Ids, PrefixEngine, common_length
@@ -28,13 +28,13 @@ _ANSWER_TOKENS = 256
 
 
 class EngineModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not always installed
-    """The engine in ``folder``, which takes ``max_tokens`` at once. Raises EngineError without a tokenizer."""
+    """The engine in ``folder``, which takes ``max_tokens`` at once. Raises InputError without a tokenizer."""
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
         super().__init__()
         place = folder / "tokenizer"
+        self._tokens, config = tokenizer_files.opened(place)
         try:
-            self._tokens, config = load(place)
             self._ends = end_ids.of_model(place)
         except ValueError as error:
             raise EngineError(str(error)) from error

@@ -20,7 +20,7 @@ from minitron import files
 from minitron.errors import InputError, UsageError
 from minitron_build.evaluate.tasks import statistics
 from minitron_build.evaluate.tasks.statistics import Interval
-from minitron_build.evaluate.tasks.suites import Entry
+from minitron_build.evaluate.tasks.suites import SuiteTask
 
 PASS, FAIL, UNDECIDED, NOT_JUDGED = "pass", "fail", "undecided", "not judged"
 CARD = "card"
@@ -52,7 +52,7 @@ class Verdict:
         return asdict(self)
 
 
-def read_baseline(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
+def read_baseline(name: str, entries: Sequence[SuiteTask]) -> dict[str, Any]:
     """The tasks of a run's one subject, by name, or the card's figures; raises InputError, UsageError."""
     if name == CARD:
         return {

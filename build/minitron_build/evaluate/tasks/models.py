@@ -13,7 +13,7 @@ from typing import Any
 
 from minitron.errors import MissingDependency, ModelError, NotReady, UsageError
 from minitron.version import VERSION
-from minitron_build.evaluate.subject import digest, prepare
+from minitron_build.evaluate.candidate import digest, prepare
 
 #: Requests on their way to a server at once.
 _CONCURRENT = 8

@@ -18,7 +18,7 @@ from typing import Any
 from minitron import extras
 from minitron.errors import InputError, MinitronError, MissingDependency, UsageError
 from minitron.version import VERSION
-from minitron_build.evaluate.tasks.suites import Entry
+from minitron_build.evaluate.tasks.suites import SuiteTask
 
 SCHEMA = 1
 KIND = "tasks"
@@ -30,7 +30,7 @@ _NO_METRIC = ("alias", "sample_len", "sample_count", "name")
 class Asked:
     """What is asked of each subject. ``include``: folder of the user's own tasks; ``limit``: questions of a task."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[SuiteTask]
     data: Path | None = None
     include: Path | None = None
     limit: int | None = None
@@ -137,7 +137,7 @@ def _members(index: Any, name: str) -> Iterator[dict[str, Any]]:
         yield {"task": name}
 
 
-def _result(entry: Entry, names: Sequence[str], found: Any) -> dict[str, Any]:
+def _result(entry: SuiteTask, names: Sequence[str], found: Any) -> dict[str, Any]:
     """One entry's values, of all tasks that it stands for: each question counts alike."""
     figures = {name: _figures(found["results"][name]) for name in names}
     samples = [sample for name in names for sample in found["samples"][name]]

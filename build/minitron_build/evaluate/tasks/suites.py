@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from minitron import documents
 from minitron.errors import UsageError
 
 #: The metric that a task is judged by where no suite says it: the first of these that it has.
@@ -16,7 +15,7 @@ _PREFERRED = ("exact_match", "acc_norm", "acc")
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteTask:
     """A task or group as a suite has it: how many questions are shown with their answers, and what it is judged by.
 
     ``filter`` is lm-eval's name of what was taken out of an answer. ``card`` is the card's figure, a share, and
@@ -38,12 +37,12 @@ class Entry:
         return next((name for name in _PREFERRED if name in metrics), None)
 
 
-def suite(name: str) -> list[Entry]:
+def suite(name: str) -> list[SuiteTask]:
     """The tasks of a suite; raises UsageError."""
     known = _suites()
     if name not in known:
         raise UsageError(f"there is no suite {name!r}; there are {', '.join(known)}")
-    return [Entry(**entry) for entry in known[name]["tasks"]]
+    return [SuiteTask(**entry) for entry in known[name]["tasks"]]
 
 
 def names() -> list[str]:
@@ -51,12 +50,11 @@ def names() -> list[str]:
     return list(_suites())
 
 
-def of_tasks(names_of_tasks: Sequence[str], shots: int | None) -> list[Entry]:
+def of_tasks(names_of_tasks: Sequence[str], shots: int | None) -> list[SuiteTask]:
     """Tasks that the user named, all with so many shots."""
-    return [Entry(name, shots) for name in names_of_tasks]
+    return [SuiteTask(name, shots) for name in names_of_tasks]
 
 
 def _suites() -> dict[str, Any]:
     text = (resources.files("minitron_build.evaluate.tasks") / "suites.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return loaded
+    return documents.mapping(text, "suites.yaml")

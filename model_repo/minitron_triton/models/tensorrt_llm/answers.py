@@ -14,7 +14,7 @@ from reply import Reply
 
 from .context_logits import Logits
 from .cpu_engine import Engine
-from .generation import Chunk, Generation
+from .generation import Generation, StepOutput
 from .generation_request import Refused, Request
 from .metrics import Metrics
 from .request_tensors import Wanted
@@ -76,7 +76,7 @@ class Call:
                 try:
                     sequence.generation = self._engine.submit(sequence.request, self._receiver(sequence))
                 except Refused as error:
-                    self._take(sequence, Chunk(error=str(error)))
+                    self._take(sequence, StepOutput(error=str(error)))
 
     def cancel(self) -> None:
         """End what is still running; the answers then end as usual."""
@@ -91,13 +91,13 @@ class Call:
                 self.cancel()
 
     def _receiver(self, sequence: _Sequence) -> Any:
-        def receive(chunk: Chunk) -> None:
+        def receive(chunk: StepOutput) -> None:
             with self._lock:
                 self._take(sequence, chunk)
 
         return receive
 
-    def _take(self, sequence: _Sequence, chunk: Chunk) -> None:
+    def _take(self, sequence: _Sequence, chunk: StepOutput) -> None:
         """Answer with a chunk, or keep it until the sequence is whole."""
         if self.is_done:
             return
@@ -128,7 +128,7 @@ class Call:
         else:
             self._reply.send(response)
 
-    def _response(self, sequence: _Sequence, chunk: Chunk) -> Any:
+    def _response(self, sequence: _Sequence, chunk: StepOutput) -> Any:
         if chunk.error is not None:
             return error_response(chunk.error, sequence.generation)
         tensors = self._tensors(sequence, chunk)
@@ -136,7 +136,7 @@ class Call:
             [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in self._requested]
         )
 
-    def _tensors(self, sequence: _Sequence, chunk: Chunk) -> dict[str, npt.NDArray[Any]]:
+    def _tensors(self, sequence: _Sequence, chunk: StepOutput) -> dict[str, npt.NDArray[Any]]:
         """Output tensors of one response, with the batch axis (always 1)."""
         wanted, request = self._wanted, sequence.request
         new = list(chunk.token_ids) if wanted.streaming else sequence.token_ids

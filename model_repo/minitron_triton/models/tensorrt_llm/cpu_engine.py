@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ from typing import Any
 import numpy as np
 
 from minitron.machine.cpu_execution import processor_flags, step_times
-from minitron.machine.cpu_memory import BLOCK_TOKENS
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 
 from . import pipeline
 from .context_logits import ContextLogits, Logits
 from .engine_config import EngineConfig
-from .generation import CANCELLED, Chunk, Generation, Times
+from .generation import CANCELLED, Generation, StepOutput, Times
 from .generation_request import Refused, Request, check
 from .speculation import LEAST, Drafts, first_count
 
@@ -58,7 +57,6 @@ class Stats:
     used_blocks: int
     max_blocks: int
     steps: int
-    faults: int
     draft_tokens: int
     accepted_draft_tokens: int
 
@@ -91,7 +89,7 @@ class Engine:
         self._before: list[Generation] = []  # those that wait for the logits of their prompts
         self._active: dict[int, Generation] = {}
         self._ids, self._keys = itertools.count(1), itertools.count(1)
-        self._steps = self._faults = 0
+        self._steps = 0
         self._drafts = np.zeros(2, int)  # drafted, and right
         self._closing = False
         sys.setswitchinterval(min(sys.getswitchinterval(), _TURN_S))
@@ -130,7 +128,7 @@ class Engine:
             step_times=step_times(config.execution, processor_flags()) if prompt_lookup else None,
         )
 
-    def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Generation:
+    def submit(self, request: Request, deliver: Callable[[StepOutput], None]) -> Generation:
         """Take a request; ``deliver`` gets its chunks, the last one always.
 
         Raises Refused, and then ``deliver`` is not called.
@@ -158,26 +156,13 @@ class Engine:
             self._changed.notify()
         return generation
 
-    def generate(self, request: Request) -> Iterator[Chunk]:
-        """``submit`` for a caller that waits: yield the chunks as they come."""
-        chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        generation = self.submit(request, chunks.put)
-        try:
-            while True:
-                chunk = chunks.get()
-                yield chunk
-                if chunk.is_last:
-                    return
-        finally:
-            self.cancel(generation)
-
     def cancel(self, generation: Generation) -> None:
         """End a generation before its next token; its last chunk says so. Nothing happens where it is over."""
         with self._changed:
             generation.cancelled = True
             waited = self._leaves_line(generation)
         if waited:
-            generation.answer(Chunk(finish=CANCELLED))
+            generation.answer(StepOutput(finish=CANCELLED))
 
     def _leaves_line(self, generation: Generation) -> bool:
         """Take a generation out of the line that it waits in; whether there is one."""
@@ -204,7 +189,7 @@ class Engine:
         else:
             log.error("the logits of a prompt could not be computed (%s)", pipeline.one_line(logits))
             generation.answer(
-                Chunk(error=f"The logits of the prompt could not be computed: {pipeline.one_line(logits)}")
+                StepOutput(error=f"The logits of the prompt could not be computed: {pipeline.one_line(logits)}")
             )
 
     def stats(self) -> Stats:
@@ -221,7 +206,6 @@ class Engine:
                 used_blocks=self._used_blocks(),
                 max_blocks=self._blocks,
                 steps=self._steps,
-                faults=self._faults,
                 draft_tokens=int(self._drafts[0]),
                 accepted_draft_tokens=int(self._drafts[1]),
             )
@@ -294,7 +278,7 @@ class Engine:
             if generation.lingers:
                 continue
             if generation.cancelled:
-                self._end(generation, Chunk(finish=CANCELLED))
+                self._end(generation, StepOutput(finish=CANCELLED))
             elif generation.handle is None:
                 self._start(generation)
             elif not is_reading and generation.drafts and generation.drafts.is_due:
@@ -315,7 +299,7 @@ class Engine:
             config = pipeline.generation_config(request, generation.rows - 1)
             generation.handle = self._pipeline.add_request(next(self._keys), pipeline.input_ids(request), config)
         except Exception as error:  # the library refuses it and stays whole
-            generation.answer(Chunk(error=pipeline.one_line(error)))
+            generation.answer(StepOutput(error=pipeline.one_line(error)))
 
     def _decide(self, generation: Generation, drafts: Drafts) -> None:
         """Go on with another number of drafts where that is faster by what came so far.
@@ -324,7 +308,7 @@ class Engine:
         step there are both, in blocks that the sequence did not come to yet. Random numbers would begin anew.
         """
         left = generation.request.max_new_tokens - len(generation.token_ids)
-        may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * BLOCK_TOKENS
+        may_change = self._reuses_cache and generation.request.is_greedy and left >= 2 * TOKENS_PER_BLOCK
         with self._changed:
             others = [one.rows for one in self._active.values() if one is not generation]
             best = drafts.best_count(others, self._step_times or {}, self._free_rows()) if may_change else drafts.count
@@ -335,14 +319,13 @@ class Engine:
 
     def _fail(self, batch: dict[int, Generation], error: Exception) -> None:
         """Answer everybody with the fault, and drop the pipeline: it stays broken after one."""
-        self._faults += 1
         log.error(
             "the engine failed in a step (%s); %d requests are answered with it", pipeline.one_line(error), len(batch)
         )
         for generation in batch.values():
             generation.handle, generation.lingers = None, False
             if not generation.answered:
-                generation.answer(Chunk(error=f"The engine failed: {pipeline.one_line(error)}"))
+                generation.answer(StepOutput(error=f"The engine failed: {pipeline.one_line(error)}"))
         self._pipeline = None
 
     def _collect(self, generation: Generation) -> None:
@@ -367,11 +350,11 @@ class Engine:
         if not (finish or error) and pipeline.has_ended(handle):
             generation.handle = None
         if finish or error:
-            self._end(generation, Chunk(tuple(ids), tuple(log_probs), finish, error))
+            self._end(generation, StepOutput(tuple(ids), tuple(log_probs), finish, error))
         elif ids:
-            generation.answer(Chunk(tuple(ids), tuple(log_probs)))
+            generation.answer(StepOutput(tuple(ids), tuple(log_probs)))
 
-    def _end(self, generation: Generation, last: Chunk) -> None:
+    def _end(self, generation: Generation, last: StepOutput) -> None:
         """Answer for the last time, and make the pipeline forget the sequence where it would go on.
 
         That takes until the end of the next step; so long the sequence keeps its handle, and its blocks stay counted.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minitron.machine.cpu_memory import BLOCK_TOKENS
+from minitron.model.runtime_limits import blocks_of
 from minitron.text.log_probs import log_softmax
 
 from .context_logits import Logits
@@ -21,7 +21,7 @@ END_ID, STOP_WORDS, LENGTH, CANCELLED = "end_id", "stop_words", "length", "cance
 
 
 @dataclass(frozen=True)
-class Chunk:
+class StepOutput:
     """What one step gave to one sequence. The last chunk has ``finish`` or ``error``, and may have no token.
 
     ``context_logits`` [prompt, vocabulary]: with the first one, where they were asked for.
@@ -60,7 +60,7 @@ class Generation:
 
     id: int
     request: Request
-    deliver: Callable[[Chunk], None]
+    deliver: Callable[[StepOutput], None]
     times: Times
     token_ids: list[int] = field(default_factory=list)
     context_logits: Logits | None = None
@@ -75,7 +75,7 @@ class Generation:
     @property
     def blocks(self) -> int:
         """Blocks of the KV cache that its prompt and its longest output fill."""
-        return -(-(len(self.request.prompt) + self.request.max_new_tokens) // BLOCK_TOKENS)
+        return blocks_of(len(self.request.prompt) + self.request.max_new_tokens)
 
     def next_part(self) -> Request:
         """What to ask of the pipeline now: what is left to generate, behind the prompt and the tokens so far.
@@ -105,7 +105,7 @@ class Generation:
         self.read += len(tokens)
         return counts
 
-    def take(self, tokens: Sequence[int], log_probs: Sequence[float]) -> Chunk:
+    def take(self, tokens: Sequence[int], log_probs: Sequence[float]) -> StepOutput:
         """Keep the tokens of a step up to where the sequence ends, and return them.
 
         An end id among the first ``min_tokens`` ends a part (``next_part``), not the sequence.
@@ -119,14 +119,14 @@ class Generation:
             if finish := self.finish_after_token():
                 break
         kept = self.token_ids[before:]
-        return Chunk(tuple(kept), tuple(log_probs[: len(kept)]), finish)
+        return StepOutput(tuple(kept), tuple(log_probs[: len(kept)]), finish)
 
     @property
     def rows(self) -> int:
         """Rows that it may take in a step that reads no prompt: its next token's, and those of the drafts."""
         return 1 + (self.drafts.count if self.drafts else 0)
 
-    def answer(self, chunk: Chunk) -> None:
+    def answer(self, chunk: StepOutput) -> None:
         """Deliver a chunk, the first one with the prompt's logits; nobody gets those behind the last one."""
         if self.context_logits is not None and chunk.error is None:
             chunk, self.context_logits = replace(chunk, context_logits=self.context_logits), None
@@ -146,18 +146,18 @@ class Generation:
             return STOP_WORDS
         return LENGTH if len(ids) == request.max_new_tokens else None
 
-    def likeliest(self, logits: Logits) -> Chunk:
+    def likeliest(self, logits: Logits) -> StepOutput:
         """The answer of one token that the logits [vocabulary] behind the prompt name, which need not be read again."""
         self.times.first_scheduled_ns = self.times.arrival_ns
         self.times.first_token_ns = self.times.last_token_ns = time.monotonic_ns()
         token = int(logits.argmax())
         if token in self.request.end_ids:
-            return Chunk(finish=END_ID)
+            return StepOutput(finish=END_ID)
         self.token_ids.append(token)
-        return Chunk((token,), (float(log_softmax(logits)[token]),), self.finish_after_token())
+        return StepOutput((token,), (float(log_softmax(logits)[token]),), self.finish_after_token())
 
 
-def _to_nobody(chunk: Chunk) -> None:
+def _to_nobody(chunk: StepOutput) -> None:
     """Who takes the chunks after the last one.
 
     A receiver that knows its generation would be kept alive by it until Python's garbage collector comes; with it, in

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import queue
 import time
-from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from minitron.machine.cpu_memory import BLOCK_TOKENS
+from minitron.machine.memory import status_bytes
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 
 from .cpu_engine import Stats
 
@@ -121,12 +121,12 @@ def _values(stats: Stats) -> dict[tuple[str, str], float]:
             "context": stats.context,
             "waiting": stats.waiting,
         },
-        "nv_trt_llm_runtime_memory_metrics": {"cpu": _resident_bytes(), "gpu": 0, "pinned": 0},
+        "nv_trt_llm_runtime_memory_metrics": {"cpu": status_bytes("VmRSS") or 0, "gpu": 0, "pinned": 0},
         "nv_trt_llm_kv_cache_block_metrics": {
             "max": stats.max_blocks,
             "free": stats.max_blocks - stats.used_blocks,
             "used": stats.used_blocks,
-            "tokens_per": BLOCK_TOKENS,
+            "tokens_per": TOKENS_PER_BLOCK,
             "reused": 0,
             "fraction": stats.used_blocks / stats.max_blocks,
         },
@@ -139,8 +139,3 @@ def _values(stats: Stats) -> dict[tuple[str, str], float]:
         "nv_trt_llm_general_metrics": {"timestamp": time.time_ns() // 1000, "iteration_counter": stats.steps},
     }
     return {(family, kind): value for family, values in families.items() for kind, value in values.items()}
-
-
-def _resident_bytes() -> int:
-    """Resident memory of this process (proc(5), statm, in pages of 4 KiB)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

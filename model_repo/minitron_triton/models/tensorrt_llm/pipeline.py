@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.machine import cpu_head, cpu_memory
-from minitron.machine.cpu_memory import BLOCK_TOKENS
 from minitron.machine.memory import available_bytes, release_mapped
 from minitron.machine.openvino import ov, process_core  # before the next: it keeps OpenVINO's analytics away
+from minitron.model.runtime_limits import TOKENS_PER_BLOCK
 
 from .engine_config import EngineConfig
 from .generation_request import Request
@@ -81,7 +81,7 @@ def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
     one sequence of full length fits.
     """
     if tokens is not None:
-        return max(1, tokens // BLOCK_TOKENS)
+        return max(1, tokens // TOKENS_PER_BLOCK)
     sizes, available = cpu_memory.read(engine.folder), available_bytes()
     if not (found := sizes.kv_tokens(available)):
         raise ValueError(
@@ -90,7 +90,7 @@ def kv_blocks(engine: EngineConfig, tokens: int | None) -> int:
             f"{max(available - sizes.engine_bytes, 0):,} are left, half of which it may take; set "
             "max_tokens_in_paged_kv_cache, or build with a smaller --max-seq-len"
         )
-    return found // BLOCK_TOKENS
+    return found // TOKENS_PER_BLOCK
 
 
 def input_ids(request: Request) -> Any:

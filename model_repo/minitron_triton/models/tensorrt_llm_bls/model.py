@@ -32,7 +32,7 @@ from minitron.text import packages
 packages.check()  # before what needs them is imported
 
 from minitron.text import trace_context
-from minitron.text.engine import Address, EngineClient, EngineError
+from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron.text.errors import RequestError
 from minitron.text.pace import Pace
 from minitron.text.prompts import PromptMaker
@@ -65,7 +65,7 @@ class _Call:
         """Send the final flag, with ``error`` (a TritonError) in the same call where there is one."""
         self._reply.close(None if error is None else pb_utils.InferenceResponse(error=error))
 
-    def look(self) -> None:
+    def end_if_left(self) -> None:
         """End the request where its client has left."""
         if self._is_wanted and self._reply.has_left():
             self.end()
@@ -167,7 +167,7 @@ class TritonPythonModel:
             pass  # the client has left
         except RequestError as wrong:
             error = _error(wrong, pb_utils.TritonError.INVALID_ARG)
-        except EngineError as failure:
+        except EngineCallError as failure:
             error = _error(failure, pb_utils.TritonError.INTERNAL)
         except Exception as fault:
             pb_utils.Logger.log_error(f"tensorrt_llm_bls: {fault!r}")
@@ -182,7 +182,7 @@ class TritonPythonModel:
         while True:
             await asyncio.sleep(self._period_s)
             for call in list(self._calls):
-                call.look()
+                call.end_if_left()
 
     async def _heed(self) -> None:
         """End this process when the server has ceased to answer gRPC streams: its supervisor takes that for a crash.

@@ -18,7 +18,7 @@ _WEIGHTS = (".safetensors", ".gguf", ".bin", ".xml")
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """Something to measure, by the ``name`` that the user gave. ``size`` is that of its weights, in bytes.
 
     ``source``: digest of the model's own files, where that is known.
@@ -76,7 +76,7 @@ class Subject:
             raise UsageError(f"--reference {self.name} does not calculate exactly; build it with --execution exact")
 
 
-def prepare(name: str, scratch: Path) -> Subject:
+def prepare(name: str, scratch: Path) -> Candidate:
     """Convert and build what is not an engine yet, below ``scratch``; raises what those stages raise."""
     from minitron_build.checkpoint.convert import convert
     from minitron_build.engines.openvino import write
@@ -85,7 +85,7 @@ def prepare(name: str, scratch: Path) -> Subject:
     kind = _kind(path)
     size = sum(file.stat().st_size for file in _weights(path))
     if kind == "engine":
-        return Subject(name, kind, size, path, _engine_config(path))
+        return Candidate(name, kind, size, path, _engine_config(path))
     checkpoint, source = path, None
     if kind == "model":
         done = convert(name, scratch / "checkpoint")
@@ -93,7 +93,7 @@ def prepare(name: str, scratch: Path) -> Subject:
     elif (path / manifest.NAME).is_file():
         source = manifest.read(path, "checkpoint").input.digest
     write.build(checkpoint, scratch / "engine", write.CpuOptions())
-    return Subject(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"), source)
+    return Candidate(name, kind, size, scratch / "engine", _engine_config(scratch / "engine"), source)
 
 
 def digest(name: str) -> str:

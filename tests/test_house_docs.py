@@ -42,3 +42,15 @@ def test_every_make_target_is_phony_and_explained() -> None:
     assert targets <= phony
     explained = set(re.findall(r"^([a-z0-9-]+):.*## ", text, re.MULTILINE))
     assert targets <= explained
+
+
+def test_the_walks_are_short_and_lead_through_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walks = text.partition("## Two walks")[2].partition("\n## ")[0].split("\n**A ")[1:]
+    assert len(walks) == 2
+    for walk in walks:
+        steps = re.findall(r"^\d\. `([^`]+)`", walk, re.MULTILINE)
+        assert 3 < len(steps) <= 7
+        assert all((ROOT / step).is_file() for step in steps), steps
+    named = re.findall(r"`((?:core|build|model_repo|clients|cli|tests|tools|deploy)/[\w./]+\.\w+)`", text)
+    assert all((ROOT / name).is_file() for name in named), named

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from conftest import minitron_here
 from minitron.errors import InvalidRequest, NotReady
 from minitron.text.engine import Address, EngineCallError, EngineClient
 from minitron_client.client import ApiKey, Tls
@@ -107,6 +108,11 @@ def test_api_key(echo: Path, serve: Callable[..., Supervisor], tmp_path: Path) -
         refused = refusal(Address(one.url, api_key_file=given))
         assert "restricted" in refused and "cannot be reached" not in refused
         assert "MINITRON_GRPC_API_KEY_FILE in the server's environment, or the parameter grpc_api_key_file," in refused
+    for words in ((), ("--upstream-api-key-file", tmp_path / "other")):
+        code, _, said = minitron_here(
+            "gateway", "--upstream", one.url, "--wait", "0", "--listen", "127.0.0.1:0", *words
+        )
+        assert code == InvalidRequest.exit_code and "restricted" in said and "--upstream-api-key-file" in said
     assert http(address, "/v2/models/echo", {"api-key": KEY})[0] == 200
     assert http(address, "/v2/models/echo", {"api-key": "wrong"})[0] == 403
     assert http(address, "/v2/models/echo")[0] == 403

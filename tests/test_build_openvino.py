@@ -218,10 +218,16 @@ from minitron_build.engines.openvino import write as cpu
 cpu.build(Path({checkpoint!r}), Path({output!r}), cpu.CpuOptions())
 """
 GENERATE = """
+import queue
 from minitron_triton.models.tensorrt_llm.cpu_engine import Engine
 from minitron_triton.models.tensorrt_llm.generation_request import Request
 engine = Engine.load({engine!r}, kv_cache_tokens=256)
-assert sum(len(chunk.token_ids) for chunk in engine.generate(Request([5, 6], 4))) == 4
+chunks = queue.SimpleQueue()
+engine.submit(Request([5, 6], 4), chunks.put)
+made = [chunks.get(timeout=60)]
+while made[-1].finish is None:
+    made.append(chunks.get(timeout=60))
+assert sum(len(chunk.token_ids) for chunk in made) == 4
 engine.close()
 """
 REPORT = """

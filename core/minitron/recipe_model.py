@@ -160,7 +160,7 @@ class Container(_Section):
     image_tag: str | None = _field(None, "tag of the Triton image; none takes the newest that can build engines")
     image: str | None = _field(
         None,
-        "NAME:TAG of an image derived from the pinned one, which serves in its place ('minitron serve DIR --dockerfile')",
+        "NAME:TAG of an image derived from the pinned one, to serve in its place ('minitron serve DIR --dockerfile')",
     )
     environment: dict[str, str] = _field(
         {},

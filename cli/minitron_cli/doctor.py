@@ -76,7 +76,7 @@ class Diagnosis:
 
 
 def diagnose(recipe: Recipe, folder: Path, engine: Path | None = None) -> Diagnosis:
-    """Requirement this machine for ``recipe``, or for the CPU engine that was built by it, working in ``folder``.
+    """Check this machine for ``recipe``, or for the CPU engine that was built by it, working in ``folder``.
 
     Raises UsageError for a recipe that cannot be, RepositoryError for an engine that is none.
     """

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from minitron.errors import InputError
+from minitron.errors import InputError, values_as_input
 from minitron.text import credentials
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +16,8 @@ LEAST_LENGTH = 16
 
 def demanded(path: Path) -> list[str]:
     """The keys of a file, one a line, that a server of ours is to demand; raises InputError."""
-    keys = _of(path, credentials.api_keys)
+    with values_as_input():
+        keys = credentials.api_keys(path)
     if path.stat().st_mode & 0o077:
         log.warning("%s can be read by others; 'chmod 600' it", path)
     if any(len(key) < LEAST_LENGTH for key in keys):
@@ -30,16 +27,11 @@ def demanded(path: Path) -> list[str]:
 
 def demanded_alone(path: Path) -> str:
     """The only key of such a file; raises InputError."""
-    return _of(path, lambda path: credentials.only(demanded(path), path))
+    with values_as_input():
+        return credentials.only(demanded(path), path)
 
 
 def sent(path: Path) -> str:
     """The key in a file that is sent to a server, which may be another's; raises InputError."""
-    return _of(path, credentials.api_key)
-
-
-def _of(path: Path, read: Callable[[Path], T]) -> T:
-    try:
-        return read(path)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with values_as_input():
+        return credentials.api_key(path)

@@ -36,6 +36,9 @@ A message says what is wrong, where, and what to do about it, in one line.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
@@ -176,3 +179,12 @@ class Cancelled(ClientError):
     """Somebody cancelled the request."""
 
     exit_code = 15
+
+
+@contextmanager
+def values_as_input() -> Iterator[None]:
+    """What ``minitron.text`` calls a ValueError, since it knows none of these errors, is an InputError to a user."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minitron import api_keys
 from minitron.console import emit_json
-from minitron.errors import InputError, UsageError
+from minitron.errors import InputError, UsageError, values_as_input
 from minitron.text import credentials
 from minitron.text.channel import DEFAULT_URL
 from minitron.text.engine import Address
@@ -140,10 +140,8 @@ def _upstreams(args: argparse.Namespace) -> tuple[Address, ...]:
     # 'minitron serve' tells its gateway where it listens as it tells its models.
     told = replace(Address.of({}), **{name: value for name, value in given.items() if value})
     found = tuple(Address(url, **given) for url in args.upstream or ()) or (told,)
-    try:
+    with values_as_input():
         found[0].check()
-    except ValueError as error:
-        raise InputError(str(error)) from error
     return found
 
 
@@ -155,10 +153,8 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _own_tls(certificate: Path | None, key: Path | None) -> tuple[str, str]:
-    try:
+    with values_as_input():
         credentials.pem(None, certificate, key)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     return str(certificate or ""), str(key or "")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from minitron.errors import InputError, NotReady, Rejected, UsageError
+from minitron.errors import NotReady, Rejected, UsageError, values_as_input
 from minitron.text import credentials
 from minitron.text.channel import API_KEY, DEFAULT_URL, PATIENT_KEEPALIVE_S, Options, key_header, options
 
@@ -33,10 +33,8 @@ class Tls:
         """Read the files; raises InputError, UsageError."""
         if (self.cert is None) != (self.key is None):
             raise UsageError("mutual TLS needs both the client's certificate and its key")
-        try:
+        with values_as_input():
             return grpc.ssl_channel_credentials(*credentials.pem(self.ca, self.cert, self.key))
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
     def context(self) -> ssl.SSLContext:
         """The same for HTTPS; raises InputError, UsageError."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minitron.errors import EngineError, InputError
+from minitron.errors import EngineError, InputError, values_as_input
 from minitron.model import chat_template
 from minitron.text import end_ids
 from minitron.text.tokenizer import load, named_tokens, parsed
@@ -224,10 +224,8 @@ def _unknown(tokenizer: Any, content: Mapping[str, bytes]) -> list[tuple[str, st
 
 
 def _open(raw: bytes, where: str) -> Any:
-    try:
+    with values_as_input():
         tokenizer = parsed(raw, where)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     for token in _object(raw, where).get("added_tokens") or []:
         if (found := tokenizer.token_to_id(token["content"])) != token["id"]:  # the package gives them the next free id
             declared = f"{where} has {token['content']!r} as token {token['id']}"

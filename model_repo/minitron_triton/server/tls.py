@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minitron.errors import InputError, UsageError
+from minitron.errors import InputError, UsageError, values_as_input
 from minitron.text import credentials
 
 
@@ -88,10 +88,8 @@ def _try(tls: Tls) -> dict[str, Any]:
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    try:
+    with values_as_input():
         credentials.try_key(context, certificate, key)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _refusal(tls: Tls, end: str, error: ssl.SSLError) -> InputError:
